@@ -1,0 +1,43 @@
+"""Who may refresh: the holder of the token, or anybody while Django's ``DEBUG`` is on."""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+import structlog
+from django.conf import settings as django_settings
+from fastapi import Depends, HTTPException
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from pydantic import SecretStr
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+HOW_TO_ALLOW = "set DJANGO_ORM_REFRESH_TOKEN and send `Authorization: Bearer <token>`"
+
+_bearer = HTTPBearer(auto_error=False, description="The value of DJANGO_ORM_REFRESH_TOKEN.")
+
+
+def may_refresh(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets a request pass or ends it with 401 or 403.
+
+    Args:
+        token: the secret; without one only ``DEBUG`` lets anybody pass.
+    """
+
+    async def check(
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> None:
+        if token is None:
+            if not django_settings.DEBUG:
+                raise _refused(403, f"Refreshing is closed: {HOW_TO_ALLOW}.", "no token configured")
+        elif credentials is None:
+            raise _refused(401, "Send `Authorization: Bearer <token>`.", "no token sent")
+        elif not secrets.compare_digest(credentials.credentials.encode(), token.get_secret_value().encode()):
+            raise _refused(403, "This token may not refresh.", "wrong token")
+
+    return check
+
+
+def _refused(status: int, detail: str, reason: str) -> HTTPException:
+    logger.warning("refresh_refused", status=status, reason=reason)
+    return HTTPException(status, detail, {"WWW-Authenticate": "Bearer"} if status == 401 else None)

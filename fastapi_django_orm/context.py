@@ -1,0 +1,53 @@
+"""The ASGI layer that every request and websocket of an application passes first.
+
+A server starts each request in a context of its own, which knows nothing of what the lifespan has entered.
+This layer says it again: which application this is, and which threads run its ORM code. It sits around the
+application's whole middleware, so that middleware may use the ORM as well.
+"""
+
+import re
+import secrets
+from collections.abc import Iterable
+
+import structlog
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from . import running
+
+_REQUEST_ID = re.compile(rb"[\w.:@/+=-]{1,128}", re.ASCII)  # nothing that could forge a log line
+
+
+class RequestContext:
+    """Runs an ASGI application's requests under the plugin."""
+
+    def __init__(self, app: ASGIApp, here: running.Running, threads: ThreadSensitiveContext) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the application with its middleware.
+            here: the plugin's side of it.
+            threads: the context of its database threads.
+        """
+        self.app = app
+        self._here = here
+        self._threads = threads
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run a request under the application's context, with its id bound for the logs."""
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+        running.enter(self._here)
+        # What entering the context would do; it can be entered once, and the lifespan has.
+        SyncToAsync.thread_sensitive_context.set(self._threads)
+        with structlog.contextvars.bound_contextvars(request_id=_request_id(scope["headers"])):
+            await self.app(scope, receive, send)
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The id that a proxy has given the request in ``X-Request-ID``, else one of our own."""
+    for name, value in headers:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return secrets.token_hex(8)

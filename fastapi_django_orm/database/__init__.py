@@ -1,0 +1,1 @@
+"""Where ORM code runs, and on which connection."""

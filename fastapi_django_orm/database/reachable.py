@@ -1,0 +1,67 @@
+"""Whether a database answers, and what to do when it does not."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError, Error, connections
+from django.db.models import Model
+
+from ..errors import DatabaseUnreachable, TableMissing
+
+
+def check_reachable(alias: str) -> None:
+    """Ask a database for an answer, on a database thread.
+
+    Args:
+        alias: the key in ``DATABASES``.
+
+    Raises:
+        DatabaseUnreachable: it gives none.
+    """
+    try:
+        with connections[alias].cursor() as cursor:
+            cursor.execute("SELECT 1")
+            cursor.fetchone()
+    except (Error, ImproperlyConfigured) as error:
+        # The driver's traceback is long and says no more than its message.
+        raise DatabaseUnreachable(
+            f"The database {alias!r} ({_place(alias)}) does not answer: {str(error).strip()}\n"
+            f"Start it, or correct DATABASES[{alias!r}] in Django's settings. With "
+            "DJANGO_ORM_STARTUP=retry the application starts without it and waits."
+        ) from None
+
+
+def _place(alias: str) -> str:
+    settings = connections.settings[alias]
+    kind = settings["ENGINE"].rsplit(".", 1)[-1]
+    host = settings["HOST"] and f" at {settings['HOST']}:{settings['PORT'] or 'its default port'}"
+    return f"{kind} {str(settings['NAME'])!r}{host}"
+
+
+@contextmanager
+def table_explained(model: type[Model], alias: str) -> Iterator[None]:
+    """Say ``manage.py migrate`` where a query inside fails because the model's table is not there.
+
+    Raises:
+        TableMissing: it is not.
+    """
+    try:
+        yield
+    except DatabaseError as error:
+        if not _is_missing(model._meta.db_table, alias):
+            raise
+        raise TableMissing(
+            f"The database {alias!r} has no table {model._meta.db_table!r} for {model._meta.label}. "
+            "Create it with `python manage.py migrate`."
+        ) from error
+
+
+def _is_missing(table: str, alias: str) -> bool:
+    connection: Any = connections[alias]
+    try:
+        with connection.cursor() as cursor:
+            return table not in connection.introspection.table_names(cursor, include_views=True)
+    except DatabaseError:
+        return False  # the database is away altogether, which is another error

@@ -1,0 +1,106 @@
+"""One stream of logs from structlog, uvicorn and Django, for applications that want it.
+
+The package logs through structlog and configures nothing by itself. ``configure()`` does, once, where the
+application is made; the plugin calls ``configure_again()`` after ``django.setup()``, because Django's
+``LOGGING`` is applied then and may replace handlers or switch off loggers that exist (its default for
+``disable_existing_loggers``), uvicorn's access log among them.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+SERVER_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+DJANGO_LOGGERS = ("django", "django.server", "django.request")
+
+_configured: Callable[[], None] | None = None
+
+
+def configure(
+    *, json: bool | None = None, level: int | str = logging.INFO, stream: TextIO | None = None
+) -> None:
+    """Send the logs of structlog, uvicorn and Django to one stream in one format.
+
+    Call it where the application is made, before or after ``django.setup()``.
+
+    Args:
+        json: one JSON object a line, or lines for a person; by default JSON unless the stream is a terminal.
+        level: what to leave out, as in ``logging``.
+        stream: where to; by default standard error.
+    """
+    global _configured
+    stream = stream or sys.stderr
+    as_json = not stream.isatty() if json is None else json
+    _configured = partial(_configure, as_json, level, stream)
+    _configured()
+
+
+def configure_again() -> None:
+    """Repeat the last ``configure()``, if there was one, over what ``django.setup()`` has configured."""
+    if _configured is not None:
+        _configured()
+
+
+def _configure(as_json: bool, level: int | str, stream: TextIO) -> None:
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,  # or a logger in use would keep what was configured before
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*shared, _access_fields], processors=_rendering(as_json, stream)
+        )
+    )
+    root = logging.getLogger()
+    _remove_streams(root)
+    root.addHandler(handler)
+    root.setLevel(level)
+    for name in (*SERVER_LOGGERS, *DJANGO_LOGGERS, "fastapi_django_orm"):
+        logger = logging.getLogger(name)
+        _remove_streams(logger)
+        logger.propagate = True
+        logger.disabled = False
+
+
+def _rendering(as_json: bool, stream: TextIO) -> list[Processor]:
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if as_json:
+        return [
+            remove_meta,
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(default=str),
+        ]
+    return [remove_meta, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+
+
+def _remove_streams(logger: logging.Logger) -> None:
+    # Plain streams only: a handler that writes a file or mails the admins was put there on purpose.
+    for handler in [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]:
+        logger.removeHandler(handler)
+
+
+def _access_fields(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Give a line of uvicorn's access log fields of their own."""
+    record: Any = event.get("_record")
+    if record is not None and record.name == "uvicorn.access" and len(record.args or ()) == 5:
+        client, verb, path, version, status = record.args
+        event.update(event="request", client=client, method=verb, path=path, http=version, status=status)
+    return event

@@ -1,0 +1,196 @@
+"""``DjangoORM``: what starts with an application, in which order, and how it ends."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from typing import Any
+
+import structlog
+from asgiref.sync import ThreadSensitiveContext, sync_to_async
+from django.conf import settings as django_settings
+from django.db import DEFAULT_DB_ALIAS, connections
+from fastapi import FastAPI
+
+from . import logs, repository, running
+from .access import HOW_TO_ALLOW
+from .context import RequestContext
+from .database.reachable import check_reachable
+from .database.threads import DatabaseThreads
+from .errors import ConfigurationError, InvalidRepository
+from .health import DatabaseProbe
+from .refresh import Refresher
+from .repository import CachedRepository
+from .routes import build_router, routes_added
+from .settings import ORMSettings, read_settings
+from .setup import set_up_django
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+SHUTDOWN_TIMEOUT = 10.0  # seconds that queries have to end before their threads are left behind
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+Repositories = Iterable[type[CachedRepository[Any]]]
+
+
+class _LifespanOfEither:
+    """Makes ``lifespan`` work on the class, where it belongs to an instance with default settings."""
+
+    def __get__(self, instance: "DjangoORM | None", owner: "type[DjangoORM]") -> Lifespan:
+        return (instance or owner()).run
+
+
+class DjangoORM:
+    """Uses a Django project's models in a FastAPI application.
+
+    ``FastAPI(lifespan=DjangoORM.lifespan)`` is all. With settings in code,
+    ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``. Inside a lifespan of the application's own::
+
+        @asynccontextmanager
+        async def lifespan(app: FastAPI):
+            async with DjangoORM.lifespan(app):
+                …
+                yield
+    """
+
+    lifespan = _LifespanOfEither()
+
+    def __init__(
+        self, settings: ORMSettings | None = None, *, repositories: Repositories | None = None
+    ) -> None:
+        """Configure the plugin.
+
+        Args:
+            settings: by default read from the environment and ``.env`` when the application starts.
+            repositories: which to serve; by default every declared one.
+        """
+        self._settings = settings
+        self._repositories = repositories
+
+    @staticmethod
+    def setup(settings_module: str | None = None) -> None:
+        """Set Django up now, for modules that import models at the top. The lifespan does it otherwise.
+
+        Args:
+            settings_module: Django's; by default as in the lifespan.
+
+        Raises:
+            ConfigurationError: Django cannot be set up; the message says what to do.
+        """
+        set_up_django(settings_module or read_settings().settings_module)
+        logs.configure_again()
+
+    @asynccontextmanager
+    async def run(self, app: FastAPI) -> AsyncIterator[None]:
+        """The lifespan: settings, Django, database, repositories, routes; and back.
+
+        Raises:
+            ConfigurationError: something is written wrong.
+            DatabaseUnreachable: a database does not answer, and ``startup`` is ``fail``.
+        """
+        settings = self._settings or read_settings()
+        async with AsyncExitStack() as stack:
+            here = stack.enter_context(running.running())
+            executor = await stack.enter_async_context(_database_threads(settings.threads))
+            threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
+            await sync_to_async(set_up_django)(settings.settings_module)
+            logs.configure_again()  # Django's LOGGING has been applied over it
+            refreshers, aliases = await sync_to_async(self._prepare)(here)
+            for refresher in refreshers.values():
+                refresher.start()
+                stack.push_async_callback(refresher.stop)
+            await _first_loads(refreshers.values(), aliases, settings)
+            probes = {alias: DatabaseProbe(alias) for alias in aliases}
+            for probe in probes.values():
+                stack.push_async_callback(probe.stop)
+            stack.enter_context(routes_added(app, build_router(settings, refreshers, probes)))
+            stack.enter_context(_layer_added(app, here, threads))
+            _warn_if_closed(settings)
+            yield
+        logger.info("shut_down")
+
+    def _prepare(self, here: running.Running) -> tuple[dict[str, Refresher[Any]], list[str]]:
+        """An instance of every repository, checked, and the databases that they read."""
+        classes = repository.declared() if self._repositories is None else list(self._repositories)
+        refreshers: dict[str, Refresher[Any]] = {}
+        aliases = set()
+        if connections.settings[DEFAULT_DB_ALIAS]["ENGINE"] != "django.db.backends.dummy":
+            aliases.add(DEFAULT_DB_ALIAS)
+        for cls in classes:
+            instance = cls()
+            if instance.name in refreshers:
+                raise InvalidRepository(
+                    f"{cls.__module__}.{instance.label}: another repository is called "
+                    f"{instance.name!r} already. Give one of them a `name` of its own."
+                )
+            here.repositories[cls] = instance
+            refreshers[instance.name] = instance.prepare()
+            aliases.add(instance.queryset().db)
+        return refreshers, sorted(aliases)
+
+
+async def _first_loads(
+    refreshers: Iterable[Refresher[Any]], aliases: Iterable[str], settings: ORMSettings
+) -> None:
+    async def load() -> None:
+        for alias in aliases:
+            await sync_to_async(check_reachable)(alias)
+        loads = (refresher.refresh("startup") for refresher in refreshers)
+        for outcome in await asyncio.gather(*loads, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome.__cause__ or outcome
+
+    try:
+        await load()
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        if settings.startup == "fail":
+            raise
+        logger.error("started_without_data", error=type(error).__name__, exc_info=error)
+
+
+@asynccontextmanager
+async def _database_threads(size: int) -> AsyncIterator[DatabaseThreads]:
+    threads = DatabaseThreads(size)
+    try:
+        yield threads
+    finally:
+        # Not on the loop, which a query that still runs may need to come to an end; and not in its default
+        # executor, which would leave a thread behind.
+        loop = asyncio.get_running_loop()
+        ended = loop.create_future()
+
+        def shut_down() -> None:
+            threads.shutdown(cancel_futures=True, timeout=SHUTDOWN_TIMEOUT)
+            loop.call_soon_threadsafe(ended.set_result, None)
+
+        threading.Thread(target=shut_down, daemon=True).start()
+        await ended
+        if hanging := threads.hanging:
+            logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
+
+
+@contextmanager
+def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveContext) -> Iterator[None]:
+    # A server has called the application before its lifespan begins, so the stack stands by now.
+    before = app.middleware_stack or app.build_middleware_stack()
+    app.middleware_stack = RequestContext(before, here, threads)
+    try:
+        yield
+    finally:
+        app.middleware_stack = before
+
+
+def _warn_if_closed(settings: ORMSettings) -> None:
+    if settings.refresh_path and settings.refresh_token is None:
+        logger.warning(
+            "refresh_open_to_all" if django_settings.DEBUG else "refresh_closed",
+            path=settings.refresh_path,
+            hint=HOW_TO_ALLOW,
+        )

@@ -1,0 +1,175 @@
+"""When to load: one load at a time, and nobody gets data older than the question.
+
+A caller that arrives while a load runs does not join it, since that load may have read before the caller's
+commit; it joins the next one, together with everybody else who waits. So any number of callers costs at most
+the load that runs and one more.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Generic
+
+import structlog
+from asgiref.sync import sync_to_async
+
+from .errors import RefreshFailed
+from .snapshot import RowT, Snapshot
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+FIRST_RETRY = 0.5  # seconds
+LAST_RETRY = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Generic[RowT]):
+    """A load that succeeded.
+
+    Attributes:
+        snapshot: what it read.
+        duration: seconds.
+        trigger: who asked first: ``startup``, ``call``, ``route``, ``max_age`` or ``retry``.
+    """
+
+    snapshot: Snapshot[RowT]
+    duration: float
+    trigger: str
+
+
+class Refresher(Generic[RowT]):
+    """Loads one repository, for all who ask.
+
+    The plugin starts and stops it; ``refresh()`` is called by anybody, from any event loop.
+    """
+
+    def __init__(self, name: str, load: Callable[[int], Snapshot[RowT]], max_age: timedelta | None) -> None:
+        """Get ready.
+
+        Args:
+            name: the repository's, for logs.
+            load: reads the rows, on a database thread; it is given the version to write.
+            max_age: when to load unasked.
+        """
+        self.name = name
+        self.snapshot: Snapshot[RowT] | None = None
+        self.error: BaseException | None = None
+        self._load_rows = load
+        self._max_age = max_age
+        self._failures = 0
+        self._next: tuple[asyncio.Future[Load[RowT]], str] | None = None
+        self._asked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def age(self) -> float | None:
+        """Seconds since the data was read, or None if there is none."""
+        if self.snapshot is None:
+            return None
+        return (datetime.now(UTC) - self.snapshot.loaded_at).total_seconds()
+
+    @property
+    def stale(self) -> bool:
+        """Whether the data is missing, older than ``max_age``, or has a failed refresh behind it."""
+        if self.age is None or self.error is not None:
+            return True
+        return self._max_age is not None and self.age > self._max_age.total_seconds()
+
+    async def refresh(self, trigger: str) -> Load[RowT]:
+        """Wait for a load that starts after this call.
+
+        Raises:
+            RefreshFailed: it failed.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            raise RefreshFailed(f"{self.name} cannot be refreshed: the application has shut down.")
+        if loop is not self._loop:  # asgiref's async_to_sync may run its own
+            elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger), self._loop)
+            return await asyncio.wrap_future(elsewhere)
+        if self._next is None:
+            self._next = (loop.create_future(), trigger)
+            self._asked.set()
+        try:
+            # The future belongs to everybody who waits: one who gives up must not cancel it.
+            return await asyncio.shield(self._next[0])
+        except Exception as error:
+            raise RefreshFailed(f"{self.name} could not be refreshed ({type(error).__name__}).") from error
+
+    def start(self) -> None:
+        """Begin to load when asked, in a task of the running loop."""
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._run(), name=f"refresh {self.name}")
+
+    async def stop(self) -> None:
+        """End the task. Who waits for a load is told that the application has shut down."""
+        self._loop = None
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._next is not None:
+            self._next[0].cancel()
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._asked.wait(), self._wait())
+            except TimeoutError:  # nobody has asked, and a load is due
+                asked = asyncio.get_running_loop().create_future()
+                trigger = "retry" if self.error else "max_age"
+            else:
+                assert self._next is not None
+                (asked, trigger), self._next = self._next, None
+                self._asked.clear()
+            await self._load(asked, trigger)
+
+    def _wait(self) -> float | None:
+        """Seconds until a load is due that nobody asks for."""
+        if self._failures:
+            delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self._failures - 1, 10))
+            return delay * random.uniform(0.5, 1.0)  # or all workers would come back at once
+        if self._max_age is None or self.age is None:
+            return None
+        return max(0.0, self._max_age.total_seconds() - self.age)
+
+    async def _load(self, asked: "asyncio.Future[Load[RowT]]", trigger: str) -> None:
+        started = time.perf_counter()
+        version = self.snapshot.version + 1 if self.snapshot else 1
+        try:
+            snapshot = await sync_to_async(self._load_rows)(version)
+        except asyncio.CancelledError:
+            asked.cancel()
+            raise
+        except Exception as error:
+            self._failed(error, trigger)
+            asked.set_exception(error)
+            asked.exception()  # seen: asyncio need not complain when nobody waits for it any more
+        else:
+            load = Load(snapshot, time.perf_counter() - started, trigger)
+            self.snapshot, self.error, self._failures = snapshot, None, 0
+            logger.info(
+                "repository_loaded" if version == 1 else "repository_refreshed",
+                repository=self.name,
+                rows=len(snapshot),
+                version=version,
+                duration_ms=round(load.duration * 1000, 3),
+                trigger=trigger,
+            )
+            asked.set_result(load)
+
+    def _failed(self, error: Exception, trigger: str) -> None:
+        self._failures += 1
+        self.error = error
+        logger.error(
+            "refresh_failed",
+            repository=self.name,
+            trigger=trigger,
+            failures=self._failures,
+            error=type(error).__name__,
+            serving=self.snapshot.version if self.snapshot else None,
+            exc_info=error,
+        )

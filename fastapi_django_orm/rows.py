@@ -1,0 +1,106 @@
+"""Rows that every request shares and none can change.
+
+A row is the ``dict`` that ``.values()`` gives, as a subclass that refuses to be changed: it is equal to a
+plain one, any JSON library takes it, and ``dict(row)`` or ``copy.copy(row)`` gives one to work on. Copying
+each row for each reader would cost more than the request.
+"""
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import Any, NoReturn
+from uuid import UUID
+
+from django.db.models import Model, QuerySet
+from django.db.models.manager import BaseManager
+from django.utils.functional import LazyObject, Promise
+
+from .errors import LazyValue
+
+SCALARS: frozenset[type] = frozenset(
+    {type(None), bool, int, float, str, bytes, Decimal, UUID} | {date, datetime, time, timedelta}
+)
+
+
+def _refuse(self: object, *args: object, **kwargs: object) -> NoReturn:
+    raise TypeError("A cached row is shared by every request: change a copy, dict(row).")
+
+
+class Row(dict[str, Any]):
+    """A row as ``.values()`` gives it, which cannot be changed."""
+
+    __slots__ = ()
+    __setitem__ = __delitem__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __copy__(self) -> dict[str, Any]:
+        return dict(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return {key: deepcopy(value, memo) for key, value in self.items()}
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return type(self), (dict(self),)
+
+
+class RowList(list[Any]):
+    """A list inside a row (JSON, an array), which cannot be changed."""
+
+    __slots__ = ()
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = _refuse
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
+
+    def __copy__(self) -> list[Any]:
+        return list(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> list[Any]:
+        return [deepcopy(value, memo) for value in self]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return type(self), (list(self),)
+
+
+def freeze(value: Any) -> Any:
+    """The value in a form that can be shared.
+
+    Raises:
+        LazyValue: it holds something that would query when touched.
+    """
+    if type(value) in SCALARS:
+        return value
+    match value:
+        case dict():
+            return Row((key, freeze(item)) for key, item in value.items())
+        case list():
+            return RowList(map(freeze, value))
+        case tuple() if type(value) is tuple:
+            return tuple(map(freeze, value))
+        case memoryview() | bytearray():  # what PostgreSQL's driver gives for a BinaryField
+            return bytes(value)
+        case Promise():  # a translated text: here is the last place that may ask for the language
+            return str(value)
+    refuse_lazy(value)
+    return value
+
+
+def refuse_lazy(value: object) -> None:
+    """Let everything pass but what would query when touched.
+
+    Raises:
+        LazyValue: it is a model instance, a query, a relation's manager or a lazy object.
+    """
+    if isinstance(value, Model | QuerySet | BaseManager | LazyObject):
+        raise LazyValue(
+            f"{type(value).__name__} would query when it is touched, and the event loop may not. "
+            "Hand over plain values: name columns in `fields`, use .values(), or give the schema a "
+            "field with a type of its own (a nested model instead of Any)."
+        )
+
+
+def freeze_columns(values: tuple[Any, ...], positions: Iterable[int]) -> tuple[Any, ...]:
+    """The tuple with the values at these positions frozen."""
+    frozen = list(values)
+    for position in positions:
+        frozen[position] = freeze(frozen[position])
+    return tuple(frozen)

@@ -1,0 +1,69 @@
+"""Which application's plugin a piece of code runs under.
+
+Each application has repositories of its own, so that two in one process (tests, a service beside another)
+do not share data. Code under a request finds its application through a context variable; code elsewhere
+finds the only one there is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from .errors import NotStarted
+
+HOW_TO_START = (
+    "Write FastAPI(lifespan=DjangoORM.lifespan); in a test, enter the client: `with TestClient(app)`."
+)
+
+
+class Running:
+    """What the plugin holds for one application, between its start and its end."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[type[Any], Any] = {}
+        self.ended = False
+
+
+_current: ContextVar[Running] = ContextVar("fastapi_django_orm_running")
+_all: list[Running] = []
+
+
+@contextmanager
+def running() -> Iterator[Running]:
+    """Announce an application, until the block ends."""
+    here = Running()
+    _all.append(here)
+    token = _current.set(here)
+    try:
+        yield here
+    finally:
+        here.ended = True
+        _all.remove(here)
+        _current.reset(token)
+
+
+def enter(here: Running) -> None:
+    """Let the rest of this context run under this application."""
+    _current.set(here)
+
+
+def find(owner: str) -> Running:
+    """The application that the caller runs under.
+
+    Args:
+        owner: who asks, for the message.
+
+    Raises:
+        NotStarted: there is none, or several and the context does not say which.
+    """
+    here = _current.get(None)
+    if here is not None and not here.ended:
+        return here
+    if len(_all) == 1:
+        return _all[0]
+    if _all:
+        raise NotStarted(
+            f"{owner}: {len(_all)} applications run in this process, and this code runs under none of them."
+        )
+    raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {HOW_TO_START}")

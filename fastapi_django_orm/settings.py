@@ -1,0 +1,99 @@
+"""What an application can set, read from the environment and from ``.env``."""
+
+import os
+from typing import Annotated, Any, Literal, Self
+
+import structlog
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from .errors import InvalidSettings, nearest
+
+PREFIX = "DJANGO_ORM_"
+
+
+def _none_if_empty(value: Any) -> Any:
+    # FOO= in a shell or in .env means "not set". For the token it must: an empty secret opens the door.
+    return None if value == "" else value
+
+
+def _path(value: Any) -> Any:
+    if isinstance(value, str) and value and not value.startswith("/"):
+        raise ValueError('write a path that starts with "/", or an empty value for no route')
+    return value
+
+
+Path = Annotated[str, BeforeValidator(_path)]
+
+
+class ORMSettings(BaseSettings):
+    """The settings of the plugin. Every field is the variable ``DJANGO_ORM_<FIELD>``.
+
+    A keyword argument wins over the environment, the environment over ``.env``.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    settings_module: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
+        None,
+        description="Django's settings module. Without it DJANGO_SETTINGS_MODULE counts, then "
+        "what manage.py beside the application sets.",
+    )
+    refresh_path: Path = Field("/refresh/", description="Where to refresh. Empty: no route.")
+    refresh_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
+        None,
+        description="Who has it may refresh. Without it the route answers only under DEBUG.",
+    )
+    health_path: Path = Field("/health/", description="Where to ask for health. Empty: no route.")
+    startup: Literal["fail", "retry"] = Field(
+        "fail",
+        description="When the database cannot be read at startup: fail, or start and retry.",
+    )
+    threads: int = Field(
+        8,
+        ge=1,
+        le=1000,
+        description="Database threads, and the most connections to each database.",
+    )
+
+    @model_validator(mode="after")
+    def _paths_differ(self) -> Self:
+        if self.refresh_path and self.refresh_path == self.health_path:
+            raise ValueError("DJANGO_ORM_REFRESH_PATH and DJANGO_ORM_HEALTH_PATH are the same path")
+        return self
+
+
+def read_settings() -> ORMSettings:
+    """The settings from the environment and ``.env``.
+
+    Raises:
+        InvalidSettings: a variable cannot be used; every such variable is named.
+    """
+    try:
+        settings = ORMSettings()
+    except ValidationError as error:
+        lines = [_explain(fault["loc"], fault["msg"]) for fault in error.errors()]
+        # The cause repeats this in pydantic's words: field names that nobody has typed.
+        raise InvalidSettings("\n".join(lines)) from None
+    _warn_of_unknown()
+    return settings
+
+
+def _explain(loc: tuple[int | str, ...], message: str) -> str:
+    if not loc:
+        return message.removeprefix("Value error, ")
+    variable = PREFIX + str(loc[0]).upper()
+    value = os.environ.get(variable, "(from .env)")
+    shown = "" if variable.endswith("TOKEN") else f"={value}"
+    return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
+
+
+def _warn_of_unknown() -> None:
+    known = {PREFIX + name.upper() for name in ORMSettings.model_fields}
+    for variable in sorted(os.environ):
+        if variable.startswith(PREFIX) and variable not in known:
+            structlog.get_logger("fastapi_django_orm").warning(
+                "unknown_setting", variable=variable, hint=nearest(variable, known)
+            )

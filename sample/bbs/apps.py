@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class BbsConfig(AppConfig):
+    name = "bbs"
+    verbose_name = "Bulletin board"

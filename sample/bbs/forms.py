@@ -1,0 +1,13 @@
+from typing import ClassVar
+
+from django import forms
+
+from bbs.models import Topic
+
+
+# Django's generic classes take no parameter at run time.
+class TopicForm(forms.ModelForm):  # type: ignore[type-arg]
+    class Meta:
+        model = Topic
+        fields = ("comment",)
+        widgets: ClassVar[dict[str, forms.Widget]] = {"comment": forms.Textarea(attrs={"rows": 3})}
