@@ -1,9 +1,21 @@
 """Django's models in FastAPI: right connections, and repositories in memory that are never silently stale."""
 
+from .database.executor import run
+from .database.transactions import atomic
+from .dependencies import InTransaction
 from .plugin import DjangoORM
 from .repository import CachedRepository
 from .rows import Row
 from .settings import ORMSettings
 from .snapshot import Snapshot
 
-__all__ = ["CachedRepository", "DjangoORM", "ORMSettings", "Row", "Snapshot"]
+__all__ = [
+    "CachedRepository",
+    "DjangoORM",
+    "InTransaction",
+    "ORMSettings",
+    "Row",
+    "Snapshot",
+    "atomic",
+    "run",
+]

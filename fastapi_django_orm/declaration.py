@@ -9,9 +9,10 @@ from typing import Any, Protocol, get_args
 
 from django.apps import apps
 from django.core.exceptions import FieldError
-from django.db.models import Model
-from django.db.models.query import ValuesIterable
+from django.db.models import Model, QuerySet
+from django.db.models.query import ModelIterable, ValuesIterable
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from .errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel, nearest
 from .readers import (
@@ -50,8 +51,14 @@ def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
 
     Raises:
         UnknownModel: no installed app has it; the message has the nearest labels.
+        InvalidRepository: it is something else.
     """
     if not isinstance(model, str):
+        given: Any = model
+        if not (isinstance(given, type) and issubclass(given, Model)) or given._meta.abstract:
+            raise InvalidRepository(
+                f"{owner}.model: {model!r} is neither a model's label nor a model with a table."
+            )
         return model
     try:
         return apps.get_model(model)
@@ -65,15 +72,43 @@ def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
     """The query in an order that is the same in every worker: the key decides where nothing else does."""
     query = queryset.query
-    if query.is_sliced or query.combinator or query.distinct_fields:
-        return queryset  # Django would refuse to order these again
-    if issubclass(queryset._iterable_class, ValuesIterable):
+    if query.is_sliced:
+        return queryset  # Django would refuse to order it again
+    # These can be ordered only by what they select.
+    if query.combinator or query.distinct_fields or issubclass(queryset._iterable_class, ValuesIterable):
         return queryset.order_by(*ordering) if ordering else queryset
     wanted = ordering or query.order_by or queryset.model._meta.ordering
     names = {str(item).lstrip("-") for item in wanted}
     if names & {"pk", queryset.model._meta.pk.name, "?"}:
         return queryset.order_by(*wanted)
     return queryset.order_by(*wanted, "pk")
+
+
+def check_shape(repository: Declared) -> None:
+    """Refuse what is no list of names, or no query for rows.
+
+    Raises:
+        InvalidRepository: a text where names are wanted, or a ``queryset()`` that gives something else.
+    """
+    for attribute in ("fields", "ordering", "indexes"):
+        value = getattr(repository, attribute)
+        if isinstance(value, str):
+            raise InvalidRepository(f"{repository.label}.{attribute}: write ({value!r},), a tuple of names.")
+    queryset = repository.queryset()
+    iterable = getattr(queryset, "_iterable_class", None)
+    if iterable is None or not issubclass(iterable, ModelIterable | ValuesIterable):
+        raise InvalidRepository(
+            f"{repository.label}.queryset(): give a query of model instances, or one that ends in .values(); "
+            f"this is {_shape(queryset)}."
+        )
+
+
+def _shape(queryset: Any) -> str:
+    return (
+        "one that ends in .values_list()"
+        if isinstance(queryset, QuerySet)
+        else f"a {type(queryset).__name__}"
+    )
 
 
 def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
@@ -150,11 +185,28 @@ def check_ordering(repository: Declared) -> None:
         UnknownField: a name in it is neither a column, a relation's column nor an annotation.
     """
     queryset = repository.queryset()
+    if repository.ordering and queryset.query.is_sliced:
+        raise InvalidRepository(
+            f"{repository.label}: queryset() is sliced, and only what is not can be ordered. Leave out "
+            "`ordering`, and order before the slice."
+        )
     for item in repository.ordering:
         try:
-            queryset.order_by(item)
-        except FieldError:
-            raise _unknown(f"{repository.label}.ordering", item.lstrip("-"), queryset) from None
+            _resolve_ordering(item, queryset.order_by(item))
+        except FieldError as error:
+            where = f"{repository.label}.ordering"
+            if not isinstance(item, str):
+                raise UnknownField(f"{where}: {error}") from None
+            raise _unknown(where, item.lstrip("-"), queryset) from None
+
+
+def _resolve_ordering(item: Any, queryset: AnyQuerySet) -> None:
+    # order_by() looks at a name's first part alone; the rest would fail in the first load.
+    query = queryset.query.chain()
+    if not isinstance(item, str):
+        item.resolve_expression(query)
+    elif item != "?" and item.lstrip("-") not in query.extra:
+        query.resolve_ref(item.lstrip("-"))
 
 
 def _check_fields(where: str, names: Sequence[str], queryset: AnyQuerySet) -> None:
@@ -174,14 +226,20 @@ def _unknown(where: str, name: str, queryset: AnyQuerySet) -> UnknownField:
 
 
 def _schema_columns(schema: type[BaseModel], queryset: AnyQuerySet) -> Sequence[str] | None:
-    """The columns that fill the schema, or None if it wants more of a model instance than columns."""
+    """For each field of the schema its column, or None if it wants more of a model instance than columns."""
     columns = set(queryset.query.annotation_select)
     for column in queryset.model._meta.concrete_fields:
         columns.update((column.attname, column.name))
-    names = tuple(schema.model_fields)
+    names = tuple(_source(name, field) for name, field in schema.model_fields.items())
     if any(_nests_model(field.annotation) for field in schema.model_fields.values()):
         return None
     return names if columns.issuperset(names) else None
+
+
+def _source(name: str, field: FieldInfo) -> str:
+    """What a field is read from: its name, unless it has an alias for reading only."""
+    alias = field.validation_alias
+    return alias if isinstance(alias, str) and alias != field.alias else name
 
 
 def _nests_model(annotation: Any) -> bool:

@@ -35,7 +35,7 @@ class Encoder:
         except (PydanticSerializationError, UnicodeDecodeError) as error:
             raise InvalidRow(
                 f"A row cannot be sent as JSON: {error}. Leave the field out with `fields`, or give "
-                "a `schema` that says how to send it (Base64Bytes for binary data)."
+                "a `schema` that says how to send it (ConfigDict(ser_json_bytes='base64') for binary data)."
             ) from error
 
 

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import DatabaseError, OperationalError
+from django.db.transaction import TransactionManagementError
 from starlette.exceptions import HTTPException
 
 
@@ -77,8 +78,23 @@ class LazyValue(DjangoORMError, TypeError):
     """
 
 
+class LazyAnswer(DjangoORMError, TypeError):
+    """A handler returns a model instance or a query, and FastAPI is not told which fields to send."""
+
+
 class NotStarted(DjangoORMError, RuntimeError):
     """A repository is used where no lifespan of ``DjangoORM`` runs."""
+
+
+class TransactionLeftOpen(DjangoORMError, TransactionManagementError):
+    """A call has ended and its transaction has not; it was rolled back."""
+
+
+class DatabaseBusy(DjangoORMError, HTTPException, TimeoutError):
+    """No thread or connection came free in time. Ends a request with 503."""
+
+    def __init__(self, message: str) -> None:
+        HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
 
 
 class NotFound(DjangoORMError, HTTPException, LookupError):

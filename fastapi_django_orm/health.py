@@ -86,10 +86,10 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
 def _state(refresher: Refresher[Any]) -> RepositoryHealth:
     snapshot = refresher.snapshot
     return RepositoryHealth(
-        rows=len(snapshot) if snapshot else None,
-        version=snapshot.version if snapshot else None,
+        rows=None if snapshot is None else len(snapshot),
+        version=None if snapshot is None else snapshot.version,
         age=refresher.age,
         stale=refresher.stale,
         # The class and never the text, which may hold a host, a user or a row's values.
-        error=type(refresher.error).__name__ if refresher.error else None,
+        error=None if refresher.error is None else type(refresher.error).__name__,
     )

@@ -3,10 +3,12 @@
 from collections.abc import Hashable, Sequence
 from datetime import UTC, datetime
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 from .encoding import Encoder, digest, envelope
 from .readers import CHUNK, AnyQuerySet, Reader
+from .sharing import CopiedRows, CopiedValues
 from .snapshot import Snapshot, index_rows
 
 
@@ -39,12 +41,15 @@ def load(
         rows.extend(part)
         chunks.append(encoder.encode(part))
     body = envelope(name, chunks)
+    given = CopiedRows if reader.copied else tuple
+    by_key = dict(zip(keys, rows, strict=True))
+    view = CopiedValues if reader.copied else MappingProxyType
     return Snapshot(
-        rows=tuple(rows),
+        rows=given(rows),
         version=version,
         loaded_at=loaded_at,
         etag=digest(body),
         json=body,
-        by_key=dict(zip(keys, rows, strict=True)) if reader.keyed else None,
-        indexes=index_rows(rows, indexes),
+        by_key=view(by_key) if reader.keyed else None,
+        indexes=index_rows(rows, indexes, given),
     )

@@ -82,13 +82,16 @@ def _configure(as_json: bool, level: int | str, stream: TextIO) -> None:
 
 def _rendering(as_json: bool, stream: TextIO) -> list[Processor]:
     remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    # structlog's own choices show each frame's variables, the database's password among them.
     if as_json:
+        transformer = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
         return [
             remove_meta,
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(transformer),
             structlog.processors.JSONRenderer(default=str),
         ]
-    return [remove_meta, structlog.dev.ConsoleRenderer(colors=stream.isatty())]
+    plain = structlog.dev.plain_traceback
+    return [remove_meta, structlog.dev.ConsoleRenderer(colors=stream.isatty(), exception_formatter=plain)]
 
 
 def _remove_streams(logger: logging.Logger) -> None:

@@ -1,7 +1,6 @@
 """``DjangoORM``: what starts with an application, in which order, and how it ends."""
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -19,9 +18,10 @@ from fastapi import FastAPI
 
 from . import logs, repository, running
 from .access import HOW_TO_ALLOW
+from .answers import handlers_instrumented
 from .context import RequestContext
 from .database.reachable import check_reachable
-from .database.threads import DatabaseThreads
+from .database.service import database_service
 from .errors import ConfigurationError, InvalidRepository
 from .health import DatabaseProbe
 from .refresh import Refresher
@@ -29,10 +29,11 @@ from .repository import CachedRepository
 from .routes import build_router, routes_added
 from .settings import ORMSettings, read_settings
 from .setup import set_up_django
+from .shared import SharedContext
 
 logger = structlog.get_logger("fastapi_django_orm")
 
-SHUTDOWN_TIMEOUT = 10.0  # seconds that queries have to end before their threads are left behind
+_handlers = SharedContext(handlers_instrumented)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 Repositories = Iterable[type[CachedRepository[Any]]]
@@ -96,7 +97,11 @@ class DjangoORM:
         settings = self._settings or read_settings()
         async with AsyncExitStack() as stack:
             here = stack.enter_context(running.running())
-            executor = await stack.enter_async_context(_database_threads(settings.threads))
+            executor = await stack.enter_async_context(
+                database_service(settings.threads, settings.thread_timeout)
+            )
+            here.executor = executor
+            stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(set_up_django)(settings.settings_module)
             logs.configure_again()  # Django's LOGGING has been applied over it
@@ -153,27 +158,6 @@ async def _first_loads(
         if settings.startup == "fail":
             raise
         logger.error("started_without_data", error=type(error).__name__, exc_info=error)
-
-
-@asynccontextmanager
-async def _database_threads(size: int) -> AsyncIterator[DatabaseThreads]:
-    threads = DatabaseThreads(size)
-    try:
-        yield threads
-    finally:
-        # Not on the loop, which a query that still runs may need to come to an end; and not in its default
-        # executor, which would leave a thread behind.
-        loop = asyncio.get_running_loop()
-        ended = loop.create_future()
-
-        def shut_down() -> None:
-            threads.shutdown(cancel_futures=True, timeout=SHUTDOWN_TIMEOUT)
-            loop.call_soon_threadsafe(ended.set_result, None)
-
-        threading.Thread(target=shut_down, daemon=True).start()
-        await ended
-        if hanging := threads.hanging:
-            logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
 
 
 @contextmanager

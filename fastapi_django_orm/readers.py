@@ -37,11 +37,13 @@ class Reader(Protocol):
         names: what a row's fields are called.
         row_type: the type that the rows are encoded as.
         keyed: whether the rows have keys.
+        copied: whether each reader needs a copy, because a row could be changed.
     """
 
     names: tuple[str, ...]
     row_type: Any
     keyed: bool
+    copied: bool
 
     def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
         """The rows with their keys, in the query's order; on a database thread."""
@@ -52,6 +54,7 @@ class ColumnReader:
 
     row_type: Any = Any
     keyed = True
+    copied = False
 
     def __init__(self, model: type[Model], names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -61,7 +64,7 @@ class ColumnReader:
         self._looked_at = [
             position
             for position, name in enumerate(self.names)
-            if name not in columns or columns[name].get_internal_type() not in PLAIN_COLUMNS
+            if name not in columns or not _is_plain(columns[name])
         ]
 
     def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
@@ -74,10 +77,16 @@ class ColumnReader:
             yield values[-1], Row(zip(names, values, strict=False))
 
 
+def _is_plain(column: "Field[Any, Any]") -> bool:
+    # A field of the project's own, such as a CharField that reads as a list, has from_db_value().
+    return column.get_internal_type() in PLAIN_COLUMNS and not hasattr(column, "from_db_value")
+
+
 class DictReader:
     """The dicts of a ``queryset()`` that ends in ``.values()``, as they are."""
 
     row_type: Any = Any
+    copied = False
 
     def __init__(self, names: Sequence[str], key: str | None) -> None:
         self.names = tuple(names)
@@ -97,11 +106,17 @@ class SchemaReader:
     keyed = True
 
     def __init__(self, schema: type[BaseModel], columns: Sequence[str] | None) -> None:
+        """Read rows of a schema.
+
+        Args:
+            schema: what the rows become.
+            columns: for each of its fields the column to read; None reads model instances.
+        """
         self.names = tuple(schema.model_fields)
         self.row_type = schema
         self._columns = tuple(columns) if columns is not None else None
         self._adapter: TypeAdapter[Any] = TypeAdapter(frozen_type(schema))
-        self._plain = is_shareable(schema)
+        self.copied = not is_shareable(schema)
 
     def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
         """Read and validate.
@@ -110,27 +125,41 @@ class SchemaReader:
             InvalidRow: the schema refuses a row.
             LazyValue: a field of the schema takes anything, and something lazy came.
         """
+        # Columns come under the fields' names; of an instance an alias may name the attribute to read.
+        by_alias = self._columns is None
         for key, source in self._sources(queryset):
             try:
                 row = self._adapter.validate_python(
-                    source, from_attributes=True, by_alias=False, by_name=True
+                    source, from_attributes=True, by_alias=by_alias, by_name=True
                 )
             except ValidationError as error:
                 raise InvalidRow(
                     f"The row with the key {key!r} does not fit {self.row_type.__name__}: {error}"
                 ) from error
-            if not self._plain:
+            if self.copied:
                 for name in self.names:
                     freeze(getattr(row, name))  # for its refusal: the row keeps its own values
             yield key, row
 
     def _sources(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
         if self._columns is None:
+            binary = [
+                field.attname
+                for field in queryset.model._meta.concrete_fields
+                if field.get_internal_type() == "BinaryField"
+            ]
             for instance in queryset.iterator(CHUNK):
+                for name in binary:
+                    instance.__dict__[name] = _without_view(getattr(instance, name))
                 yield instance.pk, instance
         else:
             for values in queryset.values_list(*self._columns, "pk").iterator(CHUNK):
-                yield values[-1], dict(zip(self._columns, values, strict=False))
+                yield values[-1], dict(zip(self.names, map(_without_view, values), strict=False))
+
+
+def _without_view(value: Any) -> Any:
+    # What PostgreSQL's driver gives for a BinaryField, and pydantic does not take for bytes.
+    return bytes(value) if type(value) is memoryview else value
 
 
 class SerializerReader:
@@ -138,11 +167,12 @@ class SerializerReader:
 
     row_type: Any = Any
     keyed = True
+    copied = False
 
     def __init__(self, serializer: type[Any]) -> None:
         # One instance for all rows, as many=True has it: making one copies every field.
         self._serializer = serializer()
-        self.names = tuple(self._serializer.fields)
+        self.names = tuple(name for name, field in self._serializer.fields.items() if not field.write_only)
 
     def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
         """Read model instances and serialize them."""

@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Generic
@@ -87,18 +88,27 @@ class Refresher(Generic[RowT]):
         """
         loop = asyncio.get_running_loop()
         if self._loop is None:
-            raise RefreshFailed(f"{self.name} cannot be refreshed: the application has shut down.")
+            raise self._shut_down()
         if loop is not self._loop:  # asgiref's async_to_sync may run its own
             elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger), self._loop)
             return await asyncio.wrap_future(elsewhere)
         if self._next is None:
             self._next = (loop.create_future(), trigger)
             self._asked.set()
+        asked, _ = self._next
         try:
             # The future belongs to everybody who waits: one who gives up must not cancel it.
-            return await asyncio.shield(self._next[0])
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if asked.cancelled() and caller is not None and not caller.cancelling():
+                raise self._shut_down() from None
+            raise
         except Exception as error:
             raise RefreshFailed(f"{self.name} could not be refreshed ({type(error).__name__}).") from error
+
+    def _shut_down(self) -> RefreshFailed:
+        return RefreshFailed(f"{self.name} cannot be refreshed: the application has shut down.")
 
     def start(self) -> None:
         """Begin to load when asked, in a task of the running loop."""
@@ -116,15 +126,15 @@ class Refresher(Generic[RowT]):
 
     async def _run(self) -> None:
         while True:
-            try:
-                await asyncio.wait_for(self._asked.wait(), self._wait())
-            except TimeoutError:  # nobody has asked, and a load is due
-                asked = asyncio.get_running_loop().create_future()
-                trigger = "retry" if self.error else "max_age"
-            else:
-                assert self._next is not None
+            if self._next is None:  # or a load that is always due, because max_age is short, would go first
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._asked.wait(), self._wait())
+            self._asked.clear()
+            if self._next is not None:
                 (asked, trigger), self._next = self._next, None
-                self._asked.clear()
+            else:  # nobody has asked, and a load is due
+                asked = asyncio.get_running_loop().create_future()
+                trigger = "retry" if self.error is not None else "max_age"
             await self._load(asked, trigger)
 
     def _wait(self) -> float | None:
@@ -138,7 +148,7 @@ class Refresher(Generic[RowT]):
 
     async def _load(self, asked: "asyncio.Future[Load[RowT]]", trigger: str) -> None:
         started = time.perf_counter()
-        version = self.snapshot.version + 1 if self.snapshot else 1
+        version = 1 if self.snapshot is None else self.snapshot.version + 1
         try:
             snapshot = await sync_to_async(self._load_rows)(version)
         except asyncio.CancelledError:
@@ -170,6 +180,6 @@ class Refresher(Generic[RowT]):
             trigger=trigger,
             failures=self._failures,
             error=type(error).__name__,
-            serving=self.snapshot.version if self.snapshot else None,
+            serving=None if self.snapshot is None else self.snapshot.version,
             exc_info=error,
         )

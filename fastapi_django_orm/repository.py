@@ -6,7 +6,7 @@ Django's. The plugin makes its instance at startup.
 
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, ClassVar, Generic, Self
 
@@ -16,9 +16,8 @@ from starlette.responses import Response
 
 from . import declaration, loading, running
 from .database.reachable import table_explained
-from .errors import NotFound, NotIndexed, NotLoaded, NotStarted
+from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
 from .refresh import Refresher
-from .sharing import reader_copy
 from .snapshot import RowT, Snapshot, value_of
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
@@ -77,7 +76,7 @@ class CachedRepository(Generic[RowT]):
 
     def __init__(self) -> None:
         self._refresher: Refresher[RowT] | None = None
-        self._copy: Callable[[RowT], RowT] | None = None
+        self._names: Sequence[str] = ()
 
     # How it comes to be
 
@@ -87,6 +86,7 @@ class CachedRepository(Generic[RowT]):
         Raises:
             InvalidRepository: the declaration does not fit the models.
         """
+        declaration.check_shape(self)
         declaration.check_ordering(self)
         reader = declaration.choose_reader(self, self.queryset())
 
@@ -95,8 +95,7 @@ class CachedRepository(Generic[RowT]):
             with table_explained(queryset.model, queryset.db):
                 return loading.load(queryset, reader, name=self.name, version=version, indexes=self.indexes)
 
-        if isinstance(self.schema, type) and issubclass(self.schema, BaseModel):
-            self._copy = reader_copy(self.schema)
+        self._names = reader.names
         self._refresher = Refresher(self.name, load, self.max_age)
         return self._refresher
 
@@ -149,7 +148,7 @@ class CachedRepository(Generic[RowT]):
 
     def all(self) -> tuple[RowT, ...]:
         """All rows, in order."""
-        return self._given(self.snapshot.rows)
+        return tuple(self.snapshot.rows)
 
     def get(self, pk: Hashable) -> RowT:
         """The row with this primary key.
@@ -161,29 +160,33 @@ class CachedRepository(Generic[RowT]):
         if by_key is None:
             raise NotIndexed(f"{self.label}.get(): its queryset().values() leaves the primary key out.")
         try:
-            row = by_key[pk]
+            return by_key[pk]
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
             raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
-        return self._copy(row) if self._copy else row
 
     def find(self, **values: Any) -> tuple[RowT, ...]:
         """The rows with these values, in order. At least one field must be in ``indexes``.
 
         Raises:
             NotIndexed: none of the fields is.
+            UnknownField: the rows do not have one of the fields.
         """
         snapshot = self.snapshot
         field = next((name for name in values if name in snapshot.indexes), None)
         if field is None:
             asked = ", ".join(map(repr, values))
             raise NotIndexed(f"{self.label}.find(): add one of {asked or 'the fields'} to `indexes`.")
-        rest = {name: value for name, value in values.items() if name != field}
-        found = snapshot.indexes[field].get(values[field], ())
-        if rest:
-            found = tuple(
-                row for row in found if all(value_of(row, name) == value for name, value in rest.items())
+        if unknown := [name for name in values if name not in self._names]:
+            raise UnknownField(
+                f"{self.label}.find(): its rows have no field {unknown[0]!r}. "
+                + nearest(unknown[0], self._names)
             )
-        return self._given(found)
+        rest = {name: value for name, value in values.items() if name != field}
+        try:
+            found = snapshot.indexes[field].get(values[field], ())
+        except TypeError:  # unhashable, which no indexed value is
+            return ()
+        return tuple(row for row in found if all(value_of(row, name) == rest[name] for name in rest))
 
     def __len__(self) -> int:
         return len(self.snapshot.rows)
@@ -208,9 +211,6 @@ class CachedRepository(Generic[RowT]):
         """All rows as ``{"name": […]}``, from bytes that were made when they were loaded."""
         snapshot = self.snapshot
         return Response(snapshot.json, media_type="application/json", headers={"ETag": snapshot.etag})
-
-    def _given(self, rows: tuple[RowT, ...]) -> tuple[RowT, ...]:
-        return tuple(map(self._copy, rows)) if self._copy else rows
 
     # Loading
 

@@ -57,7 +57,7 @@ def _add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refresher
             list[str] | None, Query(description="Only these repositories; by default all.")
         ] = None,
     ) -> list[Refresher[Any]]:
-        return [_named(name, refreshers) for name in repository or refreshers]
+        return [_named(name, refreshers) for name in dict.fromkeys(repository or refreshers)]
 
     Selected = Annotated[list[Refresher[Any]], Depends(select)]
 
@@ -119,8 +119,8 @@ def _report(refresher: Refresher[Any], load: Load[Any] | BaseException) -> Refre
         raise load
     old, cause = refresher.snapshot, load.__cause__ or load
     return RefreshReport(
-        rows=len(old) if old else None,
-        version=old.version if old else None,
+        rows=None if old is None else len(old),
+        version=None if old is None else old.version,
         duration_ms=None,
         trigger=None,
         error=type(cause).__name__,

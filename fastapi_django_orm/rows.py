@@ -76,6 +76,8 @@ def freeze(value: Any) -> Any:
             return RowList(map(freeze, value))
         case tuple() if type(value) is tuple:
             return tuple(map(freeze, value))
+        case set():
+            return frozenset(map(freeze, value))
         case memoryview() | bytearray():  # what PostgreSQL's driver gives for a BinaryField
             return bytes(value)
         case Promise():  # a translated text: here is the last place that may ask for the language

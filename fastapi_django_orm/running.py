@@ -22,6 +22,7 @@ class Running:
 
     def __init__(self) -> None:
         self.repositories: dict[type[Any], Any] = {}
+        self.executor: Any = None  # database.executor's, which is above this room
         self.ended = False
 
 

@@ -1,11 +1,16 @@
 """What an application can set, read from the environment and from ``.env``."""
 
-import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import structlog
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    SettingsConfigDict,
+)
 
 from .errors import InvalidSettings, nearest
 
@@ -23,7 +28,7 @@ def _path(value: Any) -> Any:
     return value
 
 
-Path = Annotated[str, BeforeValidator(_path)]
+URLPath = Annotated[str, BeforeValidator(_path)]
 
 
 class ORMSettings(BaseSettings):
@@ -41,12 +46,12 @@ class ORMSettings(BaseSettings):
         description="Django's settings module. Without it DJANGO_SETTINGS_MODULE counts, then "
         "what manage.py beside the application sets.",
     )
-    refresh_path: Path = Field("/refresh/", description="Where to refresh. Empty: no route.")
+    refresh_path: URLPath = Field("/refresh/", description="Where to refresh. Empty: no route.")
     refresh_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
         None,
         description="Who has it may refresh. Without it the route answers only under DEBUG.",
     )
-    health_path: Path = Field("/health/", description="Where to ask for health. Empty: no route.")
+    health_path: URLPath = Field("/health/", description="Where to ask for health. Empty: no route.")
     startup: Literal["fail", "retry"] = Field(
         "fail",
         description="When the database cannot be read at startup: fail, or start and retry.",
@@ -56,6 +61,11 @@ class ORMSettings(BaseSettings):
         ge=1,
         le=1000,
         description="Database threads, and the most connections to each database.",
+    )
+    thread_timeout: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds that a call waits for a thread or a connection before DatabaseBusy.",
     )
 
     @model_validator(mode="after")
@@ -77,6 +87,11 @@ def read_settings() -> ORMSettings:
         lines = [_explain(fault["loc"], fault["msg"]) for fault in error.errors()]
         # The cause repeats this in pydantic's words: field names that nobody has typed.
         raise InvalidSettings("\n".join(lines)) from None
+    except (UnicodeDecodeError, OSError) as error:
+        # Without the cause, which carries the file's content.
+        raise InvalidSettings(
+            f".env in {Path.cwd()} cannot be read: {error}. Save it as UTF-8, readable for this user."
+        ) from None
     _warn_of_unknown()
     return settings
 
@@ -85,15 +100,19 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
     if not loc:
         return message.removeprefix("Value error, ")
     variable = PREFIX + str(loc[0]).upper()
-    value = os.environ.get(variable, "(from .env)")
-    shown = "" if variable.endswith("TOKEN") else f"={value}"
+    value = EnvSettingsSource(ORMSettings).env_vars.get(variable.lower())
+    if value is None:
+        shown = " in .env"
+    else:
+        shown = "" if variable.endswith("TOKEN") else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
 
 
 def _warn_of_unknown() -> None:
     known = {PREFIX + name.upper() for name in ORMSettings.model_fields}
-    for variable in sorted(os.environ):
-        if variable.startswith(PREFIX) and variable not in known:
+    sources = (EnvSettingsSource(ORMSettings), DotEnvSettingsSource(ORMSettings))
+    for variable in sorted({name.upper() for source in sources for name in source.env_vars} - known):
+        if variable.startswith(PREFIX):
             structlog.get_logger("fastapi_django_orm").warning(
                 "unknown_setting", variable=variable, hint=nearest(variable, known)
             )

@@ -44,13 +44,19 @@ def set_up_django(settings_module: str | None = None) -> None:
     """
     if apps.ready and settings_module is None:
         return
+    if _loop_runs():
+        with ThreadPoolExecutor(1, thread_name_prefix="django-setup") as executor:
+            executor.submit(_set_up, settings_module).result()
+    else:
+        _set_up(settings_module)
+
+
+def _loop_runs() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        _set_up(settings_module)
-    else:
-        with ThreadPoolExecutor(1, thread_name_prefix="django-setup") as executor:
-            executor.submit(_set_up, settings_module).result()
+        return False
+    return True
 
 
 def _set_up(settings_module: str | None) -> None:
@@ -77,7 +83,7 @@ def _set_up(settings_module: str | None) -> None:
 def _populate() -> None:
     try:
         django.setup()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise SetupFailed(
             f"django.setup() failed: {type(error).__name__}: {error}\n"
             f"The settings module is {_configured_module()}; `python -m django check` shows the same."
@@ -96,43 +102,51 @@ def _warn_if_other(settings_module: str | None) -> None:
 
 
 def _import_settings(settings_module: str | None) -> None:
-    name = settings_module or os.environ.get(ENVIRONMENT_VARIABLE) or _from_manage_py()
-    if not name:
-        raise SettingsModuleMissing(
-            "No Django settings module is known. Set DJANGO_SETTINGS_MODULE (or "
-            "DJANGO_ORM_SETTINGS_MODULE) to its dotted name, such as config.settings, or start in "
-            "the folder that holds manage.py."
-        )
+    before = os.environ.get(ENVIRONMENT_VARIABLE)
+    name = settings_module or before or _from_manage_py()
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
         importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name and (name == error.name or name.startswith(error.name + ".")):
+        settings.is_overridden("DEBUG")  # Django looks at the module at the first question
+    except (Exception, SystemExit) as error:
+        # Whoever tries again must not find the wrong name there.
+        if before is None:
+            del os.environ[ENVIRONMENT_VARIABLE]
+        else:
+            os.environ[ENVIRONMENT_VARIABLE] = before
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise SettingsModuleMissing(
                 f"There is no module {name!r} to take Django's settings from (looked for from "
                 f"{Path.cwd()}). Correct DJANGO_SETTINGS_MODULE, or start in the folder that holds "
                 "manage.py, or pass it with `uvicorn --app-dir`."
             ) from None
-        raise _broken(name, error) from error
-    except Exception as error:
-        raise _broken(name, error) from error
+        raise SettingsModuleBroken(
+            f"Importing Django's settings module {name!r} failed: {type(error).__name__}: {error}"
+        ) from error
 
 
-def _broken(name: str, error: Exception) -> SettingsModuleBroken:
-    return SettingsModuleBroken(
-        f"Importing Django's settings module {name!r} failed: {type(error).__name__}: {error}"
-    )
-
-
-def _from_manage_py() -> str | None:
+def _from_manage_py() -> str:
     """What the nearest ``manage.py`` would set; its folder becomes importable, as when it runs."""
+    silent: list[str] = []
     for folder in _application_folders():
         file = folder / "manage.py"
-        if file.is_file() and (name := _settings_module_in(file)):
+        if not file.is_file():
+            continue
+        if name := _settings_module_in(file):
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
             return name
-    return None
+        silent.append(str(file))
+    raise SettingsModuleMissing(
+        "No Django settings module is known. Set DJANGO_SETTINGS_MODULE (or "
+        "DJANGO_ORM_SETTINGS_MODULE) to its dotted name, such as config.settings"
+        + (
+            f": it is not written as plain text in {' or '.join(dict.fromkeys(silent))}, "
+            "which is read and not run."
+            if silent
+            else ", or start in the folder that holds manage.py."
+        )
+    )
 
 
 def _application_folders() -> Iterator[Path]:
@@ -161,5 +175,7 @@ def _settings_module_in(file: Path) -> str | None:
                 targets=[ast.Subscript(slice=ast.Constant(value="DJANGO_SETTINGS_MODULE"))],
                 value=ast.Constant(value=str(name)),
             ):
+                return name
+            case ast.keyword(arg="DJANGO_SETTINGS_MODULE", value=ast.Constant(value=str(name))):
                 return name
     return None

@@ -5,14 +5,17 @@ handler that appends to the list would change what the next request sees.
 """
 
 import enum
-from collections.abc import Callable
+from collections.abc import Hashable, Iterator, Mapping
+from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from types import NoneType, UnionType, new_class
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
 from .rows import SCALARS
+
+RowT = TypeVar("RowT")
 
 _IMMUTABLE = SCALARS | {NoneType, IPv4Address, IPv6Address}
 
@@ -21,35 +24,103 @@ def frozen_type(schema: type[BaseModel]) -> type[BaseModel]:
     """The model itself if it is frozen, else a frozen subclass with the same name."""
     if schema.model_config.get("frozen"):
         return schema
-    namespace = {"__module__": schema.__module__, "__qualname__": schema.__qualname__}
+    namespace: dict[str, Any] = {"__module__": schema.__module__, "__qualname__": schema.__qualname__}
     namespace["__doc__"] = schema.__doc__ or ""
+
+    def equals(self: BaseModel, other: object) -> bool:
+        if not isinstance(other, BaseModel) or type(other) is not schema:
+            return schema.__eq__(self, other)
+        same = all(getattr(self, name) == getattr(other, name) for name in schema.model_fields)
+        return same and self.model_extra == other.model_extra
+
+    def reduce(self: BaseModel) -> tuple[Any, ...]:
+        return schema.__new__, (schema,), self.__getstate__()
+
+    # A row equals an instance of the schema with the same values, and is pickled as one: by its name a
+    # pickle finds the schema, not this class.
+    namespace["__reduce__"] = reduce
+    if schema.__eq__ is BaseModel.__eq__:
+        namespace["__eq__"] = equals
+        if schema.__hash__ is not None:  # Python drops it where __eq__ is written
+            namespace["__hash__"] = schema.__hash__
     return new_class(schema.__name__, (schema,), {"frozen": True}, lambda body: body.update(namespace))
 
 
 def is_shareable(schema: type[BaseModel]) -> bool:
     """Whether no reader could change an instance of the frozen model."""
-    return schema.model_config.get("extra") != "allow" and all(
-        _is_immutable(field.annotation) for field in schema.model_fields.values()
-    )
+    return _is_shareable(schema, ())
 
 
-def reader_copy(schema: type[BaseModel]) -> Callable[[Any], Any] | None:
-    """How to copy a row for each reader, or None if all can share it."""
-    if is_shareable(schema):
-        return None
-    return lambda row: row.model_copy(deep=True)
+class CopiedRows(tuple[RowT, ...]):
+    """Rows that each reader gets copies of."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[RowT]:
+        return map(_copy, super().__iter__())
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return CopiedRows(found) if isinstance(index, slice) else _copy(found)
+
+    def __add__(self, other: Any) -> Any:
+        return tuple(self) + tuple(other)
+
+    def __mul__(self, times: Any) -> Any:
+        return tuple(self) * times
+
+    __rmul__ = __mul__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, (list(self),)
 
 
-def _is_immutable(annotation: Any) -> bool:
+class CopiedValues(Mapping[Hashable, RowT]):
+    """Rows by key, that each reader gets copies of."""
+
+    __slots__ = ("_rows",)
+
+    def __init__(self, rows: Mapping[Hashable, RowT]) -> None:
+        self._rows = rows
+
+    def __getitem__(self, key: Hashable) -> RowT:
+        return cast("RowT", _copy(self._rows[key]))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._rows
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+def _copy(row: Any) -> Any:
+    return row.model_copy(deep=True)
+
+
+def _is_shareable(schema: type[BaseModel], within: tuple[type[BaseModel], ...]) -> bool:
+    if schema in within:  # a tree; the schema that it is within decides
+        return True
+    # Frozen models let private attributes and cached properties be set.
+    kept = any(isinstance(value, cached_property) for cls in schema.__mro__ for value in vars(cls).values())
+    if kept or schema.__private_attributes__ or schema.model_config.get("extra") == "allow":
+        return False
+    within = (*within, schema)
+    return all(_is_immutable(field.annotation, within) for field in schema.model_fields.values())
+
+
+def _is_immutable(annotation: Any, within: tuple[type[BaseModel], ...]) -> bool:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _is_immutable(arguments[0])
+        return _is_immutable(arguments[0], within)
     if origin is Literal:
         return True
     if origin in (Union, UnionType, tuple, frozenset):
-        return all(item is Ellipsis or _is_immutable(item) for item in arguments)
+        return all(item is Ellipsis or _is_immutable(item, within) for item in arguments)
     if not isinstance(annotation, type):
         return False
     if issubclass(annotation, BaseModel):  # nested, so nobody has made it frozen but its author
-        return bool(annotation.model_config.get("frozen")) and is_shareable(annotation)
+        return bool(annotation.model_config.get("frozen")) and _is_shareable(annotation, within)
     return annotation in _IMMUTABLE or issubclass(annotation, enum.Enum)

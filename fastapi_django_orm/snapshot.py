@@ -3,7 +3,7 @@
 A refresh makes a new snapshot and swaps it in whole, so a reader never sees half a load.
 """
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
+from .errors import InvalidRow
 from .rows import Row
 
 # The default lets `class Topics(CachedRepository)` mean rows; typing.TypeVar has it from Python 3.13 on.
@@ -44,18 +45,39 @@ class Snapshot(Generic[RowT]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __bool__(self) -> bool:
+        return True  # without rows it still is one
+
 
 def value_of(row: Any, field: str) -> Any:
     """A row's field, be the row a dict or a schema's instance."""
     return row[field] if isinstance(row, Mapping) else getattr(row, field)
 
 
-def index_rows(rows: Sequence[RowT], fields: Iterable[str]) -> Mapping[str, "Index[RowT]"]:
-    """For each field, the rows by its value, in their order."""
-    indexes: dict[str, dict[Hashable, Any]] = {}
+def index_rows(
+    rows: Sequence[RowT], fields: Iterable[str], given: Callable[[list[RowT]], tuple[RowT, ...]] = tuple
+) -> Mapping[str, "Index[RowT]"]:
+    """For each field, the rows by its value, in their order.
+
+    Args:
+        rows: what to index.
+        fields: what to index by.
+        given: makes the tuples that readers get.
+
+    Raises:
+        InvalidRow: a value cannot be looked up by.
+    """
+    indexes: dict[str, Index[RowT]] = {}
     for field in fields:
-        index: dict[Hashable, Any] = {}
+        index: dict[Hashable, list[RowT]] = {}
         for row in rows:
-            index.setdefault(value_of(row, field), []).append(row)
-        indexes[field] = {value: tuple(found) for value, found in index.items()}
+            value = value_of(row, field)
+            try:
+                index.setdefault(value, []).append(row)
+            except TypeError:
+                raise InvalidRow(
+                    f"A row cannot be looked up by {field!r}, which holds {value!r}: "
+                    "leave the field out of `indexes`."
+                ) from None
+        indexes[field] = MappingProxyType({value: given(found) for value, found in index.items()})
     return MappingProxyType(indexes)

@@ -1,123 +1,183 @@
-"""Who runs ORM code: a few long-lived threads, so that connections persist and their number is bounded.
+"""Who runs ORM code: a few long-lived threads.
 
-asgiref has one thread for all ``sync_to_async`` calls of a process, and with a ``ThreadSensitiveContext``
-one for each context. Given this executor, the context of an application spreads its calls over ``size``
-threads instead: Django's own async API becomes concurrent without a line in the handler. asgiref asks for
-an executor that runs one call at a time; that rule keeps a request's calls on one thread, for connections
-that belong to a thread and for open transactions. Here a call finds its connection by other means.
-
-Not a ``ThreadPoolExecutor``: the interpreter waits for its threads at exit, for ever if a call hangs.
+Not a ``ThreadPoolExecutor``: the interpreter waits for its threads at exit, for ever if a query hangs, and a
+job that has waited too long for a thread could not be told so.
 """
 
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
-from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from concurrent.futures import Future
+from typing import Any
 
-from django.conf import settings
-from django.db import close_old_connections, connections
-
-P = ParamSpec("P")
-T = TypeVar("T")
+from ..errors import DatabaseBusy
 
 
-class _Job:
-    __slots__ = ("_call", "future")
+class Job:
+    """A function that waits for a thread, and the future of its result.
+
+    Attributes:
+        future: what the caller waits for.
+        submitted: when, on the monotonic clock.
+    """
+
+    __slots__ = ("_call", "future", "submitted")
 
     def __init__(self, call: Callable[[], Any]) -> None:
+        """Wait.
+
+        Args:
+            call: the function, its arguments bound.
+        """
         self.future: Future[Any] = Future()
-        self._call = call
+        self.submitted = time.monotonic()
+        self._call: Callable[[], Any] | None = call
+
+    @property
+    def waits(self) -> bool:
+        """Whether no thread has begun it, and nobody has given it up."""
+        return self._call is not None and not self.future.done()
 
     def run(self) -> None:
-        if not self.future.set_running_or_notify_cancel():
+        """Do it, unless it was given up."""
+        call, self._call = self._call, None
+        try:
+            if call is None or not self.future.set_running_or_notify_cancel():
+                return
+        except RuntimeError:  # it has expired at this moment
             return
         try:
-            result = self._call()
+            result = call()
         except BaseException as error:
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
 
+    def expire(self, error: Exception) -> None:
+        """Give it up with this error."""
+        self._call = None
+        if not self.future.done():
+            self.future.set_exception(error)
 
-class DatabaseThreads(Executor):
-    """At most ``size`` daemon threads that run ORM code."""
 
-    def __init__(self, size: int) -> None:
+class Worker:
+    """A daemon thread that runs jobs one after the other."""
+
+    def __init__(
+        self, name: str, jobs: "queue.SimpleQueue[Job | None]", idle: threading.Semaphore | None = None
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            name: the thread's.
+            jobs: where it takes them from; None ends it.
+            idle: released whenever the thread waits for a job.
+        """
+        self.jobs = jobs
+        self._idle = idle
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job.run()
+            del job  # or its result would live on until the next one comes
+            if self._idle is not None:
+                self._idle.release()
+
+
+class DatabaseThreads:
+    """At most ``size`` threads for everybody, and one more for each open transaction."""
+
+    def __init__(self, size: int, timeout: float) -> None:
         """Start no thread yet.
 
         Args:
-            size: the most threads, and so the most connections to each database.
+            size: the most threads that serve everybody.
+            timeout: seconds that a job waits for one at most.
         """
         self._size = size
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._timeout = timeout
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
+        self._waiting: deque[Job] = deque()
+        self._shared: list[Worker] = []
+        self._for_transactions: list[Worker] = []
+        self._free: list[Worker] = []
         self._lock = threading.Lock()
         self._closed = False
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run the function on one of the threads."""
-        job = _Job(partial(fn, *args, **kwargs))
+    def put(self, job: Job) -> None:
+        """Let the next free thread run the job."""
         with self._lock:
-            if self._closed:
-                raise RuntimeError("The application has shut down; its database threads have ended.")
+            self._refuse_if_closed()
+            self._waiting.append(job)
+            while self._waiting and not self._waiting[0].waits:
+                self._waiting.popleft()
             self._jobs.put(job)
-            if not self._idle.acquire(blocking=False) and len(self._threads) < self._size:
-                self._start_thread()
-        return job.future
+            if not self._idle.acquire(blocking=False) and len(self._shared) < self._size:
+                name = f"database-{len(self._shared) + 1}"
+                self._shared.append(Worker(name, self._jobs, self._idle))
 
-    def _start_thread(self) -> None:
-        name = f"database-{len(self._threads) + 1}"
-        thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._threads.append(thread)
-        thread.start()
+    def take_worker(self) -> Worker:
+        """A thread for one transaction alone; give it back."""
+        with self._lock:
+            self._refuse_if_closed()
+            if self._free:
+                return self._free.pop()
+            name = f"transaction-{len(self._for_transactions) + 1}"
+            worker = Worker(name, queue.SimpleQueue())
+            self._for_transactions.append(worker)
+            return worker
 
-    def _work(self) -> None:
-        try:
-            while (job := self._jobs.get()) is not None:
-                if settings.configured:
-                    close_old_connections()
-                job.run()
-                del job  # or its result would live on until the next one comes
-                self._idle.release()
-        finally:
-            if settings.configured:
-                connections.close_all()
+    def give_back_worker(self, worker: Worker) -> None:
+        """Let another transaction have the thread."""
+        with self._lock:
+            self._free.append(worker)
 
-    def shutdown(
-        self, wait: bool = True, *, cancel_futures: bool = False, timeout: float | None = None
-    ) -> None:
-        """End the threads when they have done what they were given; each closes its connections.
+    def expire(self) -> None:
+        """Give up the jobs that have waited for a thread longer than the timeout."""
+        latest = time.monotonic() - self._timeout
+        with self._lock:
+            late = []
+            while self._waiting and (not self._waiting[0].waits or self._waiting[0].submitted < latest):
+                late.append(self._waiting.popleft())
+        for job in late:
+            if job.waits:
+                job.expire(
+                    DatabaseBusy(
+                        f"No database thread came free within {self._timeout:g} s: all {self._size} are "
+                        "busy. Look for calls that do not end (the log names them), or raise "
+                        "DJANGO_ORM_THREADS."
+                    )
+                )
+
+    def shutdown(self, timeout: float) -> None:
+        """Drop what waits, and end the threads when they have done what they run.
 
         Args:
-            wait: return when they have ended.
-            cancel_futures: as in ``Executor``; jobs that no thread has begun are dropped.
-            timeout: seconds to wait at most.
+            timeout: seconds to wait for them at most.
         """
         with self._lock:
             self._closed = True
-            if cancel_futures:
-                self._cancel_waiting()
-            for _ in self._threads:
-                self._jobs.put(None)
-        if wait:
-            deadline = None if timeout is None else time.monotonic() + timeout
-            for thread in self._threads:
-                thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
-
-    def _cancel_waiting(self) -> None:
-        while True:
-            try:
-                job = self._jobs.get_nowait()
-            except queue.Empty:
-                return
-            if job is not None:
+            for job in self._waiting:
                 job.future.cancel()
+            for _ in self._shared:
+                self._jobs.put(None)
+            for worker in self._for_transactions:
+                worker.jobs.put(None)
+        deadline = time.monotonic() + timeout
+        for worker in (*self._shared, *self._for_transactions):
+            worker.thread.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def hanging(self) -> list[str]:
         """The names of the threads that still run."""
-        return [thread.name for thread in self._threads if thread.is_alive()]
+        workers = (*self._shared, *self._for_transactions)
+        return [worker.thread.name for worker in workers if worker.thread.is_alive()]
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("The application has shut down; its database threads have ended.")

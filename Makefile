@@ -1,0 +1,58 @@
+# Everything a developer runs. Needs Python 3.11 or newer; the rest is installed into a virtual environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+HOST ?= 127.0.0.1
+PORT ?= 8000
+
+.PHONY: help test lint demo bench pin clean
+
+help:
+	@echo "make test    run the tests, on servers that they start themselves"
+	@echo "make lint    formatting, rules, types, layers"
+	@echo "make demo    serve the sample on http://$(HOST):$(PORT)"
+	@echo "make bench   measure against other ways to do it"
+	@echo "make pin     renew requirements/*.txt (needs uv)"
+
+$(VENV)/%.installed: requirements/%.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$$($(PYTHON) --version) is too old: run make PYTHON=python3.11, or newer." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@
+
+test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/dev.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+demo: $(VENV)/dev.installed
+	cd sample && ../$(BIN)/python manage.py migrate --verbosity 0
+	cd sample && ../$(BIN)/python manage.py demo
+	@echo
+	@echo "  http://$(HOST):$(PORT)/          the topics as JSON, from memory"
+	@echo "  http://$(HOST):$(PORT)/board/    the board, served by Django: write something"
+	@echo "  http://$(HOST):$(PORT)/refresh/  load again: the new topic is in / too"
+	@echo "  http://$(HOST):$(PORT)/admin/    Django's admin: demo, password demo"
+	@echo "  http://$(HOST):$(PORT)/docs      FastAPI's documentation of the API"
+	@echo
+	cd sample && ../$(BIN)/python -m uvicorn main:app --host $(HOST) --port $(PORT)
+
+bench: $(VENV)/bench.installed
+	$(BIN)/python -m benchmarks cached
+	$(BIN)/python -m benchmarks live
+
+pin:
+	for group in dev bench; do \
+		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade \
+			--custom-compile-command "make pin" --extra drf --group $$group pyproject.toml \
+			--output-file requirements/$$group.txt || exit; \
+	done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

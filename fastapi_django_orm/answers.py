@@ -1,0 +1,100 @@
+"""What FastAPI does around a handler, made fit for the ORM while a lifespan is open.
+
+An ``async def`` handler may return a model instance or a query: FastAPI would validate it on the event loop,
+where Django refuses to query. And ``ATOMIC_REQUESTS`` means for a handler what it means for a view. FastAPI
+offers no place to say either, so two functions of ``fastapi.routing`` that it looks up for each request are
+instrumented, as tracers do.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+import fastapi.routing
+from django.db import connections
+from django.db.models import Model, QuerySet
+from django.db.models.manager import BaseManager
+
+from .database.transactions import atomic
+from .errors import LazyAnswer
+
+
+@contextmanager
+def handlers_instrumented() -> Iterator[None]:
+    """Run and answer handlers as the ORM needs it, for the length of the block."""
+    serialize, run = fastapi.routing.serialize_response, fastapi.routing.run_endpoint_function
+
+    async def serialize_response(*, response_content: Any, **options: Any) -> Any:
+        if not _may_query(response_content):
+            return await serialize(response_content=response_content, **options)
+        if options.get("field") is None:
+            raise _lazy_answer(response_content, options.get("endpoint_ctx") or {})
+        # As if a `def` handler had returned it: FastAPI validates it on a thread, in one call.
+        options |= {"field": _ReadingField(options["field"]), "is_coroutine": False}
+        return await serialize(response_content=response_content, **options)
+
+    async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
+        aliases = _atomic_aliases(dependant.call)
+        if not aliases:
+            return await run(dependant=dependant, **options)
+        async with AsyncExitStack() as stack:
+            for alias in aliases:
+                await stack.enter_async_context(atomic(using=alias))
+            return await run(dependant=dependant, **options)
+
+    fastapi.routing.serialize_response = serialize_response
+    fastapi.routing.run_endpoint_function = run_endpoint_function
+    try:
+        yield
+    finally:
+        fastapi.routing.serialize_response = serialize
+        fastapi.routing.run_endpoint_function = run
+
+
+class _ReadingField:
+    """FastAPI's field of a response model, which reads a query before it validates it."""
+
+    def __init__(self, field: Any) -> None:
+        self._field = field
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._field, name)
+
+    def validate(self, value: Any, *args: Any, **options: Any) -> Any:
+        return self._field.validate(_read(value), *args, **options)
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, QuerySet | BaseManager):
+        return list(value.all())
+    if isinstance(value, dict):
+        return {key: _read(item) for key, item in value.items()}
+    return value
+
+
+def _may_query(content: Any) -> bool:
+    if isinstance(content, dict):
+        return any(map(_may_query, content.values()))
+    if isinstance(content, list | tuple):
+        return any(isinstance(item, Model) for item in content)
+    return isinstance(content, Model | QuerySet | BaseManager)
+
+
+def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
+    place = f"{where.get('file')}:{where.get('line')}" if where.get("file") else "an unknown place"
+    return LazyAnswer(
+        f"The handler {where.get('function')}() of {where.get('path')} ({place}) returns a "
+        f"{type(content).__name__} and has no response model, so there is no telling which fields to send. "
+        "Annotate what it returns (`-> TopicOut`, `-> list[TopicOut]`), give `response_model=`, or return "
+        "plain values: `.values()` in a list, a dict."
+    )
+
+
+def _atomic_aliases(handler: Any) -> list[str]:
+    """The databases whose ``ATOMIC_REQUESTS`` is on, but for those of ``@non_atomic_requests``."""
+    exempt = getattr(handler, "_non_atomic_requests", ())
+    return [
+        alias
+        for alias, settings in connections.settings.items()
+        if settings["ATOMIC_REQUESTS"] and alias not in exempt
+    ]

@@ -1,0 +1,120 @@
+"""A call: one function that runs on some thread from its beginning to its end, and what it has borrowed.
+
+Everything synchronous in an application is one: a ``def`` handler or dependency, each step of a streaming
+generator, a ``sync_to_async`` function, a query of Django's async API. A call borrows a connection when it
+first touches one, and gives it back when it ends, so none is held while a request waits for something else.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..errors import TransactionLeftOpen
+from .pool import Pool
+
+T = TypeVar("T")
+
+_local = threading.local()
+running_calls: set["Call"] = set()
+
+
+class Call:
+    """What one call has borrowed."""
+
+    __slots__ = ("held", "ident", "pools", "started")
+
+    def __init__(self, pools: Callable[[str], Pool]) -> None:
+        """Begin with nothing.
+
+        Args:
+            pools: where to borrow, by alias.
+        """
+        self.pools = pools
+        self.held: dict[str, BaseDatabaseWrapper] = {}
+        self.ident = 0
+        self.started = 0.0
+
+    def connection(self, alias: str) -> BaseDatabaseWrapper:
+        """The call's connection to a database, borrowed at first use.
+
+        Raises:
+            DatabaseBusy: none came free in time.
+        """
+        connection = self.held.get(alias)
+        if connection is None:
+            connection = self.held[alias] = self.pools(alias).borrow()
+        return connection
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Run the function as this call, and give back what it has borrowed.
+
+        A connection with an open transaction stays in ``held``, for the caller to decide on.
+        """
+        self.ident = threading.get_ident()
+        self.started = time.monotonic()
+        before = current()  # a call inside a call: asgiref runs code of inner frames on outer threads
+        _local.call = self
+        running_calls.add(self)
+        try:
+            return function(*args)
+        finally:
+            _local.call = before
+            running_calls.discard(self)
+            if self.held:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        for connection in list(self.held.values()):
+            if not connection.in_atomic_block:
+                del self.held[connection.alias]
+                self.pools(connection.alias).give_back(connection)
+
+    def discard_open(self) -> None:
+        """Roll back what the call has left open.
+
+        Raises:
+            TransactionLeftOpen: there was something.
+        """
+        if not self.held:
+            return
+        aliases = ", ".join(map(repr, self.held))
+        for alias, connection in list(self.held.items()):
+            del self.held[alias]
+            self.pools(alias).discard(connection)
+        raise TransactionLeftOpen(
+            f"A call has ended with a transaction on {aliases} open; it was rolled back. Calls share their "
+            "connections, so a transaction must end in the call that began it. Write `async with atomic():` "
+            "from fastapi_django_orm, or take the dependency InTransaction."
+        )
+
+
+def run_as_call(pools: Callable[[str], Pool], function: Callable[..., T], *args: Any) -> T:
+    """Run the function as a call in which every transaction must end.
+
+    Raises:
+        TransactionLeftOpen: it has left one open, which was rolled back.
+    """
+    call = Call(pools)
+    try:
+        result = call.run(function, *args)
+    except BaseException:
+        with suppress(TransactionLeftOpen):  # the error that is on its way says more
+            call.discard_open()
+        raise
+    call.discard_open()
+    return result
+
+
+def current() -> Call | None:
+    """The call that runs on this thread."""
+    return getattr(_local, "call", None)
+
+
+def forget_all() -> None:
+    """In a forked child: the calls that ran were the parent's, and so are their connections."""
+    running_calls.clear()
+    _local.call = None

@@ -1,0 +1,40 @@
+"""Cursors that outlive a call: ``queryset.iterator()`` in a streaming response, ``aiterator()`` in a loop.
+
+Each step of such a loop is a call of its own, and between two of them the connection may serve others. That
+is well with what the databases do, if the following is seen to:
+
+- PostgreSQL keeps a server-side cursor (Django declares it WITH HOLD) for as long as the connection is open,
+  so a connection with one is not closed for its age, and others are lent first.
+- SQLite has rows still to read in an open read transaction, which a write on the same connection would
+  upgrade, and fail ("database is locked"). So rows are read at once.
+- MySQL's drivers have all rows in memory anyway.
+"""
+
+from typing import Any
+from weakref import WeakSet
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+
+def watch_cursors(connection: BaseDatabaseWrapper) -> None:
+    """Make a new connection fit for loops that span calls."""
+    if connection.vendor == "sqlite":
+        connection.features.can_use_chunked_reads = False
+    opened: WeakSet[Any] = WeakSet()
+    chunked_cursor = connection.chunked_cursor
+
+    def watched() -> Any:
+        cursor = chunked_cursor()
+        opened.add(cursor)
+        return cursor
+
+    connection.chunked_cursor = watched  # type: ignore[method-assign]
+    connection.opened_cursors = opened  # type: ignore[attr-defined]
+
+
+def has_open_cursor(connection: BaseDatabaseWrapper) -> bool:
+    """Whether a loop over this connection's rows has not come to its end."""
+    return any(
+        not getattr(cursor, "closed", True)
+        for cursor in tuple(connection.opened_cursors)  # type: ignore[attr-defined]
+    )

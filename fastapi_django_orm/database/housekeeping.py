@@ -1,0 +1,52 @@
+"""What must happen though nobody calls: jobs that wait too long, calls that do not end, idle connections."""
+
+import asyncio
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from .calls import Call, running_calls
+from .pool import Pool
+from .threads import DatabaseThreads, Job
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+INTERVAL = 1.0  # seconds
+
+
+async def keep_house(threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], patience: float) -> None:
+    """Look after the threads and connections of an application, for ever.
+
+    Args:
+        threads: the application's.
+        pools: the connections.
+        patience: seconds after which a job that waits is given up, and a call that runs is named in the log.
+    """
+    named: set[Call] = set()
+    while True:
+        await asyncio.sleep(min(INTERVAL, patience / 4))
+        threads.expire()
+        named = _name_blocked(named, patience)
+        for pool in pools():
+            if pool.has_old:
+                threads.put(Job(pool.sweep))
+
+
+def _name_blocked(named: set[Call], patience: float) -> set[Call]:
+    latest = time.monotonic() - patience
+    blocked = {call for call in tuple(running_calls) if call.started < latest}
+    frames = sys._current_frames()
+    for call in blocked - named:
+        frame = frames.get(call.ident)
+        if frame is not None:
+            stack = traceback.extract_stack(frame)
+            logger.warning(
+                "call_does_not_end",
+                seconds=round(time.monotonic() - call.started, 1),
+                databases=sorted(call.held),
+                at=[f"{step.filename}:{step.lineno} in {step.name}" for step in stack[-3:]],
+            )
+    return blocked

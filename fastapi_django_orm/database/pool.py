@@ -1,0 +1,175 @@
+"""The connections to one database: few, kept open, checked before use, lent to one call at a time.
+
+A connection is lent to a *call*, not to a thread or a request: a request that kept one while it waits for
+something else would starve the others, and FastAPI's worker threads are many more than the connections that
+a server can spare. psycopg's own pool is not used, because it knows one driver of Django's three.
+"""
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..errors import DatabaseBusy
+from .cursors import has_open_cursor, watch_cursors
+from .liveness import died_idle
+
+
+class Pool:
+    """Lends the connections of one alias; any thread may call."""
+
+    def __init__(self, alias: str, limit: int, timeout: float) -> None:
+        """Open nothing yet.
+
+        Args:
+            alias: the key in ``DATABASES``.
+            limit: the most connections at a time.
+            timeout: seconds that a borrower waits at most.
+        """
+        self.alias = alias
+        self.limit = limit
+        self.timeout = timeout
+        self._lock = threading.Lock()
+        self._free: list[BaseDatabaseWrapper] = []  # a stack: the warmest is lent, the others grow old
+        self._lent = 0
+        self._waiting: deque[Future[BaseDatabaseWrapper]] = deque()
+        self._closed = False
+
+    def request(self) -> Future[BaseDatabaseWrapper]:
+        """Ask for a connection; ``check()`` it before use, and give it back.
+
+        Give up with ``withdraw()``.
+        """
+        future: Future[BaseDatabaseWrapper] = Future()
+        with self._lock:
+            if self._free:
+                self._lent += 1
+                future.set_result(self._take())
+            elif self._lent < self.limit:
+                self._lent += 1
+                future.set_result(self._create())
+            else:
+                self._waiting.append(future)
+        return future
+
+    def _take(self) -> BaseDatabaseWrapper:
+        """The warmest of the free ones that no unfinished loop reads from, else the warmest."""
+        for position in range(len(self._free) - 1, -1, -1):
+            if not has_open_cursor(self._free[position]):
+                return self._free.pop(position)
+        return self._free.pop()
+
+    def withdraw(self, future: Future[BaseDatabaseWrapper]) -> None:
+        """Take a request back, whether it was answered or not."""
+        if not future.cancel():
+            self._pass_on(future.result())  # as it came: closing it may not be allowed here, on the loop
+
+    def borrow(self) -> BaseDatabaseWrapper:
+        """A connection that works, waiting for one if need be. On the thread that will use it.
+
+        Raises:
+            DatabaseBusy: all stayed in use for the timeout.
+        """
+        future = self.request()
+        try:
+            connection = future.result(self.timeout)
+        except TimeoutError:
+            if future.cancel():
+                raise self.busy() from None
+            connection = future.result()  # it came at the last moment
+        self.check(connection)
+        return connection
+
+    def busy(self) -> DatabaseBusy:
+        """The error of a borrower that has waited long enough."""
+        return DatabaseBusy(
+            f"No connection to {self.alias!r} came free within {self.timeout:g} s: all {self.limit} are "
+            "in use. Look for calls that keep theirs (the log names those), or raise DJANGO_ORM_THREADS."
+        )
+
+    def check(self, connection: BaseDatabaseWrapper) -> None:
+        """Close a connection that is too old, broken or dead, so that its next use opens another.
+
+        What Django does when a request begins, and one thing that it does not: see a connection that the
+        server has closed while it was idle.
+        """
+        if has_open_cursor(connection):
+            return
+        with suppress(Error):  # a broken connection may fail to close, too
+            connection.close_if_unusable_or_obsolete()
+        if connection.connection is not None and died_idle(connection):
+            with suppress(Error):
+                connection.close()
+            connection.connection = None
+
+    def give_back(self, connection: BaseDatabaseWrapper) -> None:
+        """Take a connection back, and lend it to whoever has waited longest."""
+        if _is_old(connection) or (self._closed and connection.connection is not None):
+            self._close(connection)
+        self._pass_on(connection)
+
+    def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
+        with self._lock:
+            while self._waiting:
+                future = self._waiting.popleft()
+                if future.set_running_or_notify_cancel():
+                    future.set_result(connection)
+                    return
+            self._lent -= 1
+            if not self._closed:
+                self._free.append(connection)
+
+    def discard(self, connection: BaseDatabaseWrapper) -> None:
+        """Take back a connection in an unknown state: close it, and lend a new one in its place."""
+        self._close(connection)
+        connection.connection = None
+        self.give_back(connection)
+
+    def sweep(self) -> None:
+        """Close the idle connections that are past their age, all but the one used last."""
+        with self._lock:
+            kept = self._free[-1:]
+            old = [connection for connection in self._free[:-1] if _is_old(connection)]
+            self._free = [c for c in self._free[:-1] if not _is_old(c)] + kept
+        for connection in old:
+            self._close(connection)
+
+    @property
+    def has_old(self) -> bool:
+        """Whether there is something to sweep."""
+        return any(_is_old(connection) for connection in self._free[:-1])
+
+    def close(self) -> None:
+        """Close what is idle now, and what is lent when it comes back."""
+        with self._lock:
+            self._closed = True
+            free, self._free = self._free, []
+        for connection in free or [self._create()]:
+            self._close(connection)
+            close_driver_pool = getattr(connection, "close_pool", None)  # OPTIONS["pool"]
+            if close_driver_pool is not None:
+                close_driver_pool()
+
+    def _create(self) -> BaseDatabaseWrapper:
+        connection: BaseDatabaseWrapper = connections.create_connection(self.alias)
+        watch_cursors(connection)
+        connection.inc_thread_sharing()  # lent from thread to thread, and never to two at a time
+        return connection
+
+    def _close(self, connection: Any) -> None:
+        with suppress(Error):
+            connection.close()
+
+
+def _is_old(connection: BaseDatabaseWrapper) -> bool:
+    return (
+        connection.connection is not None
+        and connection.close_at is not None
+        and time.monotonic() >= connection.close_at
+        and not has_open_cursor(connection)
+    )

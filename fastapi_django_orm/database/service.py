@@ -1,0 +1,129 @@
+"""The database side of one application: its threads, and the process's connections.
+
+Connections are the process's, because Django is one for each process: two applications in one share them,
+and the bound with them. Threads are the application's.
+"""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+
+import structlog
+
+from ..shared import SharedContext
+from . import calls
+from .connections import lending
+from .executor import DatabaseExecutor
+from .housekeeping import keep_house
+from .instruments import calls_instrumented
+from .pool import Pool
+from .threads import DatabaseThreads
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+SHUTDOWN_TIMEOUT = 10.0  # seconds that queries have to end before their threads are left behind
+
+
+class _Process:
+    """What all applications of the process share: the pools, and the ways that lead to them."""
+
+    def __init__(self) -> None:
+        self.limit = 0
+        self.timeout = 0.0
+        self._shared = SharedContext(lending, lambda: calls_instrumented(self.pool), self._open)
+        self._pools: dict[str, Pool] = {}
+        self._lock = threading.Lock()
+        self._forgotten: list[dict[str, Pool]] = []
+
+    def pool(self, alias: str) -> Pool:
+        """The pool of a database, made when it is first used."""
+        pool = self._pools.get(alias)
+        if pool is None:
+            with self._lock:
+                pool = self._pools.setdefault(alias, Pool(alias, self.limit, self.timeout))
+        return pool
+
+    def pools(self) -> list[Pool]:
+        """All pools that were used."""
+        return list(self._pools.values())
+
+    @contextmanager
+    def bounded(self, limit: int, timeout: float) -> Iterator[None]:
+        """Let an application use the pools; the last one to go closes them."""
+        with self._shared.entered():
+            self.limit, self.timeout = max(self.limit, limit), timeout
+            for pool in self.pools():
+                pool.limit = self.limit
+            yield
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.limit = 0
+            with self._lock:
+                pools, self._pools = self._pools, {}
+            for pool in pools.values():
+                pool.close()
+
+    def forget(self) -> None:
+        """In a forked child: leave the parent's connections alone.
+
+        They are kept, because a driver that finalises one would say goodbye to the server on the socket that
+        the parent still uses.
+        """
+        self._forgotten.append(self._pools)
+        self._pools, self._lock = {}, threading.Lock()
+        calls.forget_all()
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.forget)
+
+
+@asynccontextmanager
+async def database_service(size: int, patience: float) -> AsyncIterator[DatabaseExecutor]:
+    """Run ORM code of an application, for the length of the block.
+
+    Args:
+        size: the most threads for everybody, and the most connections to each database.
+        patience: seconds that a call waits for a thread or a connection at most.
+    """
+    threads = DatabaseThreads(size, patience)
+    shared = ExitStack()
+    shared.enter_context(_process.bounded(size, patience))
+    housekeeper = asyncio.create_task(
+        keep_house(threads, _process.pools, patience), name="database housekeeping"
+    )
+    try:
+        yield DatabaseExecutor(threads, _process.pool)
+    finally:
+        housekeeper.cancel()
+        await asyncio.gather(housekeeper, return_exceptions=True)
+        await _off_the_loop(lambda: _shut_down(threads, shared))
+
+
+def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:
+    threads.shutdown(SHUTDOWN_TIMEOUT)
+    if hanging := threads.hanging:
+        logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
+    shared.close()
+
+
+async def _off_the_loop(function: Callable[[], None]) -> None:
+    # Not on the loop, which a query that still runs may need to come to an end; and not in its default
+    # executor, which would leave a thread behind.
+    loop = asyncio.get_running_loop()
+    ended = loop.create_future()
+
+    def work() -> None:
+        try:
+            function()
+        finally:
+            loop.call_soon_threadsafe(ended.set_result, None)
+
+    threading.Thread(target=work, name="database-shutdown", daemon=True).start()
+    await ended

@@ -1,0 +1,36 @@
+"""A context that many enter: the first opens it, the last closes it.
+
+Some of what the plugin does is the process's and not an application's: Django's connections, the functions of
+other libraries that are instrumented. Two applications in one process share it, and either may end first.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+
+class SharedContext:
+    """Opens a context for as long as anybody is inside."""
+
+    def __init__(self, *contexts: Callable[[], AbstractContextManager[None]]) -> None:
+        """Open nothing yet.
+
+        Args:
+            *contexts: what to open, in this order; what to close, in the other.
+        """
+        self._contexts = contexts
+        self._stack = ExitStack()
+        self._inside = 0
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Be one of those who are inside."""
+        self._inside += 1
+        if self._inside == 1:
+            for context in self._contexts:
+                self._stack.enter_context(context())
+        try:
+            yield
+        finally:
+            self._inside -= 1
+            if not self._inside:
+                self._stack.close()
