@@ -11,9 +11,15 @@ from collections.abc import Iterable
 
 import structlog
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
+from django.core.exceptions import SynchronousOnlyOperation
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import running
+
+HOW_TO_QUERY = (
+    "In an `async def` function write `await Topic.objects.aget(…)`, `async for topic in queryset`, or "
+    "`await run(function)` with run from fastapi_django_orm; or make the handler a plain `def`."
+)
 
 _REQUEST_ID = re.compile(rb"[\w.:@/+=-]{1,128}", re.ASCII)  # nothing that could forge a log line
 
@@ -42,7 +48,11 @@ class RequestContext:
         # What entering the context would do; it can be entered once, and the lifespan has.
         SyncToAsync.thread_sensitive_context.set(self._threads)
         with structlog.contextvars.bound_contextvars(request_id=_request_id(scope["headers"])):
-            await self.app(scope, receive, send)
+            try:
+                await self.app(scope, receive, send)
+            except SynchronousOnlyOperation as error:
+                error.add_note(HOW_TO_QUERY)
+                raise
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -59,6 +59,10 @@ class NotIndexed(InvalidRepository, LookupError):
     """``find()`` was asked for fields none of which is in ``indexes``."""
 
 
+class PrivateDatabase(ConfigurationError):
+    """A database that each connection would have for itself."""
+
+
 class DatabaseUnreachable(DjangoORMError, OperationalError):
     """A database that the application needs does not answer."""
 

@@ -1,7 +1,7 @@
 """One stream of logs from structlog, uvicorn and Django, for applications that want it.
 
 The package logs through structlog and configures nothing by itself. ``configure()`` does, once, where the
-application is made; the plugin calls ``configure_again()`` after ``django.setup()``, because Django's
+application is made; ``setup`` calls ``configure_again()`` after ``django.setup()``, because Django's
 ``LOGGING`` is applied then and may replace handlers or switch off loggers that exist (its default for
 ``disable_existing_loggers``), uvicorn's access log among them.
 """
@@ -15,7 +15,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-SERVER_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
+ACCESS_LOGGER = "uvicorn.access"
+SERVER_LOGGERS = ("uvicorn", "uvicorn.error", ACCESS_LOGGER, "uvicorn.asgi")
 DJANGO_LOGGERS = ("django", "django.server", "django.request")
 
 _configured: Callable[[], None] | None = None
@@ -66,7 +67,9 @@ def _configure(as_json: bool, level: int | str, stream: TextIO) -> None:
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, _access_fields], processors=_rendering(as_json, stream)
+            foreign_pre_chain=[*shared, _access_fields],
+            processors=_rendering(as_json, stream),
+            pass_foreign_args=True,
         )
     )
     root = logging.getLogger()
@@ -75,6 +78,8 @@ def _configure(as_json: bool, level: int | str, stream: TextIO) -> None:
     root.setLevel(level)
     for name in (*SERVER_LOGGERS, *DJANGO_LOGGERS, "fastapi_django_orm"):
         logger = logging.getLogger(name)
+        if name == ACCESS_LOGGER and not (logger.handlers or logger.propagate):
+            continue  # how `uvicorn --no-access-log` leaves it
         _remove_streams(logger)
         logger.propagate = True
         logger.disabled = False
@@ -102,8 +107,8 @@ def _remove_streams(logger: logging.Logger) -> None:
 
 def _access_fields(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Give a line of uvicorn's access log fields of their own."""
-    record: Any = event.get("_record")
-    if record is not None and record.name == "uvicorn.access" and len(record.args or ()) == 5:
-        client, verb, path, version, status = record.args
+    args: Any = event.pop("positional_args", ())
+    if event["_record"].name == ACCESS_LOGGER and len(args) == 5:
+        client, verb, path, version, status = args
         event.update(event="request", client=client, method=verb, path=path, http=version, status=status)
     return event

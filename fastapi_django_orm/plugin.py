@@ -20,7 +20,8 @@ from . import logs, repository, running
 from .access import HOW_TO_ALLOW
 from .answers import handlers_instrumented
 from .context import RequestContext
-from .database.reachable import check_reachable
+from .database.network import notice_dead_networks
+from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
 from .errors import ConfigurationError, InvalidRepository
 from .health import DatabaseProbe
@@ -98,12 +99,13 @@ class DjangoORM:
         async with AsyncExitStack() as stack:
             here = stack.enter_context(running.running())
             executor = await stack.enter_async_context(
-                database_service(settings.threads, settings.thread_timeout)
+                database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
             here.executor = executor
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(set_up_django)(settings.settings_module)
+            notice_dead_networks()
             logs.configure_again()  # Django's LOGGING has been applied over it
             refreshers, aliases = await sync_to_async(self._prepare)(here)
             for refresher in refreshers.values():
@@ -136,6 +138,8 @@ class DjangoORM:
             here.repositories[cls] = instance
             refreshers[instance.name] = instance.prepare()
             aliases.add(instance.queryset().db)
+        for alias in aliases:
+            check_shareable(alias)
         return refreshers, sorted(aliases)
 
 

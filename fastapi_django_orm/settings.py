@@ -67,6 +67,11 @@ class ORMSettings(BaseSettings):
         gt=0,
         description="Seconds that a call waits for a thread or a connection before DatabaseBusy.",
     )
+    call_timeout: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds after which a call that uses a connection is cut off from it; 0: never.",
+    )
 
     @model_validator(mode="after")
     def _paths_differ(self) -> Self:
@@ -101,10 +106,7 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
         return message.removeprefix("Value error, ")
     variable = PREFIX + str(loc[0]).upper()
     value = EnvSettingsSource(ORMSettings).env_vars.get(variable.lower())
-    if value is None:
-        shown = " in .env"
-    else:
-        shown = "" if variable.endswith("TOKEN") else f"={value}"
+    shown = " in .env" if value is None else "" if variable.endswith("TOKEN") else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
 
 

@@ -20,6 +20,7 @@ from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.db import connections
 
+from . import logs
 from .errors import ConfigurationError, SettingsModuleBroken, SettingsModuleMissing, SetupFailed
 
 logger = structlog.get_logger("fastapi_django_orm")
@@ -77,6 +78,7 @@ def _set_up(settings_module: str | None) -> None:
         finally:
             if settings.configured:
                 connections.close_all()  # what a ready() has opened belongs to nobody from here on
+        logs.configure_again()  # Django's LOGGING has been applied over it
         logger.info("django_set_up", settings_module=_configured_module(), version=django.__version__)
 
 

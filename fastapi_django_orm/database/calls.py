@@ -7,7 +7,7 @@ first touches one, and gives it back when it ends, so none is held while a reque
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -23,9 +23,17 @@ running_calls: set["Call"] = set()
 
 
 class Call:
-    """What one call has borrowed."""
+    """What one call has borrowed.
 
-    __slots__ = ("held", "ident", "pools", "started")
+    Attributes:
+        held: the connections that it has borrowed, by alias.
+        transaction: those that it uses of the transaction around it.
+        ident: the thread that runs it.
+        started: when, on the monotonic clock.
+        cut_off: whether its connections were cut because it took too long.
+    """
+
+    __slots__ = ("cut_off", "held", "ident", "pools", "started", "transaction")
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
         """Begin with nothing.
@@ -35,6 +43,8 @@ class Call:
         """
         self.pools = pools
         self.held: dict[str, BaseDatabaseWrapper] = {}
+        self.transaction: Mapping[str, BaseDatabaseWrapper] = {}
+        self.cut_off = False
         self.ident = 0
         self.started = 0.0
 

@@ -23,12 +23,13 @@ class LentConnections(ConnectionHandler):
     """
 
     def __getitem__(self, alias: str) -> BaseDatabaseWrapper:
-        block = current_block()
+        block, call = current_block(), calls.current()
         if block is not None:
             connection = block.transaction.connections.get(alias)
             if connection is not None:
+                if call is not None:
+                    call.transaction = block.transaction.connections
                 return connection
-        call = calls.current()
         if call is not None:
             if alias not in self.settings:
                 raise self.exception_class(f"The connection '{alias}' doesn't exist.")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from .calls import Call, running_calls
+from .network import cut
 from .pool import Pool
 from .threads import DatabaseThreads, Job
 
@@ -17,22 +18,39 @@ logger = structlog.get_logger("fastapi_django_orm")
 INTERVAL = 1.0  # seconds
 
 
-async def keep_house(threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], patience: float) -> None:
+async def keep_house(
+    threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], patience: float, call_limit: float
+) -> None:
     """Look after the threads and connections of an application, for ever.
 
     Args:
         threads: the application's.
         pools: the connections.
         patience: seconds after which a job that waits is given up, and a call that runs is named in the log.
+        call_limit: seconds after which a call is cut off from its connections; 0: never.
     """
     named: set[Call] = set()
+    interval = min(INTERVAL, patience / 4, call_limit / 4 or INTERVAL)
     while True:
-        await asyncio.sleep(min(INTERVAL, patience / 4))
+        await asyncio.sleep(interval)
         threads.expire()
         named = _name_blocked(named, patience)
+        if call_limit:
+            _cut_off(call_limit)
         for pool in pools():
             if pool.has_old:
                 threads.put(Job(pool.sweep))
+
+
+def _cut_off(limit: float) -> None:
+    latest = time.monotonic() - limit
+    for call in [call for call in tuple(running_calls) if call.started < latest and not call.cut_off]:
+        used = [*call.held.values(), *call.transaction.values()]
+        if used:
+            call.cut_off = True
+            logger.error("call_cut_off", databases=sorted({c.alias for c in used}), after=limit)
+            for connection in used:
+                cut(connection)
 
 
 def _name_blocked(named: set[Call], patience: float) -> set[Call]:

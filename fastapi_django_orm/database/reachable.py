@@ -8,7 +8,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, Error, connections
 from django.db.models import Model
 
-from ..errors import DatabaseUnreachable, TableMissing
+from ..errors import DatabaseUnreachable, PrivateDatabase, TableMissing
 
 
 def check_reachable(alias: str) -> None:
@@ -38,6 +38,23 @@ def _place(alias: str) -> str:
     kind = settings["ENGINE"].rsplit(".", 1)[-1]
     host = settings["HOST"] and f" at {settings['HOST']}:{settings['PORT'] or 'its default port'}"
     return f"{kind} {str(settings['NAME'])!r}{host}"
+
+
+def check_shareable(alias: str) -> None:
+    """Refuse a database in memory, of which each connection would have one of its own.
+
+    Raises:
+        PrivateDatabase: it is SQLite's ``:memory:``.
+    """
+    settings = connections.settings[alias]
+    name = str(settings["NAME"])
+    private = name in (":memory:", "") or ("mode=memory" in name and "cache=shared" not in name)
+    if settings["ENGINE"].endswith(".sqlite3") and private:
+        raise PrivateDatabase(
+            f"DATABASES[{alias!r}] is SQLite's {name or 'temporary file'!r}, and every connection would see an "
+            "empty database of its own. Give it a file's name, or in tests "
+            "'file:memory?mode=memory&cache=shared'."
+        )
 
 
 @contextmanager

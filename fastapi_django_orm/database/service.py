@@ -85,18 +85,19 @@ os.register_at_fork(after_in_child=_process.forget)
 
 
 @asynccontextmanager
-async def database_service(size: int, patience: float) -> AsyncIterator[DatabaseExecutor]:
+async def database_service(size: int, patience: float, call_limit: float) -> AsyncIterator[DatabaseExecutor]:
     """Run ORM code of an application, for the length of the block.
 
     Args:
         size: the most threads for everybody, and the most connections to each database.
         patience: seconds that a call waits for a thread or a connection at most.
+        call_limit: seconds that a call may use a connection; 0: as long as it likes.
     """
     threads = DatabaseThreads(size, patience)
     shared = ExitStack()
     shared.enter_context(_process.bounded(size, patience))
     housekeeper = asyncio.create_task(
-        keep_house(threads, _process.pools, patience), name="database housekeeping"
+        keep_house(threads, _process.pools, patience, call_limit), name="database housekeeping"
     )
     try:
         yield DatabaseExecutor(threads, _process.pool)

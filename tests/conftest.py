@@ -1,0 +1,142 @@
+"""Django, set up once for the test process, and the databases that its tests run on."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.project.settings"
+for name in [name for name in os.environ if name.startswith("DJANGO_ORM_")]:
+    del os.environ[name]  # what a developer has exported is not what the tests are about
+
+import django
+import dj_database_url
+import pymysql
+import structlog
+from django.apps import apps
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connections
+
+from tests.interpreter import Interpreter
+from tests.project import router
+from tests.projects import Project
+from tests.servers import MariaDB, PostgreSQL, Server
+
+pymysql.install_as_MySQLdb()
+django.setup()
+
+
+def pytest_report_header() -> str:
+    """Name what decides the result."""
+    return f"django {django.__version__}"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    yield from _server(PostgreSQL)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    yield from _server(MariaDB)
+
+
+def _server(kind: type[Any]) -> Iterator[Any]:
+    if reason := kind.unavailable():
+        pytest.skip(reason)
+    with kind() as server:
+        yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sqlite_tables() -> Iterator[None]:
+    call_command("migrate", verbosity=0, run_syncdb=True)
+    connections.close_all()
+    yield
+    settings.DIRECTORY.cleanup()
+
+
+def add_database(alias: str, url: str, **options: Any) -> None:
+    """Make a server's database known to Django under an alias, with the tables of the test project."""
+    settings.DATABASES[alias] = dj_database_url.parse(url, conn_max_age=None)
+    settings.DATABASES[alias].update(options)
+    connections.__dict__.pop("settings", None)  # a cached property; Django's own tests do the same
+    connections._settings = None
+    router.choose(alias)
+    call_command("migrate", verbosity=0, run_syncdb=True, database=alias)
+    connections.close_all()
+
+
+@pytest.fixture(scope="session")
+def _databases(request: pytest.FixtureRequest) -> Any:
+    known: dict[str, Server] = {}
+
+    def need(kind: str) -> str:
+        if kind != "sqlite" and kind not in known:
+            known[kind] = server = request.getfixturevalue(kind)
+            add_database(kind, server.create_database("board"))
+        return "default" if kind == "sqlite" else kind
+
+    return need
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database(request: pytest.FixtureRequest, _databases: Any) -> Iterator[str]:
+    """Each kind of database in turn, with empty tables. Its alias."""
+    yield from _chosen(_databases(request.param))
+
+
+@pytest.fixture
+def sqlite(_databases: Any) -> Iterator[str]:
+    """SQLite with empty tables. Its alias."""
+    yield from _chosen(_databases("sqlite"))
+
+
+def _chosen(alias: str) -> Iterator[str]:
+    router.choose(alias)
+    for model in apps.get_app_config("board").get_models():
+        model._default_manager.using(alias).all().delete()
+    yield alias
+    connections.close_all()
+    router.choose("default")
+
+
+@pytest.fixture(autouse=True)
+def _structlog_as_it_was() -> Iterator[None]:
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Interpreter]:
+    with Interpreter() as interpreter:
+        yield interpreter
+
+
+@pytest.fixture
+def project(tmp_path: Path, interpreter: Interpreter) -> Project:
+    """A Django project of its own with ``main.py``, for code that runs in processes of its own."""
+    return Project(tmp_path, interpreter)
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def default_database(request: pytest.FixtureRequest, _databases: Any) -> Iterator[str]:
+    """Each kind of database in turn as the alias `default`, with empty tables. Its kind."""
+    alias = _databases(request.param)
+    before = settings.DATABASES["default"]
+    _set_default(settings.DATABASES[alias])
+    for _ in _chosen("default"):
+        yield request.param
+    _set_default(before)
+
+
+def _set_default(config: dict[str, Any]) -> None:
+    connections["default"].close()
+    del connections["default"]
+    settings.DATABASES["default"] = config
+    connections.__dict__.pop("settings", None)
+    connections._settings = None
