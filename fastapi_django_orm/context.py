@@ -8,6 +8,7 @@ application's whole middleware, so that middleware may use the ORM as well.
 import re
 import secrets
 from collections.abc import Iterable
+from itertools import count
 
 import structlog
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
@@ -38,26 +39,32 @@ class RequestContext:
         self.app = app
         self._here = here
         self._threads = threads
+        # Not a random id for each request, which would cost a system call.
+        self._request_ids = map(f"{secrets.token_hex(4)}-{{:x}}".format, count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request under the application's context, with its id bound for the logs."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        running.enter(self._here)
+        entered = running.enter(self._here)
         # What entering the context would do; it can be entered once, and the lifespan has.
-        SyncToAsync.thread_sensitive_context.set(self._threads)
-        with structlog.contextvars.bound_contextvars(request_id=_request_id(scope["headers"])):
-            try:
-                await self.app(scope, receive, send)
-            except SynchronousOnlyOperation as error:
-                error.add_note(HOW_TO_QUERY)
-                raise
+        selected = SyncToAsync.thread_sensitive_context.set(self._threads)
+        bound = structlog.contextvars.bind_contextvars(request_id=self._request_id(scope["headers"]))
+        try:
+            await self.app(scope, receive, send)
+        except SynchronousOnlyOperation as error:
+            error.add_note(HOW_TO_QUERY)
+            raise
+        finally:
+            # A server's request ends here with its context; a test client may run many in one.
+            structlog.contextvars.reset_contextvars(**bound)
+            SyncToAsync.thread_sensitive_context.reset(selected)
+            running.leave(entered)
 
-
-def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The id that a proxy has given the request in ``X-Request-ID``, else one of our own."""
-    for name, value in headers:
-        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-            return value.decode()
-    return secrets.token_hex(8)
+    def _request_id(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """The id that a proxy has given the request in ``X-Request-ID``, else one of our own."""
+        for name, value in headers:
+            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+                return value.decode()
+        return next(self._request_ids)

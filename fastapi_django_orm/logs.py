@@ -9,6 +9,7 @@ application is made; ``setup`` calls ``configure_again()`` after ``django.setup(
 import logging
 import sys
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, TextIO
 
@@ -37,7 +38,10 @@ def configure(
     global _configured
     stream = stream or sys.stderr
     as_json = not stream.isatty() if json is None else json
-    _configured = partial(_configure, as_json, level, stream)
+    access = logging.getLogger(ACCESS_LOGGER)
+    # `uvicorn --no-access-log` leaves it so; Django's LOGGING may undo that.
+    muted = {ACCESS_LOGGER} if not (access.handlers or access.propagate) else set[str]()
+    _configured = partial(_configure, as_json, level, stream, muted)
     _configured()
 
 
@@ -47,7 +51,7 @@ def configure_again() -> None:
         _configured()
 
 
-def _configure(as_json: bool, level: int | str, stream: TextIO) -> None:
+def _configure(as_json: bool, level: int | str, stream: TextIO, muted: AbstractSet[str]) -> None:
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -78,10 +82,8 @@ def _configure(as_json: bool, level: int | str, stream: TextIO) -> None:
     root.setLevel(level)
     for name in (*SERVER_LOGGERS, *DJANGO_LOGGERS, "fastapi_django_orm"):
         logger = logging.getLogger(name)
-        if name == ACCESS_LOGGER and not (logger.handlers or logger.propagate):
-            continue  # how `uvicorn --no-access-log` leaves it
         _remove_streams(logger)
-        logger.propagate = True
+        logger.propagate = name not in muted
         logger.disabled = False
 
 

@@ -126,10 +126,10 @@ class Refresher(Generic[RowT]):
 
     async def _run(self) -> None:
         while True:
-            if self._next is None:  # or a load that is always due, because max_age is short, would go first
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._asked.wait(), self._wait())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._asked.wait(), self._wait())
             self._asked.clear()
+            # Not as the wait has ended: for rows that are always too old it ends before anybody is heard.
             if self._next is not None:
                 (asked, trigger), self._next = self._next, None
             else:  # nobody has asked, and a load is due

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import structlog
+from django.db import connections, transaction
 from fastapi import APIRouter, Depends, FastAPI, Query, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
@@ -41,6 +42,10 @@ def build_router(
         _add_refresh(router, settings, refreshers)
     if settings.health_path:
         _add_health(router, settings.health_path, refreshers, probes)
+    for route in router.routes:
+        # ATOMIC_REQUESTS is for the application's handlers. These would hold a connection while they wait.
+        for alias in connections:
+            transaction.non_atomic_requests(using=alias)(getattr(route, "endpoint"))  # noqa: B009
     return router
 
 

@@ -7,7 +7,7 @@ finds the only one there is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 from .errors import NotStarted
@@ -44,9 +44,14 @@ def running() -> Iterator[Running]:
         _current.reset(token)
 
 
-def enter(here: Running) -> None:
-    """Let the rest of this context run under this application."""
-    _current.set(here)
+def enter(here: Running) -> Token[Running]:
+    """Let this context run under this application, until ``leave()``."""
+    return _current.set(here)
+
+
+def leave(entered: Token[Running]) -> None:
+    """Let this context run under what it ran under before."""
+    _current.reset(entered)
 
 
 def find(owner: str) -> Running:

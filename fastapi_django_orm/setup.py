@@ -109,7 +109,7 @@ def _import_settings(settings_module: str | None) -> None:
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
         importlib.import_module(name)
-        settings.is_overridden("DEBUG")  # Django looks at the module at the first question
+        bool(settings.DEBUG)  # Django looks at the module at the first question
     except (Exception, SystemExit) as error:
         # Whoever tries again must not find the wrong name there.
         if before is None:

@@ -1,9 +1,9 @@
 """What is done about a network that dies without a word: no reset, no answer, nothing.
 
-A client that waits for an answer notices on two ways. The kernel probes the peer and ends the connection if
-nothing comes back, which PostgreSQL's driver lets be set; where nobody has, it is set here, since the kernel's
-own patience is hours. And where something in between still answers the probes (a proxy, a load balancer), a
-call that takes longer than ``DJANGO_ORM_CALL_TIMEOUT`` is cut off.
+A client that waits for an answer can notice in two ways. The kernel probes the peer and ends the connection
+if nothing comes back, which PostgreSQL's driver lets be set; where nobody has, it is set here, since the
+kernel's own patience is hours. And where something in between still answers the probes (a proxy, a load
+balancer), a call that takes longer than ``DJANGO_ORM_CALL_TIMEOUT`` is cut off.
 """
 
 import os
@@ -28,7 +28,7 @@ POSTGRESQL_PATIENCE = {
 
 
 def notice_dead_networks() -> None:
-    """Complete ``OPTIONS`` of every PostgreSQL database with timeouts; what is written there already stays."""
+    """Complete the ``OPTIONS`` of PostgreSQL databases with timeouts; what is written there stays."""
     for settings in connections.settings.values():
         if settings["ENGINE"].endswith((".postgresql", ".postgis")):
             settings["OPTIONS"] = {**POSTGRESQL_PATIENCE, **settings["OPTIONS"]}

@@ -51,8 +51,8 @@ def check_shareable(alias: str) -> None:
     private = name in (":memory:", "") or ("mode=memory" in name and "cache=shared" not in name)
     if settings["ENGINE"].endswith(".sqlite3") and private:
         raise PrivateDatabase(
-            f"DATABASES[{alias!r}] is SQLite's {name or 'temporary file'!r}, and every connection would see an "
-            "empty database of its own. Give it a file's name, or in tests "
+            f"DATABASES[{alias!r}] is SQLite's {name or 'temporary file'!r}, and every connection would see "
+            "an empty database of its own. Give it a file's name, or in tests "
             "'file:memory?mode=memory&cache=shared'."
         )
 

@@ -4,6 +4,8 @@ https://docs.djangoproject.com/en/stable/ref/settings/
 """
 
 import os
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import dj_database_url
@@ -81,6 +83,9 @@ match database["ENGINE"]:
             **database.get("OPTIONS", {}),
         }
     case "django.db.backends.mysql":
+        # PyMySQL needs no compiler; where it is installed and mysqlclient is not, it stands in for it.
+        if find_spec("MySQLdb") is None and find_spec("pymysql") is not None:
+            import_module("pymysql").install_as_MySQLdb()
         # "utf8" there means three bytes a character: no emoji, and some kanji are missing.
         database.setdefault("OPTIONS", {})["charset"] = "utf8mb4"
         database["TEST"] = {"CHARSET": "utf8mb4"}

@@ -1,0 +1,1 @@
+"""The board's application, label `bbs`."""

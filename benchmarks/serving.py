@@ -1,0 +1,119 @@
+"""A peer's server process: started, pinned, waited for, stopped with all its children."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.catalog import Peer
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 60
+STOP_SECONDS = 15
+TAIL = 12
+
+
+class PeerError(RuntimeError):
+    """A peer did not start, or does not answer what the others answer."""
+
+
+def processors() -> tuple[int, int] | None:
+    """Return the servers' processor and everything else's; None where nothing can be pinned."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None  # macOS
+    available = sorted(os.sched_getaffinity(0))
+    return (available[0], available[1]) if len(available) > 1 else None
+
+
+@contextlib.contextmanager
+def apart() -> Iterator[int | None]:
+    """Keep this process and its children off the servers' processor; give that processor."""
+    pair = processors()
+    if pair is None:
+        yield None
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {pair[1]})
+    try:
+        yield pair[0]
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def serve(peer: Peer, database_url: str, processor: int | None, path: str) -> Iterator[str]:
+    """Run a peer's server until the block ends; give its base URL once `path` is answered with 200.
+
+    Raises `PeerError` with the last lines of its log.
+    """
+    with tempfile.TemporaryFile() as log, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        process = subprocess.Popen(
+            peer.command(port),
+            cwd=ROOT,
+            env=environment(peer, database_url),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        if processor is not None:
+            os.sched_setaffinity(process.pid, {processor})  # before it can start a thread
+        try:
+            base = f"http://127.0.0.1:{port}"
+            if trouble := trouble_at(process, base + path):
+                raise PeerError(f"{trouble}:\n{tail(log.fileno())}")
+            yield base
+        finally:
+            stop(process)
+
+
+def environment(peer: Peer, database_url: str) -> dict[str, str]:
+    """Return the environment of a peer's server; nothing of the caller's Django gets in."""
+    ours = ("DJANGO_", "BENCHMARK_", "PGOPTIONS")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**kept, **peer.environment(), "DATABASE_URL": database_url, "PYTHONPATH": path}
+
+
+def trouble_at(process: subprocess.Popen[bytes], url: str) -> str | None:
+    """Wait until the server answers 200; return what went wrong otherwise."""
+    deadline = time.monotonic() + START_SECONDS
+    while process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=START_SECONDS):
+                return None
+        except urllib.error.HTTPError as error:
+            return f"answered {error.code}"
+        except OSError:
+            if time.monotonic() > deadline:
+                return f"did not answer within {START_SECONDS} s"
+            time.sleep(0.05)
+    return "did not start"
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server as its operator would, and by force if it does not listen."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # its own group: children that it left behind
+    process.wait()
+
+
+def tail(log: int) -> str:
+    """Return the last lines of a log."""
+    size = os.fstat(log).st_size
+    lines = os.pread(log, 8_192, max(0, size - 8_192)).decode(errors="replace").splitlines()
+    return "\n".join(lines[-TAIL:]) or "(it wrote nothing)"

@@ -1,0 +1,104 @@
+"""Models of a bulletin board, and one with every type of field."""
+
+import uuid
+
+from django.db import models
+
+
+class Author(models.Model):
+    name = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Topic(models.Model):
+    comment = models.CharField(max_length=2000)
+    author = models.ForeignKey(Author, models.CASCADE, null=True)
+    tags = models.JSONField(default=list)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.comment
+
+
+class LoudTopic(Topic):
+    """A proxy, with what instances have and columns do not."""
+
+    class Meta:
+        proxy = True
+
+    @property
+    def shout(self) -> str:
+        return self.comment.upper()
+
+    @property
+    def siblings(self) -> models.QuerySet[Topic]:
+        return Topic.objects.filter(author=self.author)
+
+
+class Seat(models.Model):
+    """Its key is two columns."""
+
+    pk = models.CompositePrimaryKey("row", "number")
+    row = models.IntegerField()
+    number = models.IntegerField()
+    guest = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return self.guest
+
+
+class WordsField(models.CharField):
+    """A project's own field: text in the database, a list in Python."""
+
+    def from_db_value(self, value: str | None, expression: object, connection: object) -> list[str] | None:
+        return None if value is None else value.split()
+
+    def get_prep_value(self, value: list[str] | None) -> str | None:
+        return None if value is None else " ".join(value)
+
+
+class Poem(models.Model):
+    words = WordsField(max_length=200)
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+
+class Account(models.Model):
+    login = models.CharField(max_length=100)
+    password = models.CharField(max_length=100)
+
+    def __str__(self) -> str:
+        return self.login
+
+
+class Everything(models.Model):
+    """A column of each type that every database has."""
+
+    key = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    big = models.BigIntegerField(null=True)
+    binary = models.BinaryField(null=True)
+    boolean = models.BooleanField(null=True)
+    char = models.CharField(max_length=200, null=True)
+    date = models.DateField(null=True)
+    moment = models.DateTimeField(null=True)
+    decimal = models.DecimalField(max_digits=20, decimal_places=6, null=True)
+    duration = models.DurationField(null=True)
+    file = models.FileField(null=True)
+    floating = models.FloatField(null=True)
+    integer = models.IntegerField(null=True)
+    ip = models.GenericIPAddressField(null=True)
+    json = models.JSONField(null=True)
+    slug = models.SlugField(null=True)
+    small = models.SmallIntegerField(null=True)
+    text = models.TextField(null=True)
+    time = models.TimeField(null=True)
+    unique = models.UUIDField(null=True)
+    doubled = models.GeneratedField(
+        expression=models.F("integer") * 2, output_field=models.BigIntegerField(), db_persist=True
+    )
+
+    def __str__(self) -> str:
+        return str(self.key)

@@ -1,0 +1,21 @@
+"""Real servers for the tests: each starts in about a second and leaves nothing behind."""
+
+from .base import Server, ServerError
+from .mariadb import MariaDB
+from .ports import free_port
+from .postgresql import PostgreSQL
+from .proxy import TCPProxy
+from .uvicorn import Uvicorn, UvicornError
+from .valkey import Valkey
+
+__all__ = [
+    "MariaDB",
+    "PostgreSQL",
+    "Server",
+    "ServerError",
+    "TCPProxy",
+    "Uvicorn",
+    "UvicornError",
+    "Valkey",
+    "free_port",
+]

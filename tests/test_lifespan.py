@@ -1,0 +1,343 @@
+"""The plugin's life in an application: begun anywhere, ended without a trace, and begun again."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+import httpx
+import pytest
+from django.db import connections
+from fastapi import Depends, FastAPI, Request
+from pydantic import BaseModel
+from structlog.testing import capture_logs
+
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm.errors import InvalidRow, NotStarted
+from tests.project.board.models import Topic
+from tests.projects import Project
+from tests.servers import PostgreSQL
+from tests.serving import serving
+
+
+class Numbered(BaseModel):
+    comment: int
+
+
+def board(name: str = "topics") -> type[CachedRepository]:
+    """A new repository class of topics."""
+    return type("Topics", (CachedRepository,), {"model": Topic, "name": name, "fields": ("id", "comment")})
+
+
+def application(topics: type[CachedRepository], lifespan: Any = None) -> FastAPI:
+    app = FastAPI(lifespan=lifespan or DjangoORM(repositories=[topics]).lifespan)
+
+    @app.get("/")
+    async def index(topics: Annotated[Any, Depends(topics.current)]) -> Any:
+        return topics.response()
+
+    @app.get("/count")
+    async def count() -> int:
+        return await Topic.objects.acount()
+
+    return app
+
+
+def comments(response: httpx.Response) -> list[str]:
+    assert response.status_code == 200, response.text
+    return [topic["comment"] for topic in response.json()["topics"]]
+
+
+@pytest.fixture
+def topic(sqlite: str) -> Topic:
+    return Topic.objects.create(comment="first")
+
+
+# Where it works
+
+
+def test_lifespan_of_the_class(project: Project) -> None:
+    """FastAPI(lifespan=DjangoORM.lifespan) is all: data at once, both routes, and a clean end."""
+    with project.uvicorn() as server:
+        assert server.get("/").json() == {"topics": [{"id": 1, "comment": "first"}]}
+        assert server.get("/health/").json()["status"] == "ok"
+        project.add_topic("second")
+        assert len(server.get("/refresh/").json()["topics"]) == 2
+        assert server.stop() == 0
+    output = server.output()
+    assert output.index("django_set_up") < output.index("repository_loaded") < output.index("Uvicorn running")
+    assert "shut_down" in output
+    assert "Warning" not in output
+
+
+def test_lifespan_of_an_instance(topic: Topic) -> None:
+    """An instance brings its own settings."""
+    topics = board()
+    plugin = DjangoORM(ORMSettings(health_path="/up/"), repositories=[topics])
+    with serving(application(topics, plugin.lifespan)) as client:
+        assert comments(client.get("/")) == ["first"]
+        assert client.get("/up/").status_code == 200
+
+
+def test_lifespan_nests_in_the_applications_own(topic: Topic) -> None:
+    """Inside a user's lifespan repositories and the ORM can be used, and its state reaches the requests."""
+    topics = board()
+    plugin = DjangoORM(repositories=[topics])
+    seen: list[Any] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        app.state.before = "set"
+        async with plugin.lifespan(app):
+            seen.append(len(await topics.current()))
+            seen.append(await Topic.objects.acount())
+            yield {"greeting": "hello"}
+            seen.append(len(await topics.current()))
+            seen.append(await Topic.objects.acount())
+
+    app = application(topics, lifespan)
+
+    @app.get("/state")
+    async def state(request: Request) -> list[str]:
+        return [request.state.greeting, request.app.state.before]
+
+    with serving(app) as client:
+        assert comments(client.get("/")) == ["first"]
+        assert client.get("/state").json() == ["hello", "set"]
+        assert seen == [1, 1]
+    assert seen == [1, 1, 1, 1]
+
+
+def test_lifespan_is_entered_again(topic: Topic) -> None:
+    """An application can be started again in the same process, and loads again."""
+    topics = board()
+    app = application(topics)
+    for expected in (["first"], ["first", "second"]):
+        with serving(app) as client:
+            assert comments(client.get("/")) == expected
+            assert client.get("/health/").json()["repositories"]["topics"]["version"] == 1
+        Topic.objects.create(comment="second")
+
+
+def test_two_applications_have_data_of_their_own(topic: Topic) -> None:
+    """Side by side in one process each application answers from what it has loaded itself."""
+    topics = board()
+    with serving(application(topics)) as one:
+        Topic.objects.create(comment="second")
+        with serving(application(topics)) as two:
+            assert comments(one.get("/")) == ["first"]
+            assert comments(two.get("/")) == ["first", "second"]
+        assert comments(one.get("/")) == ["first"]
+
+
+def test_mounted_application_uses_what_its_parent_has_loaded(topic: Topic) -> None:
+    """A sub-application's own lifespan does not run; its handlers find the parent's repositories."""
+    topics = board()
+    parent = application(topics)
+    parent.mount("/api", application(topics))
+    with serving(parent) as client:
+        assert comments(client.get("/api/")) == ["first"]
+        assert client.get("/api/count").json() == 1
+
+
+def test_override_replaces_the_repository(topic: Topic) -> None:
+    """A test may put what it likes in the place of Topics.current, as of any dependency."""
+    topics = board()
+    app = FastAPI(lifespan=DjangoORM(repositories=[topics]).lifespan)
+
+    @app.get("/")
+    async def index(topics: Annotated[Any, Depends(topics.current)]) -> list[Any]:
+        return list(topics)
+
+    app.dependency_overrides[topics.current] = lambda: ["fake"]
+    with serving(app) as client:
+        assert client.get("/").json() == ["fake"]
+
+
+# Before and after
+
+
+def test_repository_before_the_lifespan_says_so(topic: Topic) -> None:
+    """The error names the repository and what to write."""
+    topics = board()
+    expected = r"Topics.* DjangoORM .*FastAPI\(lifespan=DjangoORM\.lifespan\)"
+    with pytest.raises(NotStarted, match=expected):
+        asyncio.run(topics.current())
+    for use in (len, list, lambda topics: topics.get(1), lambda topics: topics.response()):
+        with pytest.raises(NotStarted, match=r"Topics.*FastAPI\(lifespan=DjangoORM\.lifespan\)"):
+            use(topics())
+
+
+def test_application_without_the_lifespan_says_so(topic: Topic) -> None:
+    """A request that needs a repository nobody has loaded fails with that error."""
+    app = application(board(), asynccontextmanager(_nothing))
+    with capture_logs(), serving(app) as client:
+        assert client.get("/").status_code == 500
+
+
+async def _nothing(app: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+def test_repository_after_the_lifespan_says_so(topic: Topic) -> None:
+    """When the application has ended its repositories are not handed out any more."""
+    topics = board()
+    with serving(application(topics)):
+        pass
+    with pytest.raises(NotStarted):
+        asyncio.run(topics.current())
+
+
+def test_application_is_put_back(topic: Topic) -> None:
+    """Afterwards its middleware stack, its routes and its documentation are what they were."""
+    topics = board()
+    app = application(topics)
+    app.middleware_stack = app.build_middleware_stack()
+    before = app.middleware_stack, list(app.router.routes), app.openapi()["paths"].keys()
+    with serving(app) as client:
+        assert client.get("/health/").status_code == 200
+        assert "/health/" in client.get("/openapi.json").json()["paths"]
+        assert app.middleware_stack is not before[0]
+    assert app.middleware_stack is before[0]
+    assert list(app.router.routes) == before[1]
+    assert app.openapi()["paths"].keys() == before[2]
+
+
+# What is left
+
+
+def use(app: FastAPI) -> None:
+    """Serve, and let every kind of code that may open a connection run."""
+
+    @app.get("/plain")
+    def plain() -> int:
+        return Topic.objects.count()
+
+    with serving(app) as client:
+        for path in ("/", "/count", "/plain", "/health/"):
+            assert client.get(path).status_code == 200
+
+
+def test_no_thread_is_left(topic: Topic) -> None:
+    """Shutdown ends every thread that the plugin has started, with the event loop still running."""
+    topics = board()
+    app = application(topics)
+
+    async def run() -> set[str]:
+        before = set(threading.enumerate())
+        async with app.router.lifespan_context(app):
+            await asyncio.gather(*(Topic.objects.acount() for _ in range(20)))
+            assert set(threading.enumerate()) > before
+        return {thread.name for thread in set(threading.enumerate()) - before}
+
+    assert asyncio.run(run()) == set()
+
+
+def test_no_task_is_left(topic: Topic) -> None:
+    """Shutdown ends every task, also those that would have waited for something."""
+    topics = board()
+    app = application(topics)
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            assert len(asyncio.all_tasks()) > 1
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_no_connection_is_left(database: str, postgresql: PostgreSQL) -> None:
+    """After shutdown the database server has no client of the application."""
+    connections.close_all()
+    before = postgresql.connections("board")
+    topics = board()
+    app = application(topics)
+
+    async def run() -> None:
+        async with app.router.lifespan_context(app):
+            await asyncio.gather(*(Topic.objects.acount() for _ in range(20)))
+            assert postgresql.connections("board") > before
+        assert postgresql.connections("board") == before
+
+    asyncio.run(run())
+    for _ in range(2):
+        use(application(topics))
+    assert postgresql.connections("board") == before
+
+
+# Not strict: whether the thread is seen is a matter of microseconds.
+@pytest.mark.xfail(reason="the thread that ends the others is not waited for", strict=False)
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_failed_start_leaves_nothing(database: str, postgresql: PostgreSQL) -> None:
+    """When the start fails after something was loaded, all that had begun is undone."""
+    connections.close_all()
+    before = postgresql.connections("board")
+    Topic.objects.create(comment="not a number")
+    connections.close_all()
+    wrong = type("Wrong", (CachedRepository,), {"model": Topic, "schema": Numbered})
+    app = FastAPI(lifespan=DjangoORM(repositories=[board(), wrong]).lifespan)
+    routes = list(app.router.routes)
+
+    async def run() -> None:
+        threads = set(threading.enumerate())
+        with capture_logs(), pytest.raises(InvalidRow):
+            async with app.router.lifespan_context(app):
+                pass
+        assert set(threading.enumerate()) == threads
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert postgresql.connections("board") == before
+
+    asyncio.run(run())
+    assert list(app.router.routes) == routes
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_connection_of_a_ready_that_queries_is_closed(
+    project: Project, database: str, postgresql: PostgreSQL
+) -> None:
+    """What AppConfig.ready() has opened is not open any more when the application runs."""
+    postgresql.drop_database("ready")
+    project.use_server(postgresql.create_database("ready"))
+    project.migrate()
+    project.write(
+        "bbs/apps.py",
+        """
+        from django.apps import AppConfig
+
+
+        class BoardConfig(AppConfig):
+            name = "bbs"
+
+            def ready(self):
+                import warnings
+                from django.db import connection
+
+                warnings.simplefilter("ignore")
+                with connection.cursor() as cursor:
+                    cursor.execute("SELECT 1")
+        """,
+    )
+    code = """
+        import asyncio, sys
+        import psycopg
+        from fastapi_django_orm import DjangoORM
+
+        def count():
+            from django.conf import settings
+            given = settings.DATABASES["default"]
+            with psycopg.connect(
+                host=given["HOST"], port=given["PORT"], user=given["USER"], password=given["PASSWORD"],
+                dbname="postgres",
+            ) as asking:
+                query = "SELECT count(*) FROM pg_stat_activity WHERE datname = 'ready'"
+                return asking.execute(query).fetchone()[0]
+
+        async def main():
+            DjangoORM.setup()
+            print("under a loop:", count())
+
+        asyncio.run(main())
+    """
+    assert "under a loop: 0" in project.python(code)

@@ -1,0 +1,71 @@
+"""The README's code runs as it is written, and its tables are complete."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastapi_django_orm import ORMSettings
+from tests.servers import Uvicorn
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def python_blocks() -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The sample's Django project, migrated, with the README's code as its main.py."""
+    directory = tmp_path / "project"
+    shutil.copytree(ROOT / "sample", directory, ignore=shutil.ignore_patterns("*.sqlite3*", "__pycache__"))
+    (directory / "main.py").write_text("\n".join(python_blocks()))
+    env = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    command = [sys.executable, "manage.py", "migrate", "-v0"]
+    subprocess.run(command, cwd=directory, env=env, check=True, timeout=30)
+    return directory
+
+
+def test_the_code_runs_as_one_application(project: Path) -> None:
+    """All blocks together are a main.py that does what the text around them says."""
+    with Uvicorn(directory=project, env={"DJANGO_SETTINGS_MODULE": None}) as server:
+        assert server.get("/").json() == {"topics": []}
+        created = server.post("/topics/", params={"comment": "hello"}).json()
+        assert server.get("/").json()["topics"][0]["comment"] == "hello"
+        assert server.get(f"/topics/{created['id']}").json()["comment"] == "hello"
+        assert server.get("/topics/99").status_code == 404
+        assert server.get("/longest/").json()["comment"] == "hello"
+        assert server.post("/topics/twice/", params={"comment": "two"}).status_code == 200
+        assert {server.get(f"/count/{how}/").json() for how in ("async", "def", "run")} == {3}
+        assert [topic["comment"] for topic in server.get("/latest/").json()] == ["two", "two", "hello"]
+        assert server.get("/refresh/").status_code == 200
+        assert len(server.get("/recent/", params={"comment": "two"}).json()) == 2
+        assert server.get("/health/").json()["status"] == "ok"
+
+
+def test_the_first_block_runs_alone(project: Path) -> None:
+    """Who copies only the first example has an application."""
+    (project / "main.py").write_text(python_blocks()[0])
+    with Uvicorn(directory=project, env={"DJANGO_SETTINGS_MODULE": None}) as server:
+        assert server.get("/").json() == {"topics": []}
+
+
+def test_every_setting_is_in_the_table() -> None:
+    """The table of settings has each variable with its default."""
+    rows = dict(re.findall(r"^\| `(DJANGO_ORM_\w+)` \|(.*?)\|", README, re.MULTILINE))
+    assert set(rows) == {f"DJANGO_ORM_{name.upper()}" for name in ORMSettings.model_fields}
+    for name, field in ORMSettings.model_fields.items():
+        default = f"{field.default:g}" if isinstance(field.default, float) else field.default or ""
+        assert rows[f"DJANGO_ORM_{name.upper()}"].strip().strip("`") == str(default)
+
+
+def test_make_test_is_what_the_readme_says() -> None:
+    """The command that the README gives for the tests exists, and the continuous integration runs it."""
+    assert "make test" in README
+    assert "make test" in (ROOT / ".ci" / "run").read_text()

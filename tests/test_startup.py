@@ -1,0 +1,234 @@
+"""Starting in bad weather: what a user reads, and what recovers by itself."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.projects import MAIN, Project, explanation
+from tests.servers import PostgreSQL
+
+REFRESH_ANYWAY = """
+
+@app.get("/anyway")
+async def anyway(topics: TopicRepo):
+    await topics.refresh()
+"""
+
+NEVER_LOADED = "with startup=retry and no database at all, no load is ever tried again"
+SHOWS_VARIABLES = "structlog's default shows the variables of exc_info's frames"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgreSQL]:
+    """A server that these tests may stop."""
+    if reason := PostgreSQL.unavailable():
+        pytest.skip(reason)
+    with PostgreSQL() as server:
+        if server.external is not None:
+            pytest.skip("a server from the environment cannot be stopped")
+        yield server
+
+
+@pytest.fixture
+def on_server(project: Project, server: PostgreSQL) -> Iterator[Project]:
+    """A project whose database, with its table, is on the server; with a password in its settings."""
+    server.start() if server.pid is None else None
+    server.drop_database("board")
+    server.create_database("board")
+    project.use_server(f"postgres://postgres:s3cret@127.0.0.1:{server.port}/board")
+    project.migrate()
+    yield project
+    server.start() if server.pid is None else None
+
+
+# The database is down
+
+
+def test_database_that_is_down_ends_the_start(on_server: Project, server: PostgreSQL) -> None:
+    """The last lines say which database, where, and what to do; the exit code is uvicorn's for this."""
+    server.stop()
+    output = on_server.fails()
+    said = explanation(output)
+    assert said.startswith("fastapi_django_orm.errors.DatabaseUnreachable: ")
+    assert "'default'" in said
+    assert f"127.0.0.1:{server.port}" in said
+    assert "Connection refused" in said
+    assert "DJANGO_ORM_STARTUP=retry" in said
+    assert output.count("Traceback") == 1
+    assert "s3cret" not in output
+
+
+@pytest.mark.xfail(reason=NEVER_LOADED, strict=True)
+def test_application_starts_without_a_database_and_recovers(on_server: Project, server: PostgreSQL) -> None:
+    """With retry it answers 503 on health and on cached reads until the database is there."""
+    server.stop()
+    with on_server.uvicorn(DJANGO_ORM_STARTUP="retry") as application:
+        health = application.get("/health/")
+        assert health.status_code == 503
+        assert health.json()["status"] == "unavailable"
+        assert health.json()["databases"] == {"default": False}
+        cached = application.get("/")
+        assert cached.status_code == 503
+        assert "Retry-After" in cached.headers
+        assert "topics" in cached.json()["detail"]
+
+        server.start()
+        application.wait_for_output("repository_loaded")
+        assert application.get("/").json() == {"topics": []}
+        assert application.get("/health/").json()["status"] == "ok"
+        assert "started_without_data" in application.output()
+
+
+@pytest.mark.xfail(reason=SHOWS_VARIABLES, strict=True)
+def test_logs_that_nobody_has_configured_hold_no_password(project: Project, server: PostgreSQL) -> None:
+    """A load that fails because the database does not answer does not show how to log in there."""
+    project.use_server(f"postgres://postgres:s3cret@127.0.0.1:{server.port}/nowhere")  # there is none
+    project.append("main.py", REFRESH_ANYWAY)
+    with project.uvicorn(DJANGO_ORM_STARTUP="retry") as application:
+        assert application.get("/anyway").status_code == 503
+        application.wait_for_output("refresh_failed")
+        assert application.stop() == 0
+    assert "s3cret" not in application.output()
+
+
+@pytest.mark.parametrize("json", [True, False])
+def test_configured_logs_hold_no_password(project: Project, server: PostgreSQL, json: bool) -> None:
+    """Neither JSON nor the console's tracebacks carry the variables of the driver's frames."""
+    project.use_server(f"postgres://postgres:s3cret@127.0.0.1:{server.port}/nowhere")  # there is none
+    project.append("main.py", REFRESH_ANYWAY)
+    project.append("main.py", f"\nfrom fastapi_django_orm import logs\n\nlogs.configure(json={json})\n")
+    with project.uvicorn(DJANGO_ORM_STARTUP="retry") as application:
+        assert application.get("/anyway").status_code == 503
+        application.wait_for_output("refresh_failed")
+        assert application.stop() == 0
+    assert "s3cret" not in application.output()
+
+
+# The table
+
+
+def test_missing_table_says_migrate(project: Project) -> None:
+    """The last line names the table, the model and the command, and the command helps."""
+    project.drop_table()
+    said = explanation(project.fails())
+    assert said.startswith("fastapi_django_orm.errors.TableMissing: ")
+    assert "'bbs_topic'" in said
+    assert "bbs.Topic" in said
+    assert "`python manage.py migrate`" in said
+    project.migrate()
+    with project.uvicorn() as application:
+        assert application.get("/").json() == {"topics": []}
+
+
+def test_missing_table_on_a_server_says_migrate(on_server: Project) -> None:
+    """The same on PostgreSQL, whose error is another."""
+    exit_code, output = on_server.run("manage.py", "migrate", "bbs", "zero")
+    assert exit_code == 0, output
+    output = on_server.fails()
+    assert "`python manage.py migrate`" in explanation(output)
+    assert "s3cret" not in output
+
+
+def test_table_that_is_made_later_is_found(project: Project) -> None:
+    """With retry an application may be started before its migrations have run."""
+    project.drop_table()
+    with project.uvicorn(DJANGO_ORM_STARTUP="retry") as application:
+        assert application.get("/").status_code == 503
+        health = application.get("/health/")
+        assert health.status_code == 503
+        assert health.json()["databases"] == {"default": True}
+        assert health.json()["repositories"]["topics"]["error"] == "TableMissing"
+        project.create_table()
+        application.wait_for_output("repository_loaded")
+        assert application.get("/health/").status_code == 200
+
+
+def test_empty_table_is_an_empty_list(project: Project) -> None:
+    """No rows are no error."""
+    project.empty_table()
+    with project.uvicorn() as application:
+        assert application.get("/").json() == {"topics": []}
+        assert application.get("/health/").json()["repositories"]["topics"]["rows"] == 0
+
+
+# What is written wrong
+
+
+@pytest.mark.parametrize("startup", ["fail", "retry"])
+def test_unknown_model_is_told_with_the_nearest(project: Project, startup: str) -> None:
+    """A label of no model ends the start, also where a database may come later."""
+    project.write("main.py", MAIN.replace("bbs.Topic", "bbs.Topik"))
+    said = explanation(project.fails(DJANGO_ORM_STARTUP=startup))
+    assert said.startswith("fastapi_django_orm.errors.UnknownModel: Topics.model: ")
+    assert "Did you mean 'bbs.Topic'?" in said
+
+
+def test_unknown_field_is_told_with_the_nearest(project: Project) -> None:
+    """A field of no column has an exception of its own."""
+    project.write("main.py", MAIN.replace('("-pk",)', '("-coment",)'))
+    said = explanation(project.fails())
+    assert said.startswith("fastapi_django_orm.errors.UnknownField: Topics.ordering: ")
+    assert "Did you mean 'comment'?" in said
+
+
+@pytest.mark.parametrize(
+    ("variables", "error"),
+    [
+        ({"DJANGO_ORM_STARTUP": "never"}, "InvalidSettings"),
+        ({"DJANGO_SETTINGS_MODULE": "config.setings"}, "SettingsModuleMissing"),
+        ({"DJANGO_SETTINGS_MODULE": "config.broken"}, "SettingsModuleBroken"),
+        ({"DJANGO_SETTINGS_MODULE": "config.without"}, "SetupFailed"),
+    ],
+)
+def test_error_is_the_last_thing_to_read(project: Project, variables: dict[str, str], error: str) -> None:
+    """Below uvicorn's traceback, which has only the user's own error before it, stands what to do."""
+    project.write("config/broken.py", "1 / 0\n")
+    project.write("config/without.py", "INSTALLED_APPS = ['nothing']\n")
+    output = project.fails(**variables)
+    assert explanation(output).startswith(f"fastapi_django_orm.errors.{error}: ")
+    assert "During handling" not in output
+    assert output.count("Traceback") <= 2
+
+
+def test_start_goes_from_settings_to_data(project: Project) -> None:
+    """Of several faults the first in the order settings, Django, database, repositories is told."""
+    project.drop_table()
+    project.append("config/settings.py", "INSTALLED_APPS.append('nothing')\n")
+    project.append(
+        "config/settings.py",
+        "DATABASES['default'] = {'ENGINE': 'django.db.backends.sqlite3', 'NAME': '/nowhere/db.sqlite3'}\n",
+    )
+    assert "InvalidSettings: " in explanation(project.fails(DJANGO_ORM_THREADS="0"))
+    assert "SetupFailed: " in explanation(project.fails())
+    project.append("config/settings.py", "INSTALLED_APPS.remove('nothing')\n")
+    assert "DatabaseUnreachable: " in explanation(project.fails())
+    project.append("config/settings.py", "DATABASES['default']['NAME'] = BASE / 'db.sqlite3'\n")
+    assert "TableMissing: " in explanation(project.fails())
+
+
+# A large table
+
+
+def test_large_table_does_not_block_the_loop(project: Project) -> None:
+    """While 100,000 rows are loaded the event loop goes on, and then all of them are served."""
+    project.fill_table(100_000)
+    code = """
+        import asyncio
+        from main import Topics, app
+
+        async def main():
+            async with app.router.lifespan_context(app):
+                topics = await Topics.current()
+                print("rows:", len(topics), len(topics.response().body) > 100_000)
+                refresh = asyncio.create_task(topics.refresh())
+                turns = 0
+                while not refresh.done():
+                    turns += 1
+                    await asyncio.sleep(0)
+                print("version:", (await refresh).version, "turned:", turns > 100)
+
+        asyncio.run(main())
+    """
+    output = project.python(code)
+    assert "rows: 100000 True" in output
+    assert "version: 2 turned: True" in output
