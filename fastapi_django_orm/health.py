@@ -52,9 +52,12 @@ class DatabaseProbe:
         """Whether the database answers, within two seconds."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-        # Shielded: a question that hangs keeps its thread, and the next caller must not start another.
-        done, _ = await asyncio.wait([self._asking], timeout=DATABASE_TIMEOUT)
-        return bool(done) and self._asking.result()
+        asking = (
+            self._asking
+        )  # by the time that this caller goes on, another may have begun the next question
+        # Not cancelled: a question that hangs keeps its thread, and the next caller must not start another.
+        done, _ = await asyncio.wait([asking], timeout=DATABASE_TIMEOUT)
+        return bool(done) and asking.result()
 
     async def _ask(self) -> bool:
         try:

@@ -1,12 +1,13 @@
 """``DjangoORM``: what starts with an application, in which order, and how it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
     asynccontextmanager,
     contextmanager,
+    suppress,
 )
 from typing import Any
 
@@ -16,14 +17,14 @@ from django.conf import settings as django_settings
 from django.db import DEFAULT_DB_ALIAS, connections
 from fastapi import FastAPI
 
-from . import logs, repository, running
+from . import repository, running
 from .access import HOW_TO_ALLOW
 from .answers import handlers_instrumented
 from .context import RequestContext
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
-from .errors import ConfigurationError, InvalidRepository
+from .errors import InvalidRepository
 from .health import DatabaseProbe
 from .refresh import Refresher
 from .repository import CachedRepository
@@ -33,6 +34,8 @@ from .setup import set_up_django
 from .shared import SharedContext
 
 logger = structlog.get_logger("fastapi_django_orm")
+
+FIRST_LOADS_PATIENCE = 10.0  # seconds
 
 _handlers = SharedContext(handlers_instrumented)
 
@@ -85,7 +88,6 @@ class DjangoORM:
             ConfigurationError: Django cannot be set up; the message says what to do.
         """
         set_up_django(settings_module or read_settings().settings_module)
-        logs.configure_again()
 
     @asynccontextmanager
     async def run(self, app: FastAPI) -> AsyncIterator[None]:
@@ -106,7 +108,6 @@ class DjangoORM:
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(set_up_django)(settings.settings_module)
             notice_dead_networks()
-            logs.configure_again()  # Django's LOGGING has been applied over it
             refreshers, aliases = await sync_to_async(self._prepare)(here)
             for refresher in refreshers.values():
                 refresher.start()
@@ -144,24 +145,25 @@ class DjangoORM:
 
 
 async def _first_loads(
-    refreshers: Iterable[Refresher[Any]], aliases: Iterable[str], settings: ORMSettings
+    refreshers: Collection[Refresher[Any]], aliases: Iterable[str], settings: ORMSettings
 ) -> None:
-    async def load() -> None:
+    if settings.startup == "fail":
         for alias in aliases:
             await sync_to_async(check_reachable)(alias)
-        loads = (refresher.refresh("startup") for refresher in refreshers)
-        for outcome in await asyncio.gather(*loads, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome.__cause__ or outcome
-
-    try:
-        await load()
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        if settings.startup == "fail":
-            raise
-        logger.error("started_without_data", error=type(error).__name__, exc_info=error)
+    loads = asyncio.gather(
+        *(refresher.refresh("startup") for refresher in refreshers), return_exceptions=True
+    )
+    if settings.startup == "retry":
+        # What fails is in the log, and the refreshers go on trying. A database that hangs must not keep the
+        # application from starting, so that it can say so.
+        with suppress(TimeoutError):
+            await asyncio.wait_for(loads, FIRST_LOADS_PATIENCE)
+        if missing := [refresher.name for refresher in refreshers if refresher.snapshot is None]:
+            logger.error("started_without_data", repositories=missing)
+        return
+    for outcome in await loads:
+        if isinstance(outcome, BaseException):
+            raise outcome.__cause__ or outcome
 
 
 @contextmanager

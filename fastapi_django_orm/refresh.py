@@ -16,8 +16,9 @@ from typing import Generic
 
 import structlog
 from asgiref.sync import sync_to_async
+from django.db import DatabaseError
 
-from .errors import RefreshFailed
+from .errors import DjangoORMError, RefreshFailed
 from .snapshot import RowT, Snapshot
 
 logger = structlog.get_logger("fastapi_django_orm")
@@ -174,12 +175,16 @@ class Refresher(Generic[RowT]):
     def _failed(self, error: Exception, trigger: str) -> None:
         self._failures += 1
         self.error = error
+        # What a database or this package says is told in a line. A traceback would say no more, and some log
+        # renderers print the variables of its frames, where the driver has the password.
+        expected = isinstance(error, DatabaseError | DjangoORMError)
         logger.error(
             "refresh_failed",
             repository=self.name,
             trigger=trigger,
             failures=self._failures,
             error=type(error).__name__,
+            cause=str(error).strip(),
             serving=None if self.snapshot is None else self.snapshot.version,
-            exc_info=error,
+            **({} if expected else {"exc_info": error}),
         )

@@ -11,8 +11,8 @@ os.environ["DJANGO_SETTINGS_MODULE"] = "tests.project.settings"
 for name in [name for name in os.environ if name.startswith("DJANGO_ORM_")]:
     del os.environ[name]  # what a developer has exported is not what the tests are about
 
-import django
 import dj_database_url
+import django
 import pymysql
 import structlog
 from django.apps import apps

@@ -97,7 +97,11 @@ async def started(
     async with DjangoORM(ORMSettings(**settings), repositories=repositories).lifespan(FastAPI()):
         if gate is not None:
             gate.reset()
-        yield [await repository.current() for repository in repositories]
+        try:
+            yield [await repository.current() for repository in repositories]
+        finally:
+            if gate is not None:
+                gate.open()  # or the shutdown would wait for a load that the failed test has left
 
 
 def add_topics(*comments: str) -> list[Topic]:

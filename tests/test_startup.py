@@ -14,9 +14,6 @@ async def anyway(topics: TopicRepo):
     await topics.refresh()
 """
 
-NEVER_LOADED = "with startup=retry and no database at all, no load is ever tried again"
-SHOWS_VARIABLES = "structlog's default shows the variables of exc_info's frames"
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PostgreSQL]:
@@ -58,7 +55,6 @@ def test_database_that_is_down_ends_the_start(on_server: Project, server: Postgr
     assert "s3cret" not in output
 
 
-@pytest.mark.xfail(reason=NEVER_LOADED, strict=True)
 def test_application_starts_without_a_database_and_recovers(on_server: Project, server: PostgreSQL) -> None:
     """With retry it answers 503 on health and on cached reads until the database is there."""
     server.stop()
@@ -79,7 +75,6 @@ def test_application_starts_without_a_database_and_recovers(on_server: Project, 
         assert "started_without_data" in application.output()
 
 
-@pytest.mark.xfail(reason=SHOWS_VARIABLES, strict=True)
 def test_logs_that_nobody_has_configured_hold_no_password(project: Project, server: PostgreSQL) -> None:
     """A load that fails because the database does not answer does not show how to log in there."""
     project.use_server(f"postgres://postgres:s3cret@127.0.0.1:{server.port}/nowhere")  # there is none

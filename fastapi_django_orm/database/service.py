@@ -126,5 +126,7 @@ async def _off_the_loop(function: Callable[[], None]) -> None:
         finally:
             loop.call_soon_threadsafe(ended.set_result, None)
 
-    threading.Thread(target=work, name="database-shutdown", daemon=True).start()
+    thread = threading.Thread(target=work, name="database-shutdown", daemon=True)
+    thread.start()
     await ended
+    thread.join()

@@ -1,0 +1,1044 @@
+"""Transactions: one connection for all that runs inside, committed once, or rolled back whatever happens."""
+
+import asyncio
+import itertools
+import threading
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Annotated, Any
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.conf import settings
+from django.db import IntegrityError, connection, connections, transaction
+from django.db.transaction import TransactionManagementError
+from fastapi import Depends, FastAPI
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.types import Message, Receive, Scope, Send
+from structlog.testing import capture_logs
+
+from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, atomic, run
+from fastapi_django_orm.errors import TransactionLeftOpen
+from tests.conftest import add_database
+from tests.gates import started
+from tests.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
+from tests.project.board.models import Author, Topic
+from tests.servers import PostgreSQL
+from tests.serving import serving
+
+
+def backend() -> int:
+    """Which connection to the database the running code has."""
+    connection.ensure_connection()
+    return id(connection.connection)
+
+
+@pytest.fixture
+def on_postgresql(_databases: Any) -> Iterator[None]:
+    """PostgreSQL as the database `default`, for what SQLite's single writer would serialise."""
+    from tests.conftest import _chosen, _set_default
+
+    alias = _databases("postgresql")
+    before = settings.DATABASES["default"]
+    _set_default(settings.DATABASES[alias])
+    for _ in _chosen("default"):
+        yield
+    _set_default(before)
+
+
+@pytest.fixture
+def everywhere(default_database: str) -> str:
+    """Each database as `default`."""
+    return default_database
+
+
+def is_open() -> bool:
+    """Whether the running code is in a transaction."""
+    return connection.in_atomic_block
+
+
+# Committing and rolling back
+
+
+def test_a_block_commits_when_it_ends(everywhere: str) -> None:
+    """What a block has written is seen by others when it has ended, and not before."""
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("inside")
+            assert await committed() == []
+        assert await committed() == ["inside"]
+
+    play(main)
+
+
+def test_an_exception_rolls_a_block_back(everywhere: str) -> None:
+    """An exception that leaves the block takes with it all that the block has written, and arrives."""
+
+    async def main() -> None:
+        with pytest.raises(LookupError, match="mine"):
+            async with atomic():
+                await awrite("inside")
+                raise LookupError("mine")
+        assert await committed() == []
+        await awrite("after")
+        assert await committed() == ["after"]
+
+    play(main)
+
+
+def test_everything_inside_sees_one_transaction(everywhere: str) -> None:
+    """Whatever way the code runs, inside a block it sees what the block has written, on its connection."""
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("inside")
+            mine = await run(backend)
+            assert await sync_to_async(backend)() == mine
+            assert await run_in_threadpool(backend) == mine
+            assert await asyncio.create_task(run(backend)) == mine
+            assert await run(stored) == ["inside"]
+            assert await sync_to_async(stored)() == ["inside"]
+            assert await run_in_threadpool(stored) == ["inside"]
+            assert [topic.comment async for topic in Topic.objects.all()] == ["inside"]
+            assert [topic.comment async for topic in Topic.objects.aiterator(chunk_size=1)] == ["inside"]
+            assert await Topic.objects.acount() == 1
+            async with asyncio.TaskGroup() as group:
+                group.create_task(awrite("from a task"))
+                group.create_task(run(write, "from another"))
+                group.create_task(run_in_threadpool(write, "from AnyIO's"))
+            assert await committed() == []
+        assert await committed() == ["from AnyIO's", "from a task", "from another", "inside"]
+
+    play(main)
+
+
+def test_a_block_within_a_call_works_as_ever(everywhere: str) -> None:
+    """Django's own transaction.atomic() in synchronous code keeps its meaning, on its own and inside a block."""
+
+    def twice(comment: str) -> None:
+        with transaction.atomic():
+            write(comment)
+            with pytest.raises(LookupError), transaction.atomic():
+                write(f"not {comment}")
+                raise LookupError
+
+    async def main() -> None:
+        await run(twice, "alone")
+        assert await committed() == ["alone"]
+        async with atomic():
+            await run(twice, "inside")
+            assert await committed() == ["alone"]
+        assert await committed() == ["alone", "inside"]
+
+    play(main)
+
+
+def test_a_block_that_fails_to_commit_says_so(everywhere: str) -> None:
+    """An error of the database inside a block leaves it as Django's error, and nothing stays behind."""
+
+    async def main() -> None:
+        author = await Author.objects.acreate(pk=1, name="one")
+        with pytest.raises(IntegrityError):
+            async with atomic():
+                await awrite("inside")
+                await Author.objects.acreate(pk=author.pk, name="two")
+        assert await committed() == []
+        assert not await run(is_open)
+
+    play(main, threads=1)
+
+
+# Callbacks
+
+
+def test_on_commit_runs_after_the_commit(everywhere: str) -> None:
+    """A callback runs once, when others see what was written, and before the block has been left."""
+    seen: list[list[str]] = []
+
+    def callback() -> None:
+        seen.append(stored())
+        write("from the callback")
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("inside")
+            await run(transaction.on_commit, callback)
+            await run_in_threadpool(transaction.on_commit, callback)
+            assert seen == []
+        assert seen == [["inside"], ["from the callback", "inside"]]
+        assert await committed() == ["from the callback", "from the callback", "inside"]
+
+    play(main, threads=1)
+
+
+def test_on_commit_does_not_run_after_a_rollback(everywhere: str) -> None:
+    """Callbacks of a block, and of a savepoint, that was rolled back are forgotten."""
+    seen: list[str] = []
+
+    async def main() -> None:
+        with pytest.raises(LookupError):
+            async with atomic():
+                await run(transaction.on_commit, partial(seen.append, "outer"))
+                raise LookupError
+        async with atomic():
+            with pytest.raises(LookupError):
+                async with atomic():
+                    await run(transaction.on_commit, partial(seen.append, "nested"))
+                    raise LookupError
+            await run(transaction.on_commit, partial(seen.append, "kept"))
+        assert seen == ["kept"]
+
+    play(main)
+
+
+# Nested blocks
+
+
+def test_a_nested_block_is_a_savepoint(everywhere: str) -> None:
+    """A nested block that raises takes back its own writes and nothing else."""
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("outer")
+            with pytest.raises(LookupError):
+                async with atomic():
+                    await awrite("nested")
+                    assert await run(stored) == ["nested", "outer"]
+                    raise LookupError
+            assert await run(stored) == ["outer"]
+            async with atomic():
+                await awrite("kept")
+                async with atomic():
+                    await awrite("deep")
+            assert await committed() == []
+        assert await committed() == ["deep", "kept", "outer"]
+
+    play(main)
+
+
+def test_without_a_savepoint_the_outer_block_is_lost_too(everywhere: str) -> None:
+    """A nested block with savepoint=False that raises dooms the outer one, as in Django."""
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("outer")
+            with pytest.raises(LookupError):
+                async with atomic(savepoint=False):
+                    raise LookupError
+            with pytest.raises(TransactionManagementError):
+                await Topic.objects.acount()
+        assert await committed() == []
+
+    play(main)
+
+
+def test_without_a_savepoint_a_block_is_part_of_the_outer_one(everywhere: str) -> None:
+    """A nested block with savepoint=False that does not raise makes no savepoint and commits with the rest."""
+
+    async def main() -> None:
+        async with atomic():
+            async with atomic(savepoint=False):
+                assert await run(lambda: connection.savepoint_ids) == [None]
+                await awrite("nested")
+        assert await committed() == ["nested"]
+
+    play(main)
+
+
+def test_a_durable_block_refuses_to_be_nested(everywhere: str) -> None:
+    """durable raises Django's error inside a block, and commits at its end when it is the outermost."""
+
+    async def main() -> None:
+        async with atomic(durable=True):
+            await awrite("durable")
+        assert await committed() == ["durable"]
+        async with atomic():
+            await awrite("outer")
+            with pytest.raises(RuntimeError, match="durable"):
+                async with atomic(durable=True):
+                    raise AssertionError("it was entered")
+            await awrite("after the refusal")
+        assert await committed() == ["after the refusal", "durable", "outer"]
+
+    play(main)
+
+
+def test_an_atomic_object_is_for_one_block() -> None:
+    """One object for two blocks at once would confuse them, so it is refused with what to write."""
+
+    async def main() -> None:
+        shared = atomic()
+        async with shared:
+            with pytest.raises(RuntimeError, match=r"atomic\(\)"):
+                async with shared:
+                    raise AssertionError("it was entered")
+        async with shared:
+            await awrite("one after the other is fine")
+
+    play(main)
+
+
+# Several databases
+
+
+@pytest.fixture
+def second(_databases: Any, on_postgresql: None) -> Iterator[str]:
+    """A second database beside `default`, of another kind. Its alias."""
+    from tests.conftest import _chosen
+
+    alias = _databases("mariadb")
+    for _ in _chosen(alias):
+        yield alias
+
+
+def authors(alias: str) -> list[str]:
+    return sorted(Author.objects.using(alias).values_list("name", flat=True))
+
+
+async def add_author(alias: str, name: str) -> None:
+    await Author.objects.using(alias).acreate(name=name)
+
+
+def test_blocks_of_two_databases_are_independent(second: str) -> None:
+    """A block of another database inside a block commits when it ends, and the outer one when it does."""
+
+    async def main() -> None:
+        with pytest.raises(LookupError):
+            async with atomic():
+                await add_author("default", "first")
+                async with atomic(using=second):
+                    await add_author(second, "second")
+                    assert await outside(partial(authors, second)) == []
+                assert await outside(partial(authors, second)) == ["second"]
+                assert await outside(partial(authors, "default")) == []
+                raise LookupError
+        assert await outside(partial(authors, second)) == ["second"]
+        assert await outside(partial(authors, "default")) == []
+
+    play(main)
+
+
+def test_a_block_is_of_its_database_only(second: str) -> None:
+    """What is written to another database inside a block is committed at once."""
+
+    async def main() -> None:
+        with pytest.raises(LookupError):
+            async with atomic(using=second):
+                await add_author("default", "first")
+                await add_author(second, "second")
+                await run_in_threadpool(lambda: Author.objects.using("default").create(name="in AnyIO's"))
+                raise LookupError
+        assert await outside(partial(authors, "default")) == ["first", "in AnyIO's"]
+        assert await outside(partial(authors, second)) == []
+
+    play(main)
+
+
+# Locks
+
+
+def test_rows_are_locked_until_the_block_ends(on_postgresql: None) -> None:
+    """select_for_update() works inside a block, locks others out until its end, and is refused outside."""
+
+    async def locked() -> Topic:
+        return await Topic.objects.select_for_update(nowait=True).aget(comment="row")
+
+    def free_for_others() -> bool:
+        with transaction.atomic():
+            return Topic.objects.select_for_update(skip_locked=True).exists()
+
+    async def main() -> None:
+        await awrite("row")
+        async with atomic():
+            await locked()
+            assert not await outside(free_for_others)
+        assert await outside(free_for_others)
+        with pytest.raises(TransactionManagementError):
+            await locked()
+
+    play(main)
+
+
+def test_a_counter_is_never_lost_under_locks(everywhere: str) -> None:
+    """Twenty concurrent read-and-write blocks that lock their row count to twenty."""
+
+    async def count() -> None:
+        async with atomic():
+            row = await Author.objects.select_for_update().aget(pk=1)
+            row.name = str(int(row.name) + 1)
+            await row.asave()
+
+    async def main() -> None:
+        await Author.objects.acreate(pk=1, name="0")
+        await asyncio.gather(*(count() for _ in range(20)))
+        assert (await Author.objects.aget(pk=1)).name == "20"
+
+    play(main, threads=4)
+
+
+# Siblings
+
+
+def test_siblings_are_independent(on_postgresql: None) -> None:
+    """Four tasks of one gather are in four transactions at the same time, and end each in its own way."""
+    together = asyncio.Barrier(4)
+
+    async def one(number: int) -> int:
+        async with atomic():
+            await awrite(str(number))
+            await together.wait()
+            assert await run(stored) == [str(number)]
+            mine = await run(backend)
+            await together.wait()
+            if number % 2:
+                raise LookupError
+            return mine
+
+    async def main() -> None:
+        outcomes = await asyncio.gather(*map(one, range(4)), return_exceptions=True)
+        assert [isinstance(outcome, LookupError) for outcome in outcomes] == [False, True, False, True]
+        assert outcomes[0] != outcomes[2]
+        assert await committed() == ["0", "2"]
+
+    play(main, threads=4)
+
+
+def test_a_sibling_without_a_block_is_in_no_transaction(on_postgresql: None) -> None:
+    """A task beside one that is in a block neither sees its writes nor waits for it."""
+    inside, looked = asyncio.Event(), asyncio.Event()
+
+    async def writer() -> None:
+        async with atomic():
+            await awrite("inside")
+            inside.set()
+            await looked.wait()
+
+    async def reader() -> None:
+        await inside.wait()
+        assert await run(stored) == []
+        assert await run_in_threadpool(stored) == []
+        assert not await run(is_open)
+        looked.set()
+
+    async def main() -> None:
+        await asyncio.gather(writer(), reader())
+
+    play(main, threads=2)
+
+
+def test_nested_blocks_of_siblings_come_one_after_the_other(everywhere: str) -> None:
+    """Nested blocks that siblings open inside one block are savepoints that do not overlap."""
+    open_now: list[int] = []
+
+    async def one(number: int) -> None:
+        async with atomic():
+            open_now.append(number)
+            await awrite(str(number))
+            await asyncio.sleep(0)
+            assert open_now == [number]
+            await run_in_threadpool(write, f"{number} from AnyIO's")
+            open_now.remove(number)
+            if number % 2:
+                raise LookupError
+
+    async def main() -> None:
+        async with atomic():
+            await asyncio.gather(*map(one, range(6)), return_exceptions=True)
+        kept = [text for number in (0, 2, 4) for text in (f"{number}", f"{number} from AnyIO's")]
+        assert await committed() == kept
+
+    play(main)
+
+
+@pytest.mark.parametrize(
+    "way", [awrite, partial(run, write), sync_to_async(write), partial(run_in_threadpool, write)]
+)
+def test_a_plain_query_never_falls_into_a_savepoint_of_a_sibling(
+    everywhere: str, way: Callable[[str], Awaitable[Any]]
+) -> None:
+    """What a task writes while a sibling is in a nested block survives that block's rollback."""
+    nested, asked = asyncio.Event(), asyncio.Event()
+
+    async def rolled_back() -> None:
+        async with atomic():
+            nested.set()
+            await asked.wait()
+            await awrite("nested")
+            raise LookupError
+
+    async def plain() -> None:
+        await nested.wait()
+        writing = asyncio.ensure_future(way("plain"))
+        await asyncio.sleep(0)
+        asked.set()
+        await writing
+
+    async def main() -> None:
+        async with atomic():
+            await asyncio.gather(rolled_back(), plain(), return_exceptions=True)
+        assert await committed() == ["plain"]
+
+    play(main)
+
+
+def test_a_sibling_left_in_a_nested_block_cannot_write_on_alone(everywhere: str) -> None:
+    """When the outer block fails while a sibling is in a nested one, the sibling's next query fails too."""
+    nested, ended = asyncio.Event(), asyncio.Event()
+
+    async def left_behind() -> None:
+        async with atomic():
+            await awrite("before")
+            nested.set()
+            await ended.wait()
+            await awrite("after")
+
+    async def fails() -> None:
+        await nested.wait()
+        raise LookupError
+
+    async def main() -> None:
+        tasks = []
+        with pytest.raises(LookupError):
+            async with atomic():
+                await awrite("outer")
+                tasks = [asyncio.create_task(left_behind()), asyncio.create_task(fails())]
+                await asyncio.gather(*tasks)
+        ended.set()
+        with pytest.raises(TransactionManagementError, match="ended"):
+            await tasks[0]
+        assert await committed() == []
+        async with atomic():
+            await awrite("the connection works")
+        assert await committed() == ["the connection works"]
+
+    play(main, threads=1)
+
+
+def test_a_block_commits_without_the_nested_one_of_a_task_that_outlives_it(everywhere: str) -> None:
+    """A task that is still in a nested block at the commit loses that block, loudly, and the rest is kept."""
+    nested, ended = asyncio.Event(), asyncio.Event()
+
+    async def left_behind() -> None:
+        async with atomic(), atomic():
+            await awrite("nested")
+            nested.set()
+            await ended.wait()
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("outer")
+            task = asyncio.create_task(left_behind())
+            await nested.wait()
+        assert await committed() == ["outer"]
+        ended.set()
+        with pytest.raises(TransactionManagementError, match="ended"):
+            await task
+        assert await committed() == ["outer"]
+
+    play(main, threads=1)
+
+
+def test_a_task_that_outlives_the_block_is_outside_of_it(everywhere: str) -> None:
+    """A task made inside a block writes on a connection of its own once the block has ended."""
+    ended = asyncio.Event()
+
+    async def late(way: Callable[[str], Awaitable[Any]], comment: str) -> None:
+        await ended.wait()
+        assert not await run(is_open)
+        await way(comment)
+        async with atomic():
+            await way(f"{comment} in a block")
+
+    async def main() -> None:
+        with pytest.raises(LookupError):
+            async with atomic():
+                await awrite("inside")
+                tasks = [
+                    asyncio.create_task(late(awrite, "a")),
+                    asyncio.create_task(late(partial(run_in_threadpool, write), "b")),
+                ]
+                raise LookupError
+        ended.set()
+        await asyncio.gather(*tasks)
+        assert await committed() == ["a", "a in a block", "b", "b in a block"]
+
+    play(main)
+
+
+# Cancellation
+
+
+@types.coroutine
+def cancelled_at(
+    point: int, when: str, work: Coroutine[Any, Any, Any], reached: list[int]
+) -> Generator[Any, Any, Any]:
+    """Await the work, and cancel the task at its n-th await point: at once, or when what it awaits is done."""
+    task = asyncio.current_task()
+    assert task is not None
+    step: Callable[[], Any] = partial(work.send, None)
+    for count in itertools.count(1):
+        try:
+            awaited = step()
+        except StopIteration as end:
+            return end.value
+        if count == point:
+            reached.append(point)
+            if when == "at once" or awaited is None:
+                asyncio.get_running_loop().call_soon(task.cancel)
+            else:
+                awaited.add_done_callback(lambda _: task.cancel())
+        try:
+            yield awaited
+        except BaseException as error:
+            step = partial(work.throw, error)
+        else:
+            step = partial(work.send, None)
+    raise AssertionError("unreachable")
+
+
+async def at_every_point(
+    when: str, work: Callable[[], Coroutine[Any, Any, Any]], check: Callable[[], Awaitable[None]]
+) -> None:
+    """Cancel the work at each of its await points in turn, and check what is left each time."""
+    for point in itertools.count(1):
+        reached: list[int] = []
+
+        async def cancelled(point: int = point, reached: list[int] = reached) -> None:
+            await cancelled_at(point, when, work(), reached)
+
+        await asyncio.gather(asyncio.create_task(cancelled()), return_exceptions=True)
+        await check()
+        if not reached:
+            return
+
+
+def transaction_threads() -> int:
+    return sum(thread.name.startswith("transaction-") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("when", ["at once", "when it is done"])
+def test_a_cancellation_anywhere_leaves_all_or_nothing(everywhere: str, when: str) -> None:
+    """A task that is cancelled entering, inside or leaving has committed all or nothing, and leaves nothing."""
+    outcomes = set()
+
+    async def work() -> None:
+        async with atomic():
+            await awrite("1")
+            async with atomic():
+                await run(write, "2")
+            await run_in_threadpool(write, "3")
+            await sync_to_async(write)("4")
+
+    async def check() -> None:
+        outcomes.add(tuple(await committed()))
+        await Topic.objects.all().adelete()  # on the only connection, which is free and in no transaction
+        assert not await run(is_open)
+
+    async def main() -> None:
+        await at_every_point(when, work, check)
+        assert outcomes == {(), ("1", "2", "3", "4")}
+        assert transaction_threads() == 1
+
+    play(main, threads=1, thread_timeout=5)
+
+
+@pytest.mark.parametrize("when", ["at once", "when it is done"])
+def test_a_cancelled_nested_block_leaves_the_outer_one_whole(everywhere: str, when: str) -> None:
+    """When a nested block is cancelled anywhere and the outer one goes on, the outer one commits the rest."""
+    outcomes = set()
+
+    async def nested() -> None:
+        async with atomic():
+            await awrite("nested")
+
+    async def check() -> None:
+        outcomes.add(tuple(await committed()))
+        await Topic.objects.all().adelete()
+
+    async def main() -> None:
+        for point in itertools.count(1):
+            reached: list[int] = []
+            async with atomic():
+                await awrite("before")
+                cancelled = asyncio.ensure_future(
+                    asyncio.wait_for(_coroutine(cancelled_at(point, when, nested(), reached)), DEADLINE)
+                )
+                await asyncio.gather(cancelled, return_exceptions=True)
+                await awrite("after")
+            await check()
+            if not reached:
+                break
+        assert outcomes == {("after", "before"), ("after", "before", "nested")}
+
+    play(main, threads=1, thread_timeout=5)
+
+
+async def _coroutine(awaitable: Any) -> Any:
+    return await awaitable
+
+
+@pytest.mark.parametrize("when", ["at once", "when it is done"])
+def test_a_cancelled_wait_for_a_sibling_leaves_it_whole(sqlite: str, when: str) -> None:
+    """A task that is cancelled while it waits for a sibling's nested block does not disturb it."""
+
+    async def main() -> None:
+        for way in (awrite, partial(run_in_threadpool, write), _nested_write):
+            async with atomic():
+                entered, go_on = asyncio.Event(), asyncio.Event()
+
+                async def holder(entered: asyncio.Event = entered, go_on: asyncio.Event = go_on) -> None:
+                    async with atomic():
+                        entered.set()
+                        await go_on.wait()
+                        await awrite("held")
+
+                holding = asyncio.create_task(holder())
+                await entered.wait()
+                waiting = asyncio.ensure_future(way("cancelled"))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                waiting.cancel()
+                if when == "at once":
+                    await asyncio.gather(waiting, return_exceptions=True)
+                go_on.set()
+                await holding
+                await asyncio.gather(waiting, return_exceptions=True)
+                await way("next")
+            assert await committed() == ["held", "next"]
+            await Topic.objects.all().adelete()
+
+    play(main, threads=1, thread_timeout=5)
+
+
+async def _nested_write(comment: str) -> None:
+    async with atomic():
+        await awrite(comment)
+
+
+def test_a_timeout_rolls_back(everywhere: str) -> None:
+    """asyncio.timeout() around a block that takes too long rolls it back and raises TimeoutError."""
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), atomic():
+                await awrite("inside")
+                await asyncio.Event().wait()
+        assert await committed() == []
+
+    play(main, threads=1)
+
+
+def test_a_cancel_scope_rolls_back(everywhere: str) -> None:
+    """AnyIO's cancellation, which comes again at every await, rolls back and lets nothing behind."""
+
+    async def main() -> None:
+        with anyio.CancelScope() as scope:
+            async with atomic():
+                async with atomic():
+                    await awrite("inside")
+                    scope.cancel()
+                    await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        assert await committed() == []
+        await awrite("after")
+        assert await committed() == ["after"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_a_task_group_that_fails_rolls_back_its_other_blocks(on_postgresql: None) -> None:
+    """When one task of a group raises, the blocks of the others are rolled back before the group ends."""
+    inside = asyncio.Event()
+
+    async def other() -> None:
+        async with atomic():
+            await awrite("other")
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def fails() -> None:
+        await inside.wait()
+        raise LookupError
+
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                group.create_task(other())
+                group.create_task(fails())
+        assert not await outside(locks)
+        assert await committed() == []
+
+    def locks() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND state LIKE 'idle in transaction%'"
+            )
+            return bool(cursor.fetchone()[0])
+
+    play(main, threads=2)
+
+
+def test_a_thousand_cancelled_blocks_leave_nothing_behind(sqlite: str) -> None:
+    """A thousand tasks cancelled in their blocks leave no transaction open and no thread lost."""
+
+    async def work() -> None:
+        async with atomic():
+            await Topic.objects.acount()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        threads = 0
+        for _ in range(20):
+            tasks = [asyncio.create_task(work()) for _ in range(50)]
+            for turn in range(50):
+                await asyncio.sleep(0)
+                tasks[turn].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            threads = max(threads, transaction_threads())
+        assert threads <= 50
+        before = transaction_threads()
+        await asyncio.gather(*(_nested_write("x") for _ in range(4)))
+        assert transaction_threads() == before  # those that came back are used again
+        assert len(await committed()) == 4
+
+    play(main, threads=4, thread_timeout=5)
+
+
+def test_a_cancelled_task_does_not_take_the_transaction_from_its_running_call(everywhere: str) -> None:
+    """A call on AnyIO's threads whose task is cancelled ends its own transaction as it would have."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with transaction.atomic():
+            write("first")
+            inside.set()
+            wait_for(go_on)
+            write("second")
+            assert stored() == ["first", "second"]
+        ended.set()
+
+    ended = threading.Event()
+
+    async def main() -> None:
+        task = asyncio.create_task(run_in_threadpool(work))
+        await outside(partial(wait_for, inside))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await committed() == []
+        go_on.set()
+        await outside(partial(wait_for, ended))
+        assert await committed() == ["first", "second"]
+        await awrite("the connection is back")
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_a_cancelled_task_whose_call_leaves_a_transaction_open_loses_it(everywhere: str) -> None:
+    """What a call leaves open is rolled back when its task is gone, and the connection comes back."""
+    inside, go_on = threading.Event(), threading.Event()
+    block = transaction.atomic()
+
+    def work() -> None:
+        block.__enter__()
+        write("inside")
+        inside.set()
+        wait_for(go_on)
+
+    async def main() -> None:
+        task = asyncio.create_task(run_in_threadpool(work))
+        await outside(partial(wait_for, inside))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        del task
+        go_on.set()
+        await awrite("the connection is back")
+        assert await committed() == ["the connection is back"]
+
+    with capture_logs() as entries:
+        play(main, threads=1, thread_timeout=10)
+    assert "transaction_abandoned" in [entry["event"] for entry in entries]
+
+
+def test_a_call_in_a_block_is_waited_for_when_its_task_is_cancelled(everywhere: str) -> None:
+    """A block whose task is cancelled during a call on AnyIO's threads rolls back what that call has done."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        write("first")
+        inside.set()
+        wait_for(go_on)
+        write("second")
+
+    async def block() -> None:
+        async with atomic():
+            await run_in_threadpool(work)
+
+    async def main() -> None:
+        task = asyncio.create_task(block())
+        await outside(partial(wait_for, inside))
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await committed() == []
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_a_shutdown_rolls_back(on_postgresql: None, postgresql: PostgreSQL) -> None:
+    """A task that is still in its block when the application ends has written nothing, and nothing is open."""
+
+    async def forgotten(inside: asyncio.Event) -> None:
+        async with atomic():
+            await awrite("inside")
+            inside.set()
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        inside = asyncio.Event()
+        async with asyncio.timeout(DEADLINE):
+            async with started(threads=2):
+                task = asyncio.create_task(forgotten(inside))
+                await inside.wait()
+            assert await outside(partial(postgresql.in_transaction, "board")) == 0
+            assert await outside(partial(postgresql.connections, "board")) == 0
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(main())
+    assert stored() == []
+
+
+# Calls from a transaction's synchronous code back into the loop
+
+
+def test_from_thread_run_works_inside(everywhere: str) -> None:
+    """Synchronous code on AnyIO's threads under a block calls the loop back, and that joins the block."""
+
+    async def back() -> None:
+        await awrite("aget")
+        await run(write, "run")
+        await run_in_threadpool(write, "again on a thread")
+        async with atomic():
+            await awrite("in a savepoint")
+        await asyncio.gather(*(awrite("gathered") for _ in range(4)))
+
+    def work() -> None:
+        write("sync")
+        anyio.from_thread.run(back)
+        assert len(stored()) == 9
+
+    async def main() -> None:
+        async with atomic():
+            await run_in_threadpool(work)
+            assert await committed() == []
+        assert len(await committed()) == 9
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_calls_from_a_thread_run_one_at_a_time(everywhere: str) -> None:
+    """What a call under a block has the loop do at once still uses the connection one at a time."""
+    busy = threading.Lock()
+
+    def alone() -> None:
+        assert busy.acquire(blocking=False), "two at once"
+        try:
+            Topic.objects.count()
+        finally:
+            busy.release()
+
+    async def back() -> None:
+        ways = [run(alone), sync_to_async(alone)(), run_in_threadpool(alone)] * 10
+        await asyncio.gather(*ways)
+
+    async def main() -> None:
+        async with atomic():
+            await run_in_threadpool(partial(anyio.from_thread.run, back))
+
+    play(main, threads=4, thread_timeout=5)
+
+
+@pytest.mark.parametrize("way", [run, sync_to_async, run_in_threadpool])
+def test_async_to_sync_works_inside(everywhere: str, way: Callable[..., Any]) -> None:
+    """Synchronous code under a block may call asynchronous code, which joins the block."""
+
+    async def back() -> None:
+        await awrite("aget")
+        await run(write, "run")
+        async with atomic():
+            await awrite("in a savepoint")
+        await run_in_threadpool(write, "on a thread")
+
+    def work() -> None:
+        write("sync")
+        async_to_sync(back)()
+        assert len(stored()) == 5
+
+    async def main() -> None:
+        async with atomic():
+            await (sync_to_async(work)() if way is sync_to_async else way(work))
+            assert await committed() == []
+        assert len(await committed()) == 5
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_a_call_back_does_not_wait_for_a_nested_block_that_waits_for_it(everywhere: str) -> None:
+    """A nested block that a sibling asks for during a call comes after the call and what it calls."""
+    inside, asked = threading.Event(), threading.Event()
+
+    def work() -> None:
+        inside.set()
+        wait_for(asked)
+        anyio.from_thread.run(awrite, "from the call")
+        anyio.from_thread.run(_nested_write, "nested from the call")
+
+    async def sibling() -> None:
+        await outside(partial(wait_for, inside))
+        entering = asyncio.ensure_future(_nested_write("sibling"))
+        await asyncio.sleep(0)
+        asked.set()
+        await entering
+
+    async def main() -> None:
+        async with atomic():
+            await asyncio.gather(run_in_threadpool(work), sibling())
+        assert await committed() == ["from the call", "nested from the call", "sibling"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_calls_inside_find_a_thread_when_all_others_wait(everywhere: str) -> None:
+    """A transaction goes on while every shared thread waits for the connection that it holds."""
+    waiting = threading.Semaphore(0)
+
+    def count() -> None:
+        waiting.release()
+        Topic.objects.count()
+
+    async def main() -> None:
+        around = copy_context()  # of no transaction
+        async with atomic():
+            await awrite("inside")
+            work = [*(run(count) for _ in range(4)), *(run_in_threadpool(count) for _ in range(45))]
+            others = [asyncio.create_task(each, context=around.copy()) for each in work]
+            for _ in range(41):  # one database thread, and AnyIO's forty
+                assert await outside(partial(waiting.acquire, timeout=DEADLINE))
+            await run_in_threadpool(anyio.from_thread.run, awrite, "called back")
+            await run_in_threadpool(partial(anyio.from_thread.run, run_in_threadpool, write, "and again"))
+            await run_in_threadpool(async_to_sync(awrite), "async_to_sync")
+            assert not any(task.done() for task in others)
+        await asyncio.gather(*others)
+        assert len(await committed()) == 4
+
+    play(main, threads=1, thread_timeout=15)
