@@ -158,7 +158,7 @@ class SchemaReader:
 
 
 def _without_view(value: Any) -> Any:
-    # What PostgreSQL's driver gives for a BinaryField, and pydantic does not take for bytes.
+    # What psycopg2 gives for a BinaryField, and pydantic does not take for bytes.
     return bytes(value) if type(value) is memoryview else value
 
 

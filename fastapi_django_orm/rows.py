@@ -78,7 +78,7 @@ def freeze(value: Any) -> Any:
             return tuple(map(freeze, value))
         case set():
             return frozenset(map(freeze, value))
-        case memoryview() | bytearray():  # what PostgreSQL's driver gives for a BinaryField
+        case memoryview() | bytearray():  # what psycopg2 gives for a BinaryField
             return bytes(value)
         case Promise():  # a translated text: here is the last place that may ask for the language
             return str(value)

@@ -137,7 +137,7 @@ Row = dict[str, Any]
 
 
 def plain_values() -> list[Row]:
-    """Django's own rows, with PostgreSQL's views of binary columns as the bytes that they show."""
+    """Django's own rows, with psycopg2's views of binary columns as the bytes that they show."""
     return [
         {name: bytes(value) if isinstance(value, memoryview) else value for name, value in row.items()}
         for row in Everything.objects.order_by("pk").values()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Optional
 
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
+from django.db import models
 from django.db.models import Count, Value
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
@@ -239,6 +240,42 @@ def test_binary_columns_fill_bytes(database: str) -> None:
     assert the_row(FromInstance, Everything).binary == b"\xff\x00"
     assert json_of(Out, model=Everything) == b'{"topics":[{"binary":"_wA="}]}'
     assert the_row(FromInstance, Everything).pk == made.pk
+
+
+class ViewField(models.BinaryField):
+    """Reads as psycopg2 reads it: a view of the driver's buffer."""
+
+    def get_internal_type(self) -> str:
+        return "BinaryField"
+
+    def from_db_value(self, value: bytes, expression: object, connection: object) -> memoryview:
+        return memoryview(bytes(value))
+
+
+class Viewed(models.Model):
+    key = models.UUIDField(primary_key=True)
+    binary = ViewField()
+
+    class Meta:
+        app_label = "not_installed"
+        managed = False
+        db_table = "board_everything"
+
+
+def test_a_drivers_view_of_its_buffer_becomes_bytes() -> None:
+    """A memoryview is bytes in a plain row and in a schema, from columns and from instances."""
+
+    class Out(BaseModel):
+        binary: bytes
+
+    class FromInstance(Out):
+        pk: Any
+
+    Everything.objects.create(binary=b"text")
+    assert type(Viewed.objects.get().binary) is memoryview
+    assert type(rows(declare(model=Viewed))[0]["binary"]) is bytes
+    assert the_row(Out, Viewed).binary == b"text"
+    assert the_row(FromInstance, Viewed).binary == b"text"
 
 
 def test_binary_that_is_no_text_is_refused_with_advice_that_works() -> None:

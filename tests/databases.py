@@ -1,0 +1,137 @@
+"""What tests of connections need: Django's `default` changed for a while, and applications without a server."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connection, connections
+from fastapi import FastAPI
+
+from fastapi_django_orm import DjangoORM, ORMSettings, atomic
+
+BOARD = "board"  # the database's name on every server
+DEADLINE = 20.0  # seconds
+
+
+def set_default(config: dict[str, Any]) -> None:
+    """Let Django's alias `default` be another database."""
+    connections["default"].close()
+    del connections["default"]
+    settings.DATABASES["default"] = config
+    connections.__dict__.pop("settings", None)  # a cached property; Django's own tests do the same
+    connections._settings = None  # type: ignore[attr-defined]
+
+
+@contextmanager
+def default_changed(migrate: bool = False, **changes: Any) -> Iterator[None]:
+    """Django's alias `default` with other settings, for the length of the block."""
+    before = settings.DATABASES["default"]
+    set_default({**before, **changes})
+    try:
+        if migrate:
+            call_command("migrate", verbosity=0, run_syncdb=True)
+            connections.close_all()
+        yield
+    finally:
+        set_default(before)
+
+
+def through(url: str, port: int) -> str:
+    """The URL with another port."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rsplit(':', 1)[0]}:{port}"))
+
+
+@asynccontextmanager
+async def application(**options: Any) -> AsyncIterator[FastAPI]:
+    """An application that runs, without a server; the options are those of `ORMSettings`."""
+    app = FastAPI()
+    async with DjangoORM(ORMSettings(**options), repositories=[]).lifespan(app):
+        yield app
+
+
+@asynccontextmanager
+async def client_of(app: FastAPI, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application whose lifespan is open for the length of the block."""
+    async with DjangoORM(ORMSettings(**options), repositories=[]).lifespan(app):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE) as client:
+            yield client
+
+
+async def get(base: str, path: str) -> tuple[str, int, str]:
+    """Ask a server for a path on a connection of its own: the path, the status, the body. Cheaper than httpx."""
+    parts = urlsplit(base)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n".encode())
+        head, _, body = (await reader.read()).decode().partition("\r\n\r\n")
+    finally:
+        writer.close()
+        await writer.wait_closed()
+    return path, int(head.split()[1]) if head else 0, body
+
+
+async def get_all(base: str, paths: Iterable[str]) -> list[tuple[str, int, str]]:
+    """Ask for them all at once."""
+    return await asyncio.gather(*(get(base, path) for path in paths))
+
+
+def session() -> int:
+    """The number that the server knows the running code's connection by."""
+    function = {"postgresql": "pg_backend_pid()", "mysql": "connection_id()"}[connection.vendor]
+    return int(ask(f"SELECT {function}"))
+
+
+def sleep(seconds: float) -> None:
+    """Keep the connection busy on the server."""
+    function = {"postgresql": "pg_sleep", "mysql": "SLEEP"}[connection.vendor]
+    ask(f"SELECT {function}({seconds})")
+
+
+def ask(query: str) -> Any:
+    """The only value of a query."""
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        return cursor.fetchone()[0]
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Look again and again, for what a server does in its own time."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"not within {DEADLINE} s: {what}"
+        time.sleep(0.02)
+
+
+def wait_until_gone(server: Any) -> None:
+    """Return when no client of the board's database is left; servers notice a closed socket a little later."""
+    wait_until(lambda: server.connections(BOARD) == 0, "all connections gone")
+
+
+@asynccontextmanager
+async def transactions_held(number: int) -> AsyncIterator[asyncio.Event]:
+    """As many open transactions, each of a task that waits, until the block ends or the event is set."""
+    release = asyncio.Event()
+    begun = asyncio.Semaphore(0)
+
+    async def hold() -> None:
+        async with atomic():
+            begun.release()
+            await release.wait()
+
+    async with asyncio.TaskGroup() as holders:
+        for _ in range(number):
+            holders.create_task(hold())
+        for _ in range(number):
+            await asyncio.wait_for(begun.acquire(), DEADLINE)
+        try:
+            yield release
+        finally:
+            release.set()
