@@ -76,7 +76,6 @@ L = "benchmarks.peers.live"
 PEERS: dict[Part, tuple[Peer, ...]] = {
     "cached": (
         Peer("raw", f"{C}.raw", "ASGI callable, prebuilt bytes: the limit", ("uvicorn",)),
-        Peer("ours_published", f"{C}.ours_published", "`publish`, in front of the router", OURS),
         Peer("ours", f"{C}.ours", "handler, `topics.response()`", OURS),
         Peer("fastapi_bytes", f"{C}.fastapi_bytes", "handler, bytes, async dependency"),
         Peer("fastapi_def_dependency", f"{C}.fastapi_def_dependency", "… with a `def` dependency"),

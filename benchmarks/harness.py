@@ -87,10 +87,10 @@ def cells(plan: Plan) -> Iterator[Cell]:
     for rows in plan.rows:
         for clients in plan.clients:
             if plan.part == "cached":
-                yield Cell("/topics/", rows, clients)
+                yield Cell("/topics", rows, clients)
             else:
                 yield Cell("/topics/", rows, clients, random_keys=True)
-                yield Cell("/latest/", rows, clients)
+                yield Cell("/latest", rows, clients)
 
 
 def measure_all(plan: Plan, say: Callable[[str], None]) -> Results:

@@ -18,7 +18,7 @@ COLUMNS = (
     "peer", "what it does", "ratio", "requests/s", "p50 ms", "p99 ms", "errors", "connections left",
 )  # fmt: skip
 TITLES = {
-    "cached": "Cached: `GET /topics/`, the whole list",
+    "cached": "Cached: `GET /topics`, the whole list",
     "live": "Live: a query in every request",
 }
 

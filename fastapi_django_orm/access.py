@@ -32,7 +32,11 @@ def may_refresh(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
                 raise _refused(403, f"Refreshing is closed: {HOW_TO_ALLOW}.", "no token configured")
         elif credentials is None:
             raise _refused(401, "Send `Authorization: Bearer <token>`.", "no token sent")
-        elif not secrets.compare_digest(credentials.credentials.encode(), token.get_secret_value().encode()):
+        elif not secrets.compare_digest(
+            # A header's bytes are read as Latin-1; the token's are UTF-8.
+            credentials.credentials.encode("latin-1"),
+            token.get_secret_value().encode(),
+        ):
             raise _refused(403, "This token may not refresh.", "wrong token")
 
     return check

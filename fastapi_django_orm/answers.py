@@ -15,7 +15,7 @@ from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
 
-from .database.transactions import atomic
+from .database.transactions import atomic, nothing_left_open
 from .errors import LazyAnswer
 
 
@@ -27,16 +27,18 @@ def handlers_instrumented() -> Iterator[None]:
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
         if not _may_query(response_content):
             return await serialize(response_content=response_content, **options)
-        if options.get("field") is None:
+        field = options.get("field")
+        if field is None or field.field_info.annotation is Any:  # what `-> Any` makes
             raise _lazy_answer(response_content, options.get("endpoint_ctx") or {})
         # As if a `def` handler had returned it: FastAPI validates it on a thread, in one call.
-        options |= {"field": _ReadingField(options["field"]), "is_coroutine": False}
+        options |= {"field": _ReadingField(field), "is_coroutine": False}
         return await serialize(response_content=response_content, **options)
 
     async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
         aliases = _atomic_aliases(dependant.call)
         if not aliases:
-            return await run(dependant=dependant, **options)
+            async with nothing_left_open():
+                return await run(dependant=dependant, **options)
         async with AsyncExitStack() as stack:
             for alias in aliases:
                 await stack.enter_async_context(atomic(using=alias))

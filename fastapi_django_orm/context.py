@@ -40,7 +40,7 @@ class RequestContext:
         self._here = here
         self._threads = threads
         # Not a random id for each request, which would cost a system call.
-        self._request_ids = map(f"{secrets.token_hex(4)}-{{:x}}".format, count(1))
+        self._request_ids = map(f"{secrets.token_hex(8)}-{{:x}}".format, count(1))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request under the application's context, with its id bound for the logs."""

@@ -4,7 +4,8 @@ Runs once, at startup, when Django is set up: a wrong label or field ends the st
 instead, before a request meets it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import timedelta
 from typing import Any, Protocol, get_args
 
 from django.apps import apps
@@ -34,6 +35,10 @@ class Declared(Protocol):
     def fields(self) -> Sequence[str] | None: ...  # noqa: D102
     @property
     def ordering(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def name(self) -> Any: ...  # noqa: D102
+    @property
+    def max_age(self) -> Any: ...  # noqa: D102
     @property
     def schema(self) -> Any: ...  # noqa: D102
     @property
@@ -85,15 +90,21 @@ def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
 
 
 def check_shape(repository: Declared) -> None:
-    """Refuse what is no list of names, or no query for rows.
+    """Refuse attributes of a wrong type, and what is no query for rows.
 
     Raises:
-        InvalidRepository: a text where names are wanted, or a ``queryset()`` that gives something else.
+        InvalidRepository: a text where names are wanted, a number where a time is, and the like; or a
+            ``queryset()`` that gives something else.
     """
+    label, name, max_age = repository.label, repository.name, repository.max_age
+    if not isinstance(name, str) or not name:
+        raise InvalidRepository(f"{label}.name: write the key that the JSON has for the rows, not {name!r}.")
     for attribute in ("fields", "ordering", "indexes"):
-        value = getattr(repository, attribute)
-        if isinstance(value, str):
-            raise InvalidRepository(f"{repository.label}.{attribute}: write ({value!r},), a tuple of names.")
+        _check_names(f"{label}.{attribute}", getattr(repository, attribute))
+    if repository.fields is not None and not repository.fields:
+        raise InvalidRepository(f"{label}.fields: name at least one field, or leave it out for all.")
+    if max_age is not None and (not isinstance(max_age, timedelta) or max_age <= timedelta(0)):
+        raise InvalidRepository(f"{label}.max_age: write timedelta(seconds=60), not {max_age!r}.")
     queryset = repository.queryset()
     iterable = getattr(queryset, "_iterable_class", None)
     if iterable is None or not issubclass(iterable, ModelIterable | ValuesIterable):
@@ -101,6 +112,13 @@ def check_shape(repository: Declared) -> None:
             f"{repository.label}.queryset(): give a query of model instances, or one that ends in .values(); "
             f"this is {_shape(queryset)}."
         )
+
+
+def _check_names(where: str, names: Any) -> None:
+    if isinstance(names, str):
+        raise InvalidRepository(f"{where}: write ({names!r},), a tuple of names.")
+    if not isinstance(names, Sequence) and not (names is None and where.endswith(".fields")):
+        raise InvalidRepository(f"{where}: write a tuple of names, not {names!r}.")
 
 
 def _shape(queryset: Any) -> str:
@@ -231,9 +249,26 @@ def _schema_columns(schema: type[BaseModel], queryset: AnyQuerySet) -> Sequence[
     for column in queryset.model._meta.concrete_fields:
         columns.update((column.attname, column.name))
     names = tuple(_source(name, field) for name, field in schema.model_fields.items())
+    _check_schema(schema, columns, queryset)
     if any(_nests_model(field.annotation) for field in schema.model_fields.values()):
         return None
     return names if columns.issuperset(names) else None
+
+
+def _check_schema(schema: type[BaseModel], columns: Collection[str], queryset: AnyQuerySet) -> None:
+    """Refuse a field that nothing of the model can fill, before the first row comes."""
+    if schema.__pydantic_decorators__.model_validators:
+        return  # which may make it of something else
+    for name, field in schema.model_fields.items():
+        source = _source(name, field)
+        aliased = field.validation_alias is not None and field.validation_alias != field.alias
+        if (
+            field.is_required()
+            and not aliased
+            and source not in columns
+            and not hasattr(queryset.model, source)
+        ):
+            raise _unknown(f"{schema.__name__}.{name}", source, queryset)
 
 
 def _source(name: str, field: FieldInfo) -> str:

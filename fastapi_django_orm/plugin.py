@@ -21,6 +21,7 @@ from . import repository, running
 from .access import HOW_TO_ALLOW
 from .answers import handlers_instrumented
 from .context import RequestContext
+from .database.driver_pool import fit_driver_pools
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
@@ -107,7 +108,8 @@ class DjangoORM:
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(set_up_django)(settings.settings_module)
-            notice_dead_networks()
+            notice_dead_networks(settings.call_timeout)
+            fit_driver_pools(settings.threads)
             refreshers, aliases = await sync_to_async(self._prepare)(here)
             for refresher in refreshers.values():
                 refresher.start()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Generic
+from typing import Any, Generic
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -62,7 +62,7 @@ class Refresher(Generic[RowT]):
         self._load_rows = load
         self._max_age = max_age
         self._failures = 0
-        self._next: tuple[asyncio.Future[Load[RowT]], str] | None = None
+        self._next: tuple[asyncio.Future[Load[RowT]], str, dict[str, Any]] | None = None
         self._asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -88,15 +88,17 @@ class Refresher(Generic[RowT]):
             RefreshFailed: it failed.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is None:
+        if self._loop is None or self._task is None or self._task.done():
             raise self._shut_down()
         if loop is not self._loop:  # asgiref's async_to_sync may run its own
             elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger), self._loop)
             return await asyncio.wrap_future(elsewhere)
         if self._next is None:
-            self._next = (loop.create_future(), trigger)
+            bound = structlog.contextvars.get_contextvars()
+            request = {"request_id": bound["request_id"]} if "request_id" in bound else {}
+            self._next = (loop.create_future(), trigger, request)
             self._asked.set()
-        asked, _ = self._next
+        asked = self._next[0]
         try:
             # The future belongs to everybody who waits: one who gives up must not cancel it.
             return await asyncio.shield(asked)
@@ -132,11 +134,12 @@ class Refresher(Generic[RowT]):
             self._asked.clear()
             # Not as the wait has ended: for rows that are always too old it ends before anybody is heard.
             if self._next is not None:
-                (asked, trigger), self._next = self._next, None
+                (asked, trigger, request), self._next = self._next, None
             else:  # nobody has asked, and a load is due
-                asked = asyncio.get_running_loop().create_future()
+                asked, request = asyncio.get_running_loop().create_future(), {}
                 trigger = "retry" if self.error is not None else "max_age"
-            await self._load(asked, trigger)
+            with structlog.contextvars.bound_contextvars(**request):
+                await self._load(asked, trigger)
 
     def _wait(self) -> float | None:
         """Seconds until a load is due that nobody asks for."""
@@ -156,13 +159,15 @@ class Refresher(Generic[RowT]):
             asked.cancel()
             raise
         except Exception as error:
-            self._failed(error, trigger)
             asked.set_exception(error)
             asked.exception()  # seen: asyncio need not complain when nobody waits for it any more
+            self._failed(error, trigger)
         else:
             load = Load(snapshot, time.perf_counter() - started, trigger)
             self.snapshot, self.error, self._failures = snapshot, None, 0
-            logger.info(
+            asked.set_result(load)
+            _log(
+                logger.info,
                 "repository_loaded" if version == 1 else "repository_refreshed",
                 repository=self.name,
                 rows=len(snapshot),
@@ -170,7 +175,6 @@ class Refresher(Generic[RowT]):
                 duration_ms=round(load.duration * 1000, 3),
                 trigger=trigger,
             )
-            asked.set_result(load)
 
     def _failed(self, error: Exception, trigger: str) -> None:
         self._failures += 1
@@ -178,7 +182,8 @@ class Refresher(Generic[RowT]):
         # What a database or this package says is told in a line. A traceback would say no more, and some log
         # renderers print the variables of its frames, where the driver has the password.
         expected = isinstance(error, DatabaseError | DjangoORMError)
-        logger.error(
+        _log(
+            logger.error,
             "refresh_failed",
             repository=self.name,
             trigger=trigger,
@@ -188,3 +193,9 @@ class Refresher(Generic[RowT]):
             serving=None if self.snapshot is None else self.snapshot.version,
             **({} if expected else {"exc_info": error}),
         )
+
+
+def _log(level: Callable[..., Any], event: str, **fields: Any) -> None:
+    # A log that cannot be written (its reader has gone) must not be the end of refreshing.
+    with suppress(Exception):
+        level(event, **fields)

@@ -30,7 +30,7 @@ class RefreshReport(BaseModel):
     version: int | None
     duration_ms: float | None = Field(description="How long the load took, in milliseconds.")
     trigger: str | None = Field(description="Who asked first for the load that this request shared.")
-    error: str | None = Field(None, description="The class of the error, if the load failed.")
+    error: str | None = Field(default=None, description="The class of the error, if the load failed.")
 
 
 def build_router(

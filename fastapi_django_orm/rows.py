@@ -15,6 +15,8 @@ from uuid import UUID
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
 from django.utils.functional import LazyObject, Promise
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema
 
 from .errors import LazyValue
 
@@ -31,6 +33,12 @@ class Row(dict[str, Any]):
     """A row as ``.values()`` gives it, which cannot be changed."""
 
     __slots__ = ()
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Let a handler say that it answers with rows: to pydantic they are dicts."""
+        return handler(dict[str, Any])
+
     __setitem__ = __delitem__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
 

@@ -4,7 +4,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import structlog
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ModelWrapValidatorHandler,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -18,8 +25,14 @@ PREFIX = "DJANGO_ORM_"
 
 
 def _none_if_empty(value: Any) -> Any:
-    # FOO= in a shell or in .env means "not set". For the token it must: an empty secret opens the door.
+    # FOO= in a shell or in .env means "not set".
     return None if value == "" else value
+
+
+def _token(value: Any) -> Any:
+    # A secret that is read from a file often ends in a line feed, which no header can carry.
+    secret = value.get_secret_value() if isinstance(value, SecretStr) else value
+    return secret.strip() or None if isinstance(secret, str) else secret
 
 
 def _path(value: Any) -> Any:
@@ -38,37 +51,42 @@ class ORMSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, hide_input_in_errors=True
+        env_prefix=PREFIX,
+        env_file=".env",
+        dotenv_filtering="only_existing",  # .env is for others too
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     settings_module: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
-        None,
+        default=None,
         description="Django's settings module. Without it DJANGO_SETTINGS_MODULE counts, then "
         "what manage.py beside the application sets.",
     )
-    refresh_path: URLPath = Field("/refresh/", description="Where to refresh. Empty: no route.")
-    refresh_token: Annotated[SecretStr | None, BeforeValidator(_none_if_empty)] = Field(
-        None,
+    refresh_path: URLPath = Field(default="/refresh/", description="Where to refresh. Empty: no route.")
+    refresh_token: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
+        default=None,
         description="Who has it may refresh. Without it the route answers only under DEBUG.",
     )
-    health_path: URLPath = Field("/health/", description="Where to ask for health. Empty: no route.")
+    health_path: URLPath = Field(default="/health/", description="Where to ask for health. Empty: no route.")
     startup: Literal["fail", "retry"] = Field(
-        "fail",
+        default="fail",
         description="When the database cannot be read at startup: fail, or start and retry.",
     )
     threads: int = Field(
-        8,
+        default=8,
         ge=1,
         le=1000,
         description="Database threads, and the most connections to each database.",
     )
     thread_timeout: float = Field(
-        30.0,
+        default=30.0,
         gt=0,
         description="Seconds that a call waits for a thread or a connection before DatabaseBusy.",
     )
     call_timeout: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Seconds after which a call that uses a connection is cut off from it; 0: never.",
     )
@@ -79,6 +97,21 @@ class ORMSettings(BaseSettings):
             raise ValueError("DJANGO_ORM_REFRESH_PATH and DJANGO_ORM_HEALTH_PATH are the same path")
         return self
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Tell what cannot be used in the words of whoever has written it."""
+        if unknown := sorted(set(values) - set(cls.model_fields)):
+            raise InvalidSettings(
+                f"ORMSettings has no argument {unknown[0]!r}. {nearest(unknown[0], cls.model_fields)}"
+            )
+        try:
+            return handler(values)
+        except ValidationError as error:
+            lines = [_explain(fault["loc"], fault["msg"]) for fault in error.errors()]
+            # The cause repeats this in pydantic's words: field names that nobody may have typed.
+            raise InvalidSettings("\n".join(lines)) from None
+
 
 def read_settings() -> ORMSettings:
     """The settings from the environment and ``.env``.
@@ -88,10 +121,6 @@ def read_settings() -> ORMSettings:
     """
     try:
         settings = ORMSettings()
-    except ValidationError as error:
-        lines = [_explain(fault["loc"], fault["msg"]) for fault in error.errors()]
-        # The cause repeats this in pydantic's words: field names that nobody has typed.
-        raise InvalidSettings("\n".join(lines)) from None
     except (UnicodeDecodeError, OSError) as error:
         # Without the cause, which carries the file's content.
         raise InvalidSettings(

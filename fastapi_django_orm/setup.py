@@ -153,11 +153,11 @@ def _from_manage_py() -> str:
 
 def _application_folders() -> Iterator[Path]:
     # A server puts the application's folder on sys.path; installed packages are not the application.
-    yield Path.cwd()
     for entry in sys.path:
         folder = Path(entry or ".").resolve()
         if not {"site-packages", "dist-packages"} & set(folder.parts):
             yield folder
+    yield Path.cwd()
 
 
 def _settings_module_in(file: Path) -> str | None:

@@ -4,6 +4,7 @@ Some of what the plugin does is the process's and not an application's: Django's
 other libraries that are instrumented. Two applications in one process share it, and either may end first.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -20,17 +21,20 @@ class SharedContext:
         self._contexts = contexts
         self._stack = ExitStack()
         self._inside = 0
+        self._lock = threading.Lock()  # applications may run on several threads
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """Be one of those who are inside."""
-        self._inside += 1
-        if self._inside == 1:
-            for context in self._contexts:
-                self._stack.enter_context(context())
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                for context in self._contexts:
+                    self._stack.enter_context(context())
         try:
             yield
         finally:
-            self._inside -= 1
-            if not self._inside:
-                self._stack.close()
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._stack.close()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
 
+from tests.databases import BOARD, default_changed, set_default
 from tests.interpreter import Interpreter
 from tests.project import router
 from tests.projects import Project
@@ -77,7 +79,7 @@ def _databases(request: pytest.FixtureRequest) -> Any:
     def need(kind: str) -> str:
         if kind != "sqlite" and kind not in known:
             known[kind] = server = request.getfixturevalue(kind)
-            add_database(kind, server.create_database("board"))
+            add_database(kind, server.create_database(BOARD))
         return "default" if kind == "sqlite" else kind
 
     return need
@@ -128,15 +130,38 @@ def default_database(request: pytest.FixtureRequest, _databases: Any) -> Iterato
     """Each kind of database in turn as the alias `default`, with empty tables. Its kind."""
     alias = _databases(request.param)
     before = settings.DATABASES["default"]
-    _set_default(settings.DATABASES[alias])
+    set_default(settings.DATABASES[alias])
     for _ in _chosen("default"):
         yield request.param
-    _set_default(before)
+    set_default(before)
 
 
-def _set_default(config: dict[str, Any]) -> None:
-    connections["default"].close()
-    del connections["default"]
-    settings.DATABASES["default"] = config
-    connections.__dict__.pop("settings", None)
-    connections._settings = None
+@pytest.fixture(scope="session")
+def _mortal_servers() -> Iterator[Any]:
+    with ExitStack() as stack:
+        started: dict[str, Server] = {}
+
+        def start(name: str) -> Server:
+            kind = {"postgresql": PostgreSQL, "mariadb": MariaDB}[name]
+            if name not in started:
+                if reason := kind.unavailable():
+                    pytest.skip(reason)
+                started[name] = server = stack.enter_context(kind())
+                with default_changed(migrate=True, **dj_database_url.parse(server.create_database(BOARD))):
+                    pass
+            return started[name]
+
+        yield start
+
+
+@pytest.fixture(params=["postgresql", "mariadb"])
+def mortal(request: pytest.FixtureRequest, _mortal_servers: Any) -> Iterator[Any]:
+    """A server of each kind in turn that a test may kill, with the tables, as Django's `default`."""
+    server = _mortal_servers(request.param)
+    if server.pid is None:
+        server.start()
+    with default_changed(**dj_database_url.parse(server.url(BOARD), conn_max_age=None)):
+        for _ in _chosen("default"):
+            yield server
+            if server.pid is None:
+                server.start()

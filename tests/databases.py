@@ -1,6 +1,7 @@
-"""What tests of connections need: Django's `default` changed for a while, and applications without a server."""
+"""What tests of connections need: Django's `default` changed for a while, applications without a server."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +14,7 @@ from django.core.management import call_command
 from django.db import connection, connections
 from fastapi import FastAPI
 
-from fastapi_django_orm import DjangoORM, ORMSettings, atomic
+from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
 
 BOARD = "board"  # the database's name on every server
 DEADLINE = 20.0  # seconds
@@ -32,7 +33,8 @@ def set_default(config: dict[str, Any]) -> None:
 def default_changed(migrate: bool = False, **changes: Any) -> Iterator[None]:
     """Django's alias `default` with other settings, for the length of the block."""
     before = settings.DATABASES["default"]
-    set_default({**before, **changes})
+    base = {} if "ENGINE" in changes else before
+    set_default({**base, **changes})
     try:
         if migrate:
             call_command("migrate", verbosity=0, run_syncdb=True)
@@ -60,13 +62,14 @@ async def application(**options: Any) -> AsyncIterator[FastAPI]:
 async def client_of(app: FastAPI, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an application whose lifespan is open for the length of the block."""
     async with DjangoORM(ORMSettings(**options), repositories=[]).lifespan(app):
-        transport = httpx.ASGITransport(app)
+        # As a server does: an error is a 500.
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE) as client:
             yield client
 
 
 async def get(base: str, path: str) -> tuple[str, int, str]:
-    """Ask a server for a path on a connection of its own: the path, the status, the body. Cheaper than httpx."""
+    """Ask a server for a path, at less cost than with httpx: the path, the status, the body."""
     parts = urlsplit(base)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -89,6 +92,13 @@ def session() -> int:
     return int(ask(f"SELECT {function}"))
 
 
+def end_session(number: int) -> None:
+    """Have the server end a connection."""
+    statement = {"postgresql": "SELECT pg_terminate_backend(%s)", "mysql": "KILL %s"}[connection.vendor]
+    with connection.cursor() as cursor:
+        cursor.execute(statement, [number])
+
+
 def sleep(seconds: float) -> None:
     """Keep the connection busy on the server."""
     function = {"postgresql": "pg_sleep", "mysql": "SLEEP"}[connection.vendor]
@@ -102,7 +112,7 @@ def ask(query: str) -> Any:
         return cursor.fetchone()[0]
 
 
-def wait_until(condition: Callable[[], bool], what: str) -> None:
+def wait_until(condition: Callable[[], Any], what: str) -> None:
     """Look again and again, for what a server does in its own time."""
     end = time.monotonic() + DEADLINE
     while not condition():
@@ -111,8 +121,30 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 
 def wait_until_gone(server: Any) -> None:
-    """Return when no client of the board's database is left; servers notice a closed socket a little later."""
+    """Return when no client of the board is left; servers notice a closed socket a little later."""
     wait_until(lambda: server.connections(BOARD) == 0, "all connections gone")
+
+
+def failed(responses: Iterable[httpx.Response]) -> list[str]:
+    """What has gone wrong with which requests."""
+    return [f"{r.url.path} {r.status_code} {r.text}" for r in responses if r.status_code != 200]
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """As `wait_until`, beside a running event loop."""
+    await asyncio.to_thread(wait_until, condition, what)
+
+
+async def sessions(number: int) -> set[int]:
+    """Open as many connections, by using them at once; the numbers that the server knows them by."""
+    barrier = threading.Barrier(number)
+
+    def use() -> int:
+        found = session()
+        barrier.wait(DEADLINE)
+        return found
+
+    return set(await asyncio.gather(*(run(use) for _ in range(number))))
 
 
 @asynccontextmanager

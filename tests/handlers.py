@@ -22,7 +22,8 @@ PATHS = [
 # Those that write, and how many topics a request adds.
 WRITES = {
     **dict.fromkeys(["/yield-transaction", "/in-transaction", "/def-in-transaction", "/thread-in-atomic"], 1),
-    **{"/atomic": 1, "/nested": 2},
+    "/atomic": 1,
+    "/nested": 2,
 }
 
 

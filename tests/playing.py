@@ -26,7 +26,7 @@ def play(main: Callable[[], Awaitable[T]], **settings: Any) -> T:
 
 
 async def outside(function: Callable[[], T]) -> T:
-    """Run the function on a connection that the plugin knows nothing of, in no transaction of the caller's."""
+    """Run the function on a connection of Django's own, in no transaction of the caller's."""
 
     def work() -> T:
         try:

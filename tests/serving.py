@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -52,15 +52,11 @@ def serving(app: FastAPI, **options: Any) -> Iterator[httpx.Client]:
 
 
 def _run(server: uvicorn.Server) -> None:
-    try:
+    with suppress(SystemExit):  # how uvicorn says that the lifespan has failed
         server.run()
-    except SystemExit:
-        pass  # how uvicorn says that the lifespan has failed
 
 
 def _recording(lifespan: Any, failure: list[BaseException]) -> Any:
-    from contextlib import asynccontextmanager
-
     @asynccontextmanager
     async def recording(app: FastAPI) -> Any:
         try:

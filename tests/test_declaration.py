@@ -1,6 +1,7 @@
 """What a repository declares, and what the start says when it is wrong."""
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -189,6 +190,28 @@ def test_a_wrong_field_is_answered_with_the_nearest_ones() -> None:
 def test_a_text_in_the_place_of_a_tuple_is_refused(attribute: str) -> None:
     """`("comment")` is a text, and the error writes the tuple that was meant."""
     assert f"Topics.{attribute}: write ('comment',)" in refusal(declare(**{attribute: "comment"}))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [
+        ("max_age", 60),
+        ("max_age", timedelta(0)),
+        ("max_age", timedelta(-1)),
+        ("name", 5),
+        ("name", None),
+        ("name", ""),
+        ("fields", 3),
+        ("fields", ()),
+        ("indexes", None),
+        ("ordering", None),
+    ],
+)
+def test_an_attribute_of_a_wrong_kind_is_refused(attribute: str, value: Any) -> None:
+    """The start ends with the name of the repository and of the attribute, and with what to write."""
+    repository = declare()
+    setattr(repository, attribute, value)
+    assert refusal(repository).startswith(f"Topics.{attribute}: ")
 
 
 def test_a_model_with_a_password_must_name_its_fields() -> None:

@@ -194,6 +194,36 @@ def test_id_ends_with_the_request(lines: list[Any]) -> None:
     assert "request_id" not in named(lines, "shut_down")[0]
 
 
+def test_refresh_that_a_request_asked_for_has_its_id(lines: list[Any]) -> None:
+    """The load runs in a task of its own, and what it logs has the id of the request that asked first."""
+
+    class Topics(CachedRepository):
+        model = Topic
+        broken = False
+
+        def queryset(self) -> Any:
+            if self.broken:
+                raise ArithmeticError("out of order")
+            return super().queryset()
+
+    app = FastAPI(lifespan=DjangoORM(ORMSettings(refresh_token="s3cret"), repositories=[Topics]).lifespan)
+
+    @app.get("/reload")
+    async def reload(topics: Annotated[Any, Depends(Topics.current)]) -> None:
+        await topics.refresh()
+
+    with serving(app) as client:
+        client.post("/refresh/", headers={"Authorization": "Bearer s3cret", "X-Request-ID": "by-route"})
+        client.get("/reload", headers={"X-Request-ID": "by-handler"})
+        Topics.broken = True
+        client.get("/reload", headers={"X-Request-ID": "in-vain"})
+        Topics.broken = False
+    refreshed = [line for line in named(lines, "repository_refreshed") if line["trigger"] != "retry"]
+    assert [line["request_id"] for line in refreshed] == ["by-route", "by-handler"]
+    assert named(lines, "refresh_failed")[0]["request_id"] == "in-vain"
+    assert "request_id" not in named(lines, "repository_loaded")[0]
+
+
 def test_id_from_a_proxy_is_kept(lines: list[Any]) -> None:
     """The id that X-Request-ID names is the one in the log."""
     with serving(application()) as client:
@@ -225,7 +255,7 @@ def test_forged_id_is_replaced(lines: list[Any], value: bytes) -> None:
     if status == 400:  # the server's
         return
     assert status == 200
-    assert re.fullmatch("[0-9a-f]{16}", named(lines, "said")[0]["request_id"])
+    assert re.fullmatch("[0-9a-f]{16}-[0-9a-f]+", named(lines, "said")[0]["request_id"])
 
 
 # What is configured

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import structlog
 from asgiref.sync import async_to_sync
 from django.db import OperationalError
 from structlog.testing import capture_logs
@@ -284,6 +285,32 @@ def test_a_failed_load_is_tried_again_until_it_succeeds(logs: list[Any]) -> None
     assert triggers == ["retry", "call"]
 
 
+def test_a_log_that_cannot_be_written_does_not_end_refreshing() -> None:
+    """Whoever reads the log may go: loads that succeed and loads that fail are answered as before."""
+    gate = Gate()
+    lost: list[str] = []
+
+    def lose(logger: Any, method: str, event: Any) -> Any:
+        lost.append(event["event"])
+        raise BrokenPipeError("the reader has gone")
+
+    async def main() -> None:
+        async with started(gated(gate), gate=gate) as (topics,):
+            before = structlog.get_config()["processors"]
+            structlog.configure(processors=[lose])
+            for version in (2, 3):
+                assert (await asyncio.wait_for(topics.refresh(), DEADLINE)).version == version
+            gate.error = OperationalError("the disk is gone")
+            with pytest.raises(RefreshFailed):
+                await asyncio.wait_for(topics.refresh(), DEADLINE)
+            gate.error = None
+            assert (await asyncio.wait_for(topics.refresh(), DEADLINE)).version >= 4  # a retry may be first
+            structlog.configure(processors=before)
+
+    asyncio.run(main())
+    assert {"repository_refreshed", "refresh_failed"} == set(lost)
+
+
 class Hurried(asyncio.SelectorEventLoop):
     """An event loop that writes down how long a repository was to wait, and does not wait."""
 
@@ -411,7 +438,7 @@ def test_callers_are_answered_when_a_load_takes_longer_than_max_age() -> None:
     """Rows that are too old as soon as they are there do not keep a caller from being heard."""
 
     async def main() -> None:
-        async with started(gated(Gate(), max_age=timedelta(0))) as (topics,):
+        async with started(gated(Gate(), max_age=timedelta(microseconds=1))) as (topics,):
             snapshot = await asyncio.wait_for(topics.refresh(), DEADLINE)
             assert snapshot.version > 1
 

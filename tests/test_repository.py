@@ -14,7 +14,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 
-from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Row
 from fastapi_django_orm.errors import InvalidRow, NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField
 from tests.gates import DEADLINE, Gate, gated, started
 from tests.project.board.models import Author, Topic
@@ -204,6 +204,29 @@ def test_get_of_an_unknown_key_answers_404(topics: list[Topic], path: str) -> No
         missing = client.get(f"{path}999999/")
     assert missing.status_code == 404
     assert missing.json() == {"detail": "topics has no row with the key 999999."}
+
+
+@pytest.mark.parametrize("row_type", [Row, dict[str, Any], Any])
+def test_a_handler_may_say_that_it_answers_with_rows(topics: list[Topic], row_type: Any) -> None:
+    """`-> Row` and `-> list[Row]` send the same JSON as dicts do, and are documented as objects."""
+    app = an_application()
+
+    @app.get("/typed/")
+    async def typed(topics: TopicRepo) -> list[row_type]:
+        return list(topics.all())
+
+    @app.get("/typed/{pk}/")
+    async def one(pk: int, topics: TopicRepo) -> row_type:
+        return topics.get(pk)
+
+    with serving(app) as client:
+        served = client.get("/").json()["topics"]
+        assert client.get("/typed/").json() == served
+        assert client.get(f"/typed/{topics[0].pk}/").json() == served[0]
+        if row_type is not Any:
+            paths = client.get("/openapi.json").json()["paths"]
+            answer = paths["/typed/{pk}/"]["get"]["responses"]["200"]["content"]["application/json"]
+            assert answer["schema"]["type"] == "object"
 
 
 def test_find_gives_the_rows_with_a_value_in_their_order(topics: list[Topic]) -> None:

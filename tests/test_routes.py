@@ -9,6 +9,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.db import OperationalError
 from fastapi import APIRouter, FastAPI
+from pydantic import SecretStr
 from starlette.responses import PlainTextResponse
 from structlog.testing import capture_logs
 
@@ -223,6 +224,31 @@ def test_the_right_token_is_let_in(method: str) -> None:
     assert not django_settings.DEBUG
     with serving(with_token()) as client:
         assert client.request(method, "/refresh/", headers=BEARER).status_code == 200
+
+
+def test_a_token_with_letters_beyond_ascii_is_let_in() -> None:
+    """Clients send such a token as UTF-8, and it is compared as that."""
+    with serving(application(refresh_token="ключ-ü")) as client:
+        for sent, status in [("ключ-ü", 200), ("ключ-u", 403)]:
+            header = {"Authorization": f"Bearer {sent}".encode()}
+            assert client.get("/refresh/", headers=header).status_code == status
+
+
+@pytest.mark.parametrize("token", [f"{TOKEN}\n", f"{TOKEN}\r\n", SecretStr(f"{TOKEN}\n")], ids=repr)
+def test_a_token_that_ends_in_a_line_feed_is_meant_without(token: Any) -> None:
+    """A token that was read from a file is sent without its line feed, which no header can carry."""
+    with serving(application(refresh_token=token)) as client:
+        assert client.get("/refresh/", headers=BEARER).status_code == 200
+
+
+@pytest.mark.parametrize("token", [SecretStr(""), SecretStr("\n"), "", " "], ids=repr)
+def test_an_empty_token_is_no_token(token: Any) -> None:
+    """Nobody may refresh with it, and the answer names the setting."""
+    with serving(application(refresh_token=token)) as client:
+        for headers in ({}, {"Authorization": "Bearer"}, BEARER):
+            answer = client.get("/refresh/", headers=headers)
+            assert answer.status_code == 403
+            assert "DJANGO_ORM_REFRESH_TOKEN" in answer.json()["detail"]
 
 
 def test_a_token_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
     PrivateAttr,
     computed_field,
     field_validator,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 from rest_framework import serializers
@@ -725,3 +726,73 @@ def test_a_translated_text_becomes_text(topic: Topic) -> None:
     row = the_row(Translated)
     assert row == {"answer": "Yes"}
     assert type(row["answer"]) is str
+
+
+# Schemas that the model cannot fill
+
+
+class CommentOut(BaseModel):
+    id: int
+    coment: str
+
+
+@pytest.mark.parametrize("filled", [True, False], ids=["with a row", "without rows"])
+def test_a_required_field_that_the_model_does_not_have_is_refused(filled: bool) -> None:
+    """The start ends with the field's name and the nearest one, whether or not there is a row to fit."""
+    if filled:
+        Topic.objects.create(comment="here")
+    with pytest.raises(UnknownField, match=r"board\.Topic has no field 'coment'. Did you mean 'comment'"):
+        rows(declare(schema=CommentOut))
+
+
+class Gathered(BaseModel):
+    words: list[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def gather(cls, topic: Any) -> Any:
+        return {"words": topic.comment.split()}
+
+
+class Chosen(BaseModel):
+    text: str = Field(validation_alias=AliasChoices("nothing", "comment"))
+
+
+class Renamed(BaseModel):
+    comment: str = Field(alias="text")
+
+
+class Sparing(BaseModel):
+    missing: str | None = None
+
+
+class Counting(BaseModel):
+    comment: str
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def length(self) -> int:
+        return len(self.comment)
+
+
+class Shouted(BaseModel):
+    shout: str
+
+
+@pytest.mark.parametrize(
+    ("schema", "row"),
+    [
+        (Gathered, b'{"words":["over","here"]}'),
+        (Chosen, b'{"text":"over here"}'),
+        (Renamed, b'{"text":"over here"}'),
+        (Sparing, b'{"missing":null}'),
+        (Counting, b'{"comment":"over here","length":9}'),
+        (Shouted, b'{"shout":"OVER HERE"}'),
+    ],
+    ids=["model validator", "validation alias", "alias", "default", "computed field", "property"],
+)
+def test_a_schema_that_is_filled_by_other_means_is_not_refused(schema: type[BaseModel], row: bytes) -> None:
+    """What a validator, an alias, a default or an instance provides does not have to be a column."""
+    assert json_of(schema, model=LoudTopic) == b'{"topics":[]}'
+    Topic.objects.create(comment="over here")
+    assert json_of(schema, model=LoudTopic) == b'{"topics":[%s]}' % row

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -192,3 +193,44 @@ def test_settings_in_code_ask_nobody(sqlite: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("DJANGO_ORM_HEALTH_PATH", "not a path")
     with serving(FastAPI(lifespan=DjangoORM(settings, repositories=[]).lifespan)) as client:
         assert client.get("/up/").status_code == 200
+
+
+# In code
+
+
+def refused_in_code(**arguments: Any) -> str:
+    with pytest.raises(InvalidSettings) as caught:
+        ORMSettings(**arguments)
+    return str(caught.value)
+
+
+def test_wrong_argument_names_the_variable() -> None:
+    """Settings made in code are refused in the same words as those of the environment."""
+    message = refused_in_code(startup="sometimes")
+    assert message.startswith("DJANGO_ORM_STARTUP")
+    assert "'fail' or 'retry'" in message
+
+
+def test_wrong_variable_is_named_to_settings_in_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the environment has wrong is told when settings are made in code, too."""
+    monkeypatch.setenv("DJANGO_ORM_THREADS", "abc")
+    message = refused_in_code(startup="retry")
+    assert message.startswith("DJANGO_ORM_THREADS=abc: ")
+    assert "valid integer" in message
+
+
+def test_unknown_argument_is_answered_with_the_nearest_one() -> None:
+    """An argument of a wrong name is refused with the right one, and its value is not shown."""
+    message = refused_in_code(refresh_tokn="s3cret")
+    assert "'refresh_tokn'" in message
+    assert "Did you mean 'refresh_token'" in message
+    assert "s3cret" not in message
+
+
+def test_variables_of_others_in_dotenv_are_ignored(tmp_path: Path) -> None:
+    """What other applications keep in .env is no argument of these settings."""
+    (tmp_path / ".env").write_text(
+        "DATABASE_URL=sqlite://\nSTARTUP=sometimes\nDJANGO_SECRET_KEY=x\nDJANGO_ORM_STARTUP=retry\n"
+    )
+    assert ORMSettings().startup == "retry"
+    assert ORMSettings(threads=3).threads == 3

@@ -155,6 +155,19 @@ def test_manage_py_beside_the_application_counts(project: Project) -> None:
     assert "manage.py migrate" in said
 
 
+def test_manage_py_beside_the_application_wins(project: Project) -> None:
+    """Another project's manage.py in the folder where the server is started does not count."""
+    project.append("main.py", 'print("at import")\n')
+    project.drop_table()  # so that it ends
+    folder, project.directory = project.directory, project.directory / "elsewhere"
+    project.write("manage.py", MANAGE.replace("config.settings", "other.settings"))
+    project.write("other/__init__.py", "")
+    project.write("other/settings.py", SETTINGS)
+    output = project.fails("--app-dir", str(folder))
+    assert "settings_module=config.settings" in output
+    assert "other.settings" not in output
+
+
 # Wrong settings
 
 

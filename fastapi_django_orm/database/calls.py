@@ -7,7 +7,7 @@ first touches one, and gives it back when it ends, so none is held while a reque
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -91,15 +91,20 @@ class Call:
         """
         if not self.held:
             return
-        aliases = ", ".join(map(repr, self.held))
+        aliases = list(self.held)
         for alias, connection in list(self.held.items()):
             del self.held[alias]
             self.pools(alias).discard(connection)
-        raise TransactionLeftOpen(
-            f"A call has ended with a transaction on {aliases} open; it was rolled back. Calls share their "
-            "connections, so a transaction must end in the call that began it. Write `async with atomic():` "
-            "from fastapi_django_orm, or take the dependency InTransaction."
-        )
+        raise left_open(aliases)
+
+
+def left_open(aliases: Iterable[str]) -> TransactionLeftOpen:
+    """The error of a call that has left transactions open, which were rolled back."""
+    return TransactionLeftOpen(
+        f"A call has ended with a transaction on {', '.join(map(repr, aliases))} open; it was rolled back. "
+        "Calls share their connections, so a transaction must end in the call that began it. Write "
+        "`async with atomic():` from fastapi_django_orm, or take the dependency InTransaction."
+    )
 
 
 def run_as_call(pools: Callable[[str], Pool], function: Callable[..., T], *args: Any) -> T:
@@ -124,7 +129,11 @@ def current() -> Call | None:
     return getattr(_local, "call", None)
 
 
-def forget_all() -> None:
-    """In a forked child: the calls that ran were the parent's, and so are their connections."""
+def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
+    """In a forked child: the calls that ran were the parent's, and so are their connections. Those."""
+    held = [call.held for call in running_calls]
+    for call in running_calls:
+        call.held, call.transaction = {}, {}
     running_calls.clear()
     _local.call = None
+    return held

@@ -31,8 +31,6 @@ class LentConnections(ConnectionHandler):
                     call.transaction = block.transaction.connections
                 return connection
         if call is not None:
-            if alias not in self.settings:
-                raise self.exception_class(f"The connection '{alias}' doesn't exist.")
             return call.connection(alias)
         return super().__getitem__(alias)
 

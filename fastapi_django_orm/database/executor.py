@@ -23,7 +23,7 @@ from ..errors import LazyValue
 from .calls import run_as_call
 from .pool import Pool
 from .threads import DatabaseThreads, Job
-from .transactions import current_block
+from .transactions import asking_block
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class DatabaseExecutor(Executor):
 
     def _put(self, function: Callable[[], Any]) -> Job:
         job = Job(partial(run_as_call, self.pools, function))
-        block = current_block()
+        block = asking_block()
         if block is None:
             self.threads.put(job)
         else:
@@ -80,7 +80,7 @@ class DatabaseExecutor(Executor):
 async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Have a database thread call a synchronous function that uses the ORM: ``await run(load, 5)``.
 
-    The same as ``sync_to_async(function)(…)`` with about half of its overhead, and it takes care of the
+    The same as ``sync_to_async(function)(…)`` with less overhead, and it takes care of the
     result. Inside ``atomic()`` the function is part of the transaction.
 
     Args:

@@ -5,9 +5,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
 
+import asgiref
 import structlog
 
+from . import calls
 from .calls import Call, running_calls
 from .network import cut
 from .pool import Pool
@@ -16,6 +20,9 @@ from .threads import DatabaseThreads, Job
 logger = structlog.get_logger("fastapi_django_orm")
 
 INTERVAL = 1.0  # seconds
+
+# What stands between a call and the function that it runs.
+_WRAPPERS = (str(Path(calls.__file__).parent), str(Path(asgiref.__file__).parent))
 
 
 async def keep_house(
@@ -60,11 +67,20 @@ def _name_blocked(named: set[Call], patience: float) -> set[Call]:
     for call in blocked - named:
         frame = frames.get(call.ident)
         if frame is not None:
-            stack = traceback.extract_stack(frame)
             logger.warning(
                 "call_does_not_end",
                 seconds=round(time.monotonic() - call.started, 1),
                 databases=sorted(call.held),
-                at=[f"{step.filename}:{step.lineno} in {step.name}" for step in stack[-3:]],
+                at=_places(frame),
             )
     return blocked
+
+
+def _places(frame: FrameType) -> list[str]:
+    """Where a call is: the function that it runs and what that has called, and where it waits in the end."""
+    stack = traceback.extract_stack(frame)
+    begin = max((number for number, step in enumerate(stack) if step.filename == calls.__file__), default=-1)
+    steps = [step for step in stack[begin + 1 :] if not step.filename.startswith(_WRAPPERS)]
+    if len(steps) > 4:
+        steps = [*steps[:3], steps[-1]]
+    return [f"{step.filename}:{step.lineno} in {step.name}" for step in steps]

@@ -6,17 +6,24 @@ tells where such a call ends. (A lease kept in the context copy of AnyIO's threa
 the traceback holds the copy.)
 """
 
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio.to_thread
+import structlog
 from anyio import CapacityLimiter
 
 from .calls import Call
 from .pool import Pool
-from .transactions import Block, Turn, current_block, enter_block, has_turn, new_transaction
+from .transactions import Block, ThreadTurn, asking_block, enter_block, entered_block, new_transaction
 
+T = TypeVar("T")
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+_lock = threading.Lock()
 RunSync = Callable[..., Awaitable[Any]]
 
 
@@ -35,18 +42,21 @@ def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
         limiter: CapacityLimiter | None = None,
         **options: Any,
     ) -> Any:
-        block, call = current_block(), Call(pools)
-        if block is None or has_turn.get():
-            try:
-                return await original(call.run, func, *args, limiter=limiter, **options)
-            finally:
-                if call.held:
-                    _adopt(call, block)
-        # A limiter of its own: with all threads of the common one waiting for connections, the
-        # transaction that holds one would wait for a thread.
-        return await _take_turn(
-            original, block, call, func, *args, limiter=limiter or CapacityLimiter(1), **options
-        )
+        block = asking_block()
+        if block is not None:
+            # A limiter of its own: with all threads of the common one waiting for connections, the
+            # transaction that holds one would wait for a thread.
+            options["limiter"] = limiter or CapacityLimiter(1)
+            return await _take_turn(original, block, Call(pools), func, *args, **options)
+        call = _OnThread(pools)
+        try:
+            return await original(call.run, func, *args, limiter=limiter, **options)
+        except BaseException:
+            call.abandon()
+            raise
+        finally:
+            if call.left_open is not None:
+                enter_block(call.left_open)
 
     anyio.to_thread.run_sync = run_sync  # type: ignore[assignment]
     try:
@@ -55,45 +65,72 @@ def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
         anyio.to_thread.run_sync = original  # type: ignore[assignment]
 
 
-def _adopt(call: Call, block: Block | None) -> None:
-    """Let what follows in the task join the transaction that a call has left open.
+class _OnThread(Call):
+    """A call whose open transaction is joined by what follows in the task.
 
     So a ``def`` dependency with ``with transaction.atomic(): yield`` works: it enters in one call and leaves
-    in another, on another thread, and all between is inside.
+    in another, on another thread, and all between is inside. This is seen to on the thread, at the end of the
+    call: the task may have been cancelled while it ran.
     """
-    if block is None:
+
+    __slots__ = ("_abandoned", "left_open")
+
+    def __init__(self, pools: Callable[[str], Pool]) -> None:
+        super().__init__(pools)
+        self.left_open: Block | None = None
+        self._abandoned = False
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        try:
+            return super().run(function, *args)
+        finally:
+            if self.held:
+                self._leave_open()
+
+    def _leave_open(self) -> None:
         block = Block(new_transaction(), None)
         block.adopted = True
-        enter_block(block)
-    block.transaction.connections.update(call.held)
-    call.held.clear()
+        _hand_over(self, block)
+        with _lock:
+            if not self._abandoned:
+                self.left_open = block
+                return
+        logger.error("transaction_abandoned", databases=sorted(block.transaction.connections))
+        block.end()
+
+    def abandon(self) -> None:
+        """Nobody will join what the call still leaves open."""
+        with _lock:
+            self._abandoned = True
 
 
 async def _take_turn(
     original: RunSync, block: Block, call: Call, func: Any, *args: Any, **options: Any
 ) -> Any:
-    turn = Turn(block)
+    turn = ThreadTurn(block)
     await turn.granted()
-    began = False
 
     def run() -> Any:
-        nonlocal began
-        began = True
+        turn.begin()
         try:
             return call.run(func, *args)
         finally:
-            turn.end()  # here and not in the task, which may be cancelled while this still runs
+            # Here and not in the task, which may be cancelled while this still runs.
+            _hand_over(call, block)
+            turn.break_nested()
+            if block.adopted and not block.transaction.is_open:
+                block.end()
+            turn.end()
 
-    token = has_turn.set(True)
+    before = entered_block()
+    enter_block(turn)
     try:
         return await original(run, **options)
     finally:
-        has_turn.reset(token)
-        if not began:
-            turn.end()
-        if call.held:
-            block.transaction.connections.update(call.held)
-            call.held.clear()
-        if block.adopted and not block.transaction.is_open:
-            enter_block(None)
-            await block.end()
+        enter_block(before)
+        turn.end_unless_begun()
+
+
+def _hand_over(call: Call, block: Block) -> None:
+    block.transaction.connections.update(call.held)
+    call.held.clear()

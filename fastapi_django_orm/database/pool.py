@@ -35,7 +35,9 @@ class Pool:
         self.limit = limit
         self.timeout = timeout
         self._lock = threading.Lock()
-        self._free: list[BaseDatabaseWrapper] = []  # a stack: the warmest is lent, the others grow old
+        first = self._create()
+        self._close_driver_pool = getattr(first, "close_pool", None)  # OPTIONS["pool"]
+        self._free = [first]  # a stack: the warmest is lent, the others grow old
         self._lent = 0
         self._waiting: deque[Future[BaseDatabaseWrapper]] = deque()
         self._closed = False
@@ -51,8 +53,8 @@ class Pool:
                 self._lent += 1
                 future.set_result(self._take())
             elif self._lent < self.limit:
-                self._lent += 1
                 future.set_result(self._create())
+                self._lent += 1
             else:
                 self._waiting.append(future)
         return future
@@ -98,18 +100,22 @@ class Pool:
         What Django does when a request begins, and one thing that it does not: see a connection that the
         server has closed while it was idle.
         """
-        if has_open_cursor(connection):
-            return
-        with suppress(Error):  # a broken connection may fail to close, too
-            connection.close_if_unusable_or_obsolete()
         if connection.connection is not None and died_idle(connection):
-            with suppress(Error):
-                connection.close()
+            self._close(connection)
             connection.connection = None
+        if not has_open_cursor(connection):
+            with suppress(Error):  # a broken connection may fail to close, too
+                connection.close_if_unusable_or_obsolete()
 
     def give_back(self, connection: BaseDatabaseWrapper) -> None:
         """Take a connection back, and lend it to whoever has waited longest."""
-        if _is_old(connection) or (self._closed and connection.connection is not None):
+        lender: Pool = connection.lender  # type: ignore[attr-defined]
+        if lender is not self:  # lent before all applications ended, and others have begun since
+            lender.give_back(connection)
+            return
+        if connection.connection is not None and (
+            self._closed or _is_old(connection) or _is_open(connection)
+        ):
             self._close(connection)
         self._pass_on(connection)
 
@@ -127,8 +133,8 @@ class Pool:
     def discard(self, connection: BaseDatabaseWrapper) -> None:
         """Take back a connection in an unknown state: close it, and lend a new one in its place."""
         self._close(connection)
-        connection.connection = None
-        self.give_back(connection)
+        lender: Pool = connection.lender  # type: ignore[attr-defined]
+        lender._pass_on(lender._create())
 
     def sweep(self) -> None:
         """Close the idle connections that are past their age, all but the one used last."""
@@ -142,21 +148,22 @@ class Pool:
     @property
     def has_old(self) -> bool:
         """Whether there is something to sweep."""
-        return any(_is_old(connection) for connection in self._free[:-1])
+        with self._lock:
+            return any(_is_old(connection) for connection in self._free[:-1])
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""
         with self._lock:
             self._closed = True
             free, self._free = self._free, []
-        for connection in free or [self._create()]:
+        for connection in free:
             self._close(connection)
-            close_driver_pool = getattr(connection, "close_pool", None)  # OPTIONS["pool"]
-            if close_driver_pool is not None:
-                close_driver_pool()
+        if self._close_driver_pool is not None:
+            self._close_driver_pool()
 
     def _create(self) -> BaseDatabaseWrapper:
         connection: BaseDatabaseWrapper = connections.create_connection(self.alias)
+        connection.lender = self  # type: ignore[attr-defined]
         watch_cursors(connection)
         connection.inc_thread_sharing()  # lent from thread to thread, and never to two at a time
         return connection
@@ -173,3 +180,8 @@ def _is_old(connection: BaseDatabaseWrapper) -> bool:
         and time.monotonic() >= connection.close_at
         and not has_open_cursor(connection)
     )
+
+
+def _is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether a call has left autocommit off, and so a transaction that nobody would end."""
+    return bool(connection.autocommit != connection.settings_dict["AUTOCOMMIT"])

@@ -9,17 +9,20 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from typing import Any
 
 import structlog
+from django.db import connections
 
 from ..shared import SharedContext
-from . import calls
+from . import calls, transactions
 from .connections import lending
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
 from .instruments import calls_instrumented
 from .pool import Pool
-from .threads import DatabaseThreads
+from .threads import DatabaseThreads, forget_threads
+from .transactions import break_off_all
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -35,12 +38,18 @@ class _Process:
         self._shared = SharedContext(lending, lambda: calls_instrumented(self.pool), self._open)
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
-        self._forgotten: list[dict[str, Pool]] = []
+        self._forgotten: list[Any] = []
 
     def pool(self, alias: str) -> Pool:
-        """The pool of a database, made when it is first used."""
+        """The pool of a database, made when it is first used.
+
+        Raises:
+            ConnectionDoesNotExist: there is no such database.
+        """
         pool = self._pools.get(alias)
         if pool is None:
+            if alias not in connections.settings:
+                raise connections.exception_class(f"The connection {alias!r} doesn't exist.")
             with self._lock:
                 pool = self._pools.setdefault(alias, Pool(alias, self.limit, self.timeout))
         return pool
@@ -70,14 +79,14 @@ class _Process:
                 pool.close()
 
     def forget(self) -> None:
-        """In a forked child: leave the parent's connections alone.
+        """In a forked child: leave the parent's connections alone, and have threads of its own.
 
         They are kept, because a driver that finalises one would say goodbye to the server on the socket that
         the parent still uses.
         """
-        self._forgotten.append(self._pools)
+        self._forgotten.append((self._pools, calls.forget_all(), transactions.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
-        calls.forget_all()
+        forget_threads()
 
 
 _process = _Process()
@@ -108,6 +117,7 @@ async def database_service(size: int, patience: float, call_limit: float) -> Asy
 
 
 def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:
+    break_off_all(threads)
     threads.shutdown(SHUTDOWN_TIMEOUT)
     if hanging := threads.hanging:
         logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)

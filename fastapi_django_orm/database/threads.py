@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
+from weakref import WeakSet
 
 from ..errors import DatabaseBusy
 
@@ -23,7 +24,7 @@ class Job:
         submitted: when, on the monotonic clock.
     """
 
-    __slots__ = ("_call", "future", "submitted")
+    __slots__ = ("_calls", "future", "submitted")
 
     def __init__(self, call: Callable[[], Any]) -> None:
         """Wait.
@@ -33,20 +34,17 @@ class Job:
         """
         self.future: Future[Any] = Future()
         self.submitted = time.monotonic()
-        self._call: Callable[[], Any] | None = call
+        self._calls = [call]  # a list, for pop(): a thread may begin it at the moment when it expires
 
     @property
     def waits(self) -> bool:
         """Whether no thread has begun it, and nobody has given it up."""
-        return self._call is not None and not self.future.done()
+        return bool(self._calls) and not self.future.done()
 
     def run(self) -> None:
         """Do it, unless it was given up."""
-        call, self._call = self._call, None
-        try:
-            if call is None or not self.future.set_running_or_notify_cancel():
-                return
-        except RuntimeError:  # it has expired at this moment
+        call = self._claim()
+        if call is None:
             return
         try:
             result = call()
@@ -56,10 +54,17 @@ class Job:
             self.future.set_result(result)
 
     def expire(self, error: Exception) -> None:
-        """Give it up with this error."""
-        self._call = None
-        if not self.future.done():
+        """Give it up with this error, unless a thread has begun it."""
+        if self._claim() is not None:
             self.future.set_exception(error)
+
+    def _claim(self) -> Callable[[], Any] | None:
+        """The function, for the one that comes first, if the caller still waits."""
+        try:
+            call = self._calls.pop()
+        except IndexError:
+            return None
+        return call if self.future.set_running_or_notify_cancel() else None
 
 
 class Worker:
@@ -88,6 +93,9 @@ class Worker:
                 self._idle.release()
 
 
+_all: "WeakSet[DatabaseThreads]" = WeakSet()
+
+
 class DatabaseThreads:
     """At most ``size`` threads for everybody, and one more for each open transaction."""
 
@@ -100,6 +108,11 @@ class DatabaseThreads:
         """
         self._size = size
         self._timeout = timeout
+        self.begin()
+        _all.add(self)
+
+    def begin(self) -> None:
+        """Have no threads."""
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._waiting: deque[Job] = deque()
@@ -181,3 +194,9 @@ class DatabaseThreads:
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise RuntimeError("The application has shut down; its database threads have ended.")
+
+
+def forget_threads() -> None:
+    """In a forked child: the threads were the parent's."""
+    for threads in _all:
+        threads.begin()

@@ -45,9 +45,7 @@ class Valkey(Server):
 
     def _ping(self) -> bool:
         try:
-            with redis.Redis.from_url(
-                self.url(), socket_timeout=5, socket_connect_timeout=5
-            ) as client:
+            with redis.Redis.from_url(self.url(), socket_timeout=5, socket_connect_timeout=5) as client:
                 return bool(client.ping())
         except redis.ConnectionError:
             return False

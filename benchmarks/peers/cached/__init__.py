@@ -1,1 +1,1 @@
-"""`GET /topics/`: the whole list, which no peer may read from the database during a request."""
+"""`GET /topics`: the whole list, which no peer may read from the database during a request."""

@@ -24,7 +24,7 @@ async def load() -> None:
     topics_cache = await get_topics()
 
 
-@app.get("/topics/", response_model=None)
+@app.get("/topics", response_model=None)
 async def index() -> dict[str, object]:
     """Return the global."""
     return {"topics": topics_cache}

@@ -9,7 +9,7 @@ api = BoltAPI()
 topics = list(Topic.objects.values())
 
 
-@api.get("/topics")  # the server takes the slash off a request's path
+@api.get("/topics")
 async def index() -> dict[str, object]:
     """Let msgspec encode the rows."""
     return {"topics": topics}

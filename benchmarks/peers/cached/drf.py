@@ -34,4 +34,4 @@ class Topics(APIView):
         return Response({"topics": TopicSerializer(Topic.objects.all(), many=True).data})
 
 
-urlpatterns = [path("topics/", Topics.as_view())]
+urlpatterns = [path("topics", Topics.as_view())]

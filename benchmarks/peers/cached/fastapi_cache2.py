@@ -24,7 +24,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-@app.get("/topics/")
+@app.get("/topics")
 @cache(expire=3600)
 async def index() -> dict[str, object]:
     """Read on the first request only."""

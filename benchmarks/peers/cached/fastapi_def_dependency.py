@@ -30,7 +30,7 @@ def current() -> bytes:
 app = FastAPI(lifespan=lifespan)
 
 
-@app.get("/topics/")
+@app.get("/topics")
 async def index(topics: Annotated[bytes, Depends(current)]) -> Response:
     """Send the bytes."""
     return Response(topics, media_type="application/json")

@@ -26,7 +26,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 app = FastAPI(lifespan=lifespan)
 
 
-@app.get("/topics/", response_model=TopicList)
+@app.get("/topics", response_model=TopicList)
 async def index() -> dict[str, object]:
     """Let FastAPI validate and encode the rows."""
     return {"topics": topics}

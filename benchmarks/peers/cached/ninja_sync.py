@@ -15,7 +15,7 @@ from benchmarks.project.bbs.models import Topic  # noqa: E402  # models need dja
 api = NinjaAPI()
 
 
-@api.get("/topics/", response=TopicList)
+@api.get("/topics", response=TopicList)
 @decorate_view(cache_page(3600))
 def index(request: HttpRequest) -> dict[str, object]:
     """Read on the first request only."""

@@ -19,7 +19,7 @@ TopicRepo = Annotated[Topics, Depends(Topics.current)]
 app = FastAPI(lifespan=DjangoORM.lifespan)
 
 
-@app.get("/topics/")
+@app.get("/topics")
 async def index(topics: TopicRepo) -> Response:
     """Send the bytes that were made when the rows were loaded."""
     return topics.response()

@@ -1,1 +1,1 @@
-"""`GET /topics/{pk}` and `GET /latest/`: every peer reads the database in every request."""
+"""`GET /topics/{pk}` and `GET /latest`: every peer reads the database in every request."""

@@ -18,7 +18,7 @@ async def topic(pk: int) -> reads.Row:
     return await get_topic(pk)
 
 
-@app.get("/latest/", response_model=None)
+@app.get("/latest", response_model=None)
 async def latest() -> dict[str, list[reads.Row]]:
     """Read the 20 latest."""
     return {"topics": await get_latest()}

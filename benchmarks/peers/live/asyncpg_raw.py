@@ -38,4 +38,4 @@ async def latest(request: Request) -> Response:
     return Response(orjson.dumps({"topics": records}), media_type="application/json")
 
 
-app = Starlette(routes=[Route("/topics/{pk}", topic), Route("/latest/", latest)], lifespan=lifespan)
+app = Starlette(routes=[Route("/topics/{pk}", topic), Route("/latest", latest)], lifespan=lifespan)

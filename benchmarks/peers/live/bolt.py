@@ -14,7 +14,7 @@ async def topic(pk: int):  # type: ignore[no-untyped-def]  # an annotation would
     return await reads.aget(pk)
 
 
-@api.get("/latest")  # the server takes the slash off a request's path
+@api.get("/latest")
 async def latest():  # type: ignore[no-untyped-def]  # see above
     """Read the 20 latest."""
     return {"topics": await reads.alatest()}

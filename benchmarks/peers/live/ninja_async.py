@@ -19,7 +19,7 @@ async def topic(request: HttpRequest, pk: int) -> reads.Row:
     return await reads.aget(pk)
 
 
-@api.get("/latest/", response=TopicList)
+@api.get("/latest", response=TopicList)
 async def latest(request: HttpRequest) -> dict[str, list[reads.Row]]:
     """Read the 20 latest."""
     return {"topics": await reads.alatest()}

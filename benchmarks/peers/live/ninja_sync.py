@@ -19,7 +19,7 @@ def topic(request: HttpRequest, pk: int) -> reads.Row:
     return reads.get(pk)
 
 
-@api.get("/latest/", response=TopicList)
+@api.get("/latest", response=TopicList)
 def latest(request: HttpRequest) -> dict[str, list[reads.Row]]:
     """Read the 20 latest."""
     return {"topics": reads.latest()}

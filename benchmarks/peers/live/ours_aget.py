@@ -17,7 +17,7 @@ async def topic(pk: int) -> reads.Row:
     return await reads.aget(pk)
 
 
-@app.get("/latest/", response_model=TopicList)
+@app.get("/latest", response_model=TopicList)
 async def latest() -> dict[str, list[reads.Row]]:
     """Read the 20 latest."""
     return {"topics": await reads.alatest()}

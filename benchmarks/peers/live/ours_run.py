@@ -17,7 +17,7 @@ async def topic(pk: int) -> reads.Row:
     return await run(reads.get, pk)
 
 
-@app.get("/latest/", response_model=TopicList)
+@app.get("/latest", response_model=TopicList)
 async def latest() -> dict[str, list[reads.Row]]:
     """Read the 20 latest."""
     return {"topics": await run(reads.latest)}

@@ -17,7 +17,7 @@ def topic(pk: int) -> reads.Row:
     return reads.get(pk)
 
 
-@app.get("/latest/", response_model=TopicList)
+@app.get("/latest", response_model=TopicList)
 def latest() -> dict[str, list[reads.Row]]:
     """Read the 20 latest."""
     return {"topics": reads.latest()}

@@ -50,7 +50,7 @@ async def topic(pk: int, session: Session) -> dict[str, object]:
     return row(found)
 
 
-@app.get("/latest/", response_model=TopicList)
+@app.get("/latest", response_model=TopicList)
 async def latest(session: Session) -> dict[str, object]:
     """Read the 20 latest."""
     found = await session.scalars(select(Topic).order_by(Topic.id.desc()).limit(20))

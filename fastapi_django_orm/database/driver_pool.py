@@ -1,0 +1,28 @@
+"""psycopg's own pool, ``OPTIONS["pool"]``, under ours.
+
+Ours lends connections to calls, and one that is given back goes on to psycopg's, since Django gives it no
+age. So that pool decides how many are open and whether they work, and by itself it opens four at once, at
+least, and hands out those that the server has closed meanwhile.
+"""
+
+from django.db import connections
+
+MIN_SIZE = 4  # psycopg's default
+
+
+def fit_driver_pools(limit: int) -> None:
+    """Keep psycopg's pools within the bound, and have them check what they hand out.
+
+    Args:
+        limit: the most connections to each database.
+
+    Source: https://docs.djangoproject.com/en/stable/ref/databases/#connection-pool
+    """
+    for settings in connections.settings.values():
+        if pool := settings["OPTIONS"].get("pool"):
+            options = {} if pool is True else pool
+            most = min(options.get("max_size") or limit, limit)
+            least = min(options.get("min_size", MIN_SIZE), most)
+            sizes = {"min_size": least, "max_size": most}
+            settings["OPTIONS"] = {**settings["OPTIONS"], "pool": {**options, **sizes}}
+            settings["CONN_HEALTH_CHECKS"] = True
