@@ -3,11 +3,13 @@
 # ruff: noqa: PT012 - exceptions that leave a block are what this is about
 
 import asyncio
+import gc
 import itertools
 import socket
 import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Annotated, Any
@@ -21,6 +23,7 @@ from django.conf import settings
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
@@ -1365,3 +1368,50 @@ def test_calls_inside_find_a_thread_when_all_others_wait(default_database: str) 
         assert len(await committed()) == 4
 
     play(main, threads=1, thread_timeout=15)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_def_dependency_is_left_when_its_request_is_cancelled_on_the_way_in(
+    default_database: str, threads: int
+) -> None:
+    """A task that is cancelled while the dependency enters leaves no transaction and no connection behind."""
+    inside, go_on = threading.Event(), threading.Event()
+    left: list[str] = []
+
+    @contextmanager
+    def dependency() -> Iterator[None]:
+        try:
+            with transaction.atomic():
+                write("never committed")
+                inside.set()
+                wait_for(go_on)
+                yield
+        except BaseException as error:
+            left.append(type(error).__name__)
+            raise
+
+    async def request() -> None:
+        async with contextmanager_in_threadpool(dependency()):
+            pytest.fail("entered, though cancelled")
+
+    async def main() -> None:
+        task = asyncio.create_task(request())
+        await asyncio.to_thread(wait_for, inside)
+        task.cancel()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert left == ["CancelledError"]
+        del task
+        gc.collect()
+        assert await run(stored) == []
+        async with asyncio.TaskGroup() as group:  # every connection is there again
+            for _ in range(threads):
+                group.create_task(in_a_transaction())
+        assert await committed() == ["again"] * threads
+
+    async def in_a_transaction() -> None:
+        async with atomic():
+            await awrite("again")
+
+    play(main, threads=threads)

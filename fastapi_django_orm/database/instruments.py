@@ -6,14 +6,15 @@ tells where such a call ends. (A lease kept in the context copy of AnyIO's threa
 the traceback holds the copy.)
 """
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio.to_thread
 import structlog
-from anyio import CapacityLimiter
+from anyio import CancelScope, CapacityLimiter
 
 from .calls import Call
 from .pool import Pool
@@ -49,8 +50,10 @@ def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
             options["limiter"] = limiter or CapacityLimiter(1)
             return await _take_turn(original, block, Call(pools), func, *args, **options)
         call = _OnThread(pools)
+        work = original(call.run, func, *args, limiter=limiter, **options)
+        manager = _entered_by(func)
         try:
-            return await original(call.run, func, *args, limiter=limiter, **options)
+            return await (work if manager is None else _enter_whole(work, call, manager))
         except BaseException:
             call.abandon()
             raise
@@ -63,6 +66,43 @@ def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
         yield
     finally:
         anyio.to_thread.run_sync = original  # type: ignore[assignment]
+
+
+def _entered_by(func: Any) -> Any:
+    """The context manager, if the function is the ``__enter__`` of one, as FastAPI calls a dependency's."""
+    method = getattr(func, "func", func)  # Starlette wraps it in a partial
+    return method.__self__ if getattr(method, "__name__", None) == "__enter__" else None
+
+
+async def _enter_whole(work: Awaitable[Any], call: "_OnThread", manager: Any) -> Any:
+    """Enter a context manager on a thread, and leave it again if the task is cancelled meanwhile.
+
+    FastAPI does not leave what it has not seen entered. The generator would end where it is collected, and
+    its transaction with it: on no connection, or on somebody else's.
+    """
+    entering = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(entering)
+    except asyncio.CancelledError as cancelled:
+        with CancelScope(shield=True):
+            while not entering.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([entering])
+            if not entering.cancelled() and entering.exception() is None:
+                leaving = asyncio.ensure_future(_leave(manager, call.left_open, cancelled))
+                while not leaving.done():
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.wait([leaving])
+                call.left_open = None
+        raise
+
+
+async def _leave(manager: Any, block: Block | None, cancelled: BaseException) -> None:
+    enter_block(block)
+    with suppress(BaseException):  # the cancellation that it is told of comes back, or what its end raises
+        await anyio.to_thread.run_sync(
+            manager.__exit__, type(cancelled), cancelled, None, limiter=CapacityLimiter(1)
+        )
 
 
 class _OnThread(Call):
