@@ -1,7 +1,7 @@
 """Django's models in FastAPI: right connections, and repositories in memory that are never silently stale."""
 
+from .database.atomic import atomic
 from .database.executor import run
-from .database.transactions import atomic
 from .dependencies import InTransaction
 from .plugin import DjangoORM
 from .repository import CachedRepository

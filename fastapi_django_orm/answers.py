@@ -15,7 +15,7 @@ from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
 
-from .database.transactions import atomic, nothing_left_open
+from .database.atomic import atomic, nothing_left_open
 from .errors import LazyAnswer
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends
 
-from .database.transactions import atomic
+from .database.atomic import atomic
 
 
 async def in_transaction() -> AsyncIterator[None]:

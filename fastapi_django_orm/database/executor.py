@@ -23,7 +23,7 @@ from ..errors import LazyValue
 from .calls import run_as_call
 from .pool import Pool
 from .threads import DatabaseThreads, Job
-from .transactions import asking_block
+from .turns import asking_block
 
 P = ParamSpec("P")
 T = TypeVar("T")

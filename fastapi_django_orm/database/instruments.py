@@ -18,7 +18,8 @@ from anyio import CancelScope, CapacityLimiter
 
 from .calls import Call
 from .pool import Pool
-from .transactions import Block, ThreadTurn, asking_block, enter_block, entered_block, new_transaction
+from .transactions import Block, enter_block, entered_block, new_transaction
+from .turns import ThreadTurn, asking_block
 
 T = TypeVar("T")
 

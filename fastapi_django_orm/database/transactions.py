@@ -7,33 +7,27 @@ it, tasks that are awaited inside) finds both, one call at a time.
 
 Blocks form a chain: the variable holds the innermost one of its task. While a task is inside a nested block
 (a savepoint), calls of its siblings wait, or they would be rolled back with a savepoint that is not theirs.
-A call that the transaction waits for may call asynchronous code itself; that is a block too, a turn, whose
-calls cannot wait for the transaction's thread, because the thread waits for them.
 """
 
 import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import CancelledError, Future
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import anyio
 import structlog
-from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync
-from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from .. import running
-from .calls import left_open, run_as_call
+from .calls import run_as_call
 from .pool import Pool
 from .threads import DatabaseThreads, Job, Worker
 
@@ -136,7 +130,7 @@ class Block:
         self._ended = False
         self._nested = False  # as the event loop sees it
         self._waiting: deque[Job | Future[None]] = deque()
-        self.turns: dict[CurrentThreadExecutor, Turn] = {}
+        self.turns: dict[Any, Block] = {}  # see turns.py
         if parent is None:
             _outermost.add(self)
 
@@ -240,7 +234,7 @@ class Block:
         if not self.broken:
             self._close(*how)
         elif how[0] is None:
-            raise _rolled_back_before()
+            raise rolled_back_before()
 
     def _close(self, *how: Any) -> None:
         leave, self._leave = self._leave, None
@@ -271,11 +265,12 @@ class Block:
         if self._ended:
             return
         self.broken = True
-        error = _rolled_back_before()
+        error = rolled_back_before()
         self._close(type(error), error, None)
 
 
-def _rolled_back_before() -> TransactionManagementError:
+def rolled_back_before() -> TransactionManagementError:
+    """The error of code in a block that was rolled back under it."""
     return TransactionManagementError(
         "This atomic() was rolled back before its end, because the block around it, or the application, has "
         "ended. Await the tasks that are made inside of a block before it ends: asyncio.TaskGroup does, "
@@ -308,93 +303,6 @@ def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
     return held
 
 
-class Turn(Block):
-    """What a call has asynchronous code do, while the transaction's thread waits for the call."""
-
-    def __init__(self, parent: Block, send: Callable[[Job], bool]) -> None:
-        """Be a block, for order, which ends with the call.
-
-        Args:
-            parent: the block that the call is in.
-            send: has the waiting thread run a job; False if it waits no more.
-        """
-        super().__init__(parent.transaction, parent)
-        self._send = send
-
-    @property
-    def ended(self) -> bool:
-        """Whether the call has ended, or all around it."""
-        return self._ended or (self.parent is not None and self.parent.ended)
-
-    def put(self, job: Job) -> None:
-        """Run the job on the thread that waits, or as if the turn had not been."""
-        with self.transaction.lock:
-            if self._ended or not self._send(job):
-                super().put(job)
-
-
-class ThreadTurn(Turn):
-    """The right of a thread that is not the transaction's own to use its connections."""
-
-    def __init__(self, parent: Block) -> None:
-        """Ask for it.
-
-        Args:
-            parent: the innermost block of the asking task.
-        """
-        super().__init__(parent, self._to_waiting_thread)
-        self._begun = False
-        self._granted: Future[None] = Future()
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        parent.submit(Job(self._wait))
-
-    def _to_waiting_thread(self, job: Job) -> bool:
-        self._jobs.put(job)
-        return True
-
-    def _wait(self) -> None:
-        # On the transaction's thread, which so does nothing else meanwhile.
-        if self._granted.set_running_or_notify_cancel():
-            self._granted.set_result(None)
-            while (job := self._jobs.get()) is not None:
-                job.run()
-
-    async def granted(self) -> None:
-        """Wait for it."""
-        try:
-            await asyncio.wrap_future(self._granted)
-        except BaseException:
-            self._granted.cancel()
-            self.end()
-            raise
-
-    def begin(self) -> None:
-        """Use it.
-
-        Raises:
-            CancelledError: it was given up.
-        """
-        with self.transaction.lock:
-            if self._ended:
-                raise CancelledError
-            self._begun = True
-
-    def end_unless_begun(self) -> None:
-        """Give it up, if the thread has not come to use it."""
-        with self.transaction.lock:
-            if not self._begun:
-                self.end()
-
-    def end(self) -> None:
-        """Let the transaction go on."""
-        with self.transaction.lock:
-            if self._ended:
-                return
-            self._ended = True
-            self._jobs.put(None)
-        self.end_nested()
-
-
 def current_block() -> Block | None:
     """The innermost open block of this code, or None outside of any.
 
@@ -404,33 +312,9 @@ def current_block() -> Block | None:
     block = _block.get()
     while block is not None and block.ended:  # a task that has outlived the block it was made in
         if block.broken:
-            raise _rolled_back_before()
+            raise rolled_back_before()
         block = block.parent
     return block
-
-
-def asking_block() -> Block | None:
-    """The block to ask for calls: the current one, or the turn of the call that waits in async_to_sync."""
-    block = current_block()
-    if block is None:
-        return None
-    waiting = getattr(AsyncToSync.executors, "current", None)
-    if waiting is None:
-        return block
-    around: Block | None = block
-    while around is not None:
-        if waiting in around.turns:
-            return block if around is not block else around.turns[waiting]
-        around = around.parent
-    return block.turns.setdefault(waiting, Turn(block, partial(_to_waiting_call, waiting)))
-
-
-def _to_waiting_call(waiting: CurrentThreadExecutor, job: Job) -> bool:
-    try:
-        waiting.submit(job.run)
-    except RuntimeError:  # it waits no more
-        return False
-    return True
 
 
 def entered_block() -> Block | None:
@@ -441,119 +325,6 @@ def entered_block() -> Block | None:
 def enter_block(block: Block | None) -> None:
     """Let the rest of this context run inside the block, or outside of any."""
     _block.set(block)
-
-
-class Atomic:
-    """What ``atomic()`` gives: an asynchronous ``django.db.transaction.atomic``."""
-
-    def __init__(self, using: str | None, savepoint: bool, durable: bool) -> None:
-        """Hold the arguments; see ``atomic()``."""
-        self._alias = using or DEFAULT_DB_ALIAS
-        self._django = transaction.atomic(using=using, savepoint=savepoint, durable=durable)
-        self._outer: Block | None = None
-        self._inner: Block | None = None
-
-    async def __aenter__(self) -> Self:
-        if self._inner is not None:
-            raise RuntimeError("This block is open already. Write `async with atomic():` for each block.")
-        while not await self._enter():
-            pass  # the block around has ended at this moment: this one is outside of it
-        return self
-
-    async def _enter(self) -> bool:
-        self._outer = _block.get()
-        parent = asking_block()
-        if parent is None:
-            inner = Block(new_transaction(), None)
-        else:
-            await parent.begin_nested()
-            inner = Block(parent.transaction, parent)
-        self._inner = inner
-        enter_block(inner)
-        try:
-            await inner.take_connection(self._alias)
-            entered = await inner.do(lambda: inner.enter(self._django.__enter__, self._django.__exit__))
-        except BaseException as error:
-            await self._leave(type(error), error, error.__traceback__)
-            raise
-        if not entered:
-            self._forget()
-        return entered
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._leave(kind, error, traceback)
-
-    async def _leave(self, *how: Any) -> None:
-        inner = self._inner
-        assert inner is not None
-        try:
-            if not inner.broken:
-                await inner.do(lambda: inner.leave(*how))
-            elif how[0] is None:
-                raise _rolled_back_before()
-        finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        inner, self._inner = self._inner, None
-        enter_block(self._outer)
-        if inner is not None and inner.parent is not None and not inner.broken:
-            inner.parent.end_nested()
-
-
-def atomic(using: str | None = None, savepoint: bool = True, durable: bool = False) -> Atomic:
-    """Put asynchronous code into a transaction, ``async with atomic():``.
-
-    All that runs inside, in tasks that are awaited inside too, sees it: Django's async API,
-    ``sync_to_async``, ``run()``, ``def`` handlers and dependencies under it. Leaving the block commits and
-    runs the ``on_commit`` callbacks; an exception, a cancellation or a shutdown rolls back. Nested blocks are
-    savepoints. One call runs at a time, since all share a connection.
-
-    Args:
-        using: the database's alias; by default ``default``.
-        savepoint: whether a nested block can be rolled back alone.
-        durable: refuse to be nested, so that leaving the block is sure to commit.
-
-    Raises:
-        DatabaseBusy: no connection came free within ``DJANGO_ORM_THREAD_TIMEOUT``.
-        RuntimeError: ``durable``, and inside another block.
-        NotStarted: no lifespan of ``DjangoORM`` runs.
-
-    Source: https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic
-    """
-    return Atomic(using, savepoint, durable)
-
-
-@asynccontextmanager
-async def nothing_left_open() -> AsyncIterator[None]:
-    """Roll back what a call inside leaves open, where nobody could end it later.
-
-    Raises:
-        TransactionLeftOpen: there was something.
-    """
-    before = current_block()
-    try:
-        yield
-    except BaseException:
-        await _end_left_open(before)  # the error that is on its way says more
-        raise
-    if aliases := await _end_left_open(before):
-        raise left_open(aliases)
-
-
-async def _end_left_open(before: Block | None) -> list[str]:
-    block = current_block()
-    if block is None or block is before or not block.adopted:
-        return []
-    aliases = list(block.transaction.connections)
-    enter_block(before)
-    await block.do(block.end)
-    return aliases
 
 
 def new_transaction() -> Transaction:
