@@ -14,9 +14,12 @@ import fastapi.routing
 from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
+from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, nothing_left_open
 from .errors import LazyAnswer
+
+_LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
 
 
 @contextmanager
@@ -67,10 +70,14 @@ class _ReadingField:
 
 
 def _read(value: Any) -> Any:
+    if isinstance(value, RawQuerySet):
+        return list(value)
     if isinstance(value, QuerySet | BaseManager):
-        return list(value.all())
+        return list(value if isinstance(value, QuerySet) else value.all())
     if isinstance(value, dict):
         return {key: _read(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_read(item) for item in value]
     return value
 
 
@@ -78,8 +85,8 @@ def _may_query(content: Any) -> bool:
     if isinstance(content, dict):
         return any(map(_may_query, content.values()))
     if isinstance(content, list | tuple):
-        return any(isinstance(item, Model) for item in content)
-    return isinstance(content, Model | QuerySet | BaseManager)
+        return any(map(_may_query, content))
+    return isinstance(content, _LAZY)
 
 
 def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:

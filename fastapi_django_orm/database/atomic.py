@@ -5,8 +5,11 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from asgiref.sync import AsyncToSync, sync_to_async
 from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db.transaction import TransactionManagementError
 
+from . import calls
 from .calls import left_open
 from .transactions import (
     Block,
@@ -40,6 +43,8 @@ class Atomic:
         self._outer = entered_block()
         parent = asking_block()
         if parent is None:
+            if getattr(AsyncToSync.executors, "current", None) is not None:
+                await sync_to_async(_let_go)(self._alias)  # on the thread that waits in async_to_sync
             inner = Block(new_transaction(), None)
         else:
             await parent.begin_nested()
@@ -80,6 +85,24 @@ class Atomic:
         enter_block(self._outer)
         if inner is not None and inner.parent is not None and not inner.broken:
             inner.parent.end_nested()
+
+
+def _let_go(alias: str) -> None:
+    """Have a call that waits for this block give its connections back.
+
+    Raises:
+        TransactionManagementError: it has a transaction open, of which this block could not be a part.
+    """
+    call = calls.current()
+    if call is None:
+        return
+    call.give_back()
+    if alias in call.held:
+        raise TransactionManagementError(
+            "`async with atomic()` under async_to_sync, inside of a synchronous transaction.atomic(), "
+            "would be a transaction of its own. Write `with transaction.atomic():` in a synchronous function "
+            "there, or make the outer one `async with atomic()`."
+        )
 
 
 def atomic(using: str | None = None, savepoint: bool = True, durable: bool = False) -> Atomic:

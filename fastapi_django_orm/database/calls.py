@@ -74,10 +74,10 @@ class Call:
         finally:
             _local.call = before
             running_calls.discard(self)
-            if self.held:
-                self._give_back()
+            self.give_back()
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """Give back what no transaction is open on, at the end or before a wait for something else."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block:
                 del self.held[connection.alias]

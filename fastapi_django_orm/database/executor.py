@@ -8,6 +8,7 @@ transactions on them, together. Here a call finds both by other means.
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextvars import copy_context
@@ -17,6 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from asgiref.sync import AsyncToSync, sync_to_async
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
+from django.db.models.query import RawQuerySet
 
 from .. import running
 from ..errors import LazyValue
@@ -110,7 +112,10 @@ def _settle(waiting: "asyncio.Future[Any]", future: Future[Any]) -> None:
 
 def _plain_result(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     result = function(*args, **kwargs)
-    if isinstance(result, QuerySet | BaseManager):
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError("run() is for synchronous functions: await this one by itself.")
+    if isinstance(result, QuerySet | RawQuerySet | BaseManager):
         raise LazyValue(
             f"run() will not hand over a {type(result).__name__}: it would query when it is touched, and the "
             "event loop may not. Return list(queryset), or queryset.values() in a list, or one object."

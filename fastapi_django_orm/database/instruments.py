@@ -10,12 +10,15 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import Any, TypeVar
 
+import anyio.from_thread
 import anyio.to_thread
 import structlog
 from anyio import CancelScope, CapacityLimiter
 
+from . import calls
 from .calls import Call
 from .pool import Pool
 from .transactions import Block, enter_block, entered_block, new_transaction
@@ -62,11 +65,27 @@ def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
             if call.left_open is not None:
                 enter_block(call.left_open)
 
+    from_thread: Any = anyio.from_thread
+    before = from_thread.run, from_thread.run_sync
     anyio.to_thread.run_sync = run_sync  # type: ignore[assignment]
+    from_thread.run, from_thread.run_sync = _giving_back(before[0]), _giving_back(before[1])
     try:
         yield
     finally:
         anyio.to_thread.run_sync = original  # type: ignore[assignment]
+        from_thread.run, from_thread.run_sync = before
+
+
+def _giving_back(wait: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a call's connections back while it waits for the event loop, where others may want them."""
+
+    @wraps(wait)
+    def waiting(*args: Any, **options: Any) -> Any:
+        if (call := calls.current()) is not None:
+            call.give_back()
+        return wait(*args, **options)
+
+    return waiting
 
 
 def _entered_by(func: Any) -> Any:

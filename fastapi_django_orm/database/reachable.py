@@ -48,7 +48,8 @@ def check_shareable(alias: str) -> None:
     """
     settings = connections.settings[alias]
     name = str(settings["NAME"])
-    private = name in (":memory:", "") or ("mode=memory" in name and "cache=shared" not in name)
+    in_memory = ":memory:" in name or "mode=memory" in name
+    private = not name or (in_memory and "cache=shared" not in name)
     if settings["ENGINE"].endswith(".sqlite3") and private:
         raise PrivateDatabase(
             f"DATABASES[{alias!r}] is SQLite's {name or 'temporary file'!r}, and every connection would see "

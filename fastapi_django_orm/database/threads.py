@@ -48,6 +48,11 @@ class Job:
             return
         try:
             result = call()
+        except StopIteration as error:
+            # No asyncio future takes it, and the caller would wait for ever.
+            stopped = RuntimeError("The function raised StopIteration; give next() a default.")
+            stopped.__cause__ = error
+            self.future.set_exception(stopped)
         except BaseException as error:
             self.future.set_exception(error)
         else:
@@ -119,7 +124,7 @@ class DatabaseThreads:
         self._shared: list[Worker] = []
         self._for_transactions: list[Worker] = []
         self._free: list[Worker] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a collection inside may find an abandoned transaction
         self._closed = False
 
     def put(self, job: Job) -> None:

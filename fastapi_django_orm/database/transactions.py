@@ -182,8 +182,12 @@ class Block:
                 raise
             if requested.cancel():
                 raise pool.busy()
-        connection = self.transaction.connections[alias] = requested.result()
-        await self.do(lambda: pool.check(connection))
+        await self.do(lambda: self._adopt(alias, requested.result()))
+
+    def _adopt(self, alias: str, connection: BaseDatabaseWrapper) -> None:
+        # On the transaction's thread, so that no call of it has its connection changed while it runs.
+        self.transaction.connections[alias] = connection
+        self.transaction.pools(alias).check(connection)
 
     async def begin_nested(self) -> None:
         """Wait until no other nested block is open, and be the one that is."""
