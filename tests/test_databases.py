@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.db import connection, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from fastapi import FastAPI
 
 from fastapi_django_orm import atomic, run
@@ -215,3 +216,4 @@ def test_shared_memory_is_accepted(default_database: str) -> None:
         keep.ensure_connection()
         call_command("migrate", verbosity=0, run_syncdb=True)
         asyncio.run(main())
+        BaseDatabaseWrapper.close(keep)  # SQLite's own does nothing, for it would be the end of the data

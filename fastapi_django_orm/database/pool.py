@@ -157,7 +157,8 @@ class Pool:
             self._closed = True
             free, self._free = self._free, []
         for connection in free:
-            self._close(connection)
+            with suppress(Error):
+                BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
         if self._close_driver_pool is not None:
             self._close_driver_pool()
 
