@@ -1,10 +1,11 @@
 """Django's models in FastAPI: right connections, and repositories in memory that are never silently stale."""
 
+from .cached import CachedRepository
 from .database.atomic import atomic
 from .database.executor import run
 from .dependencies import InTransaction
 from .plugin import DjangoORM
-from .repository import CachedRepository
+from .repository import Repository
 from .rows import Row
 from .settings import ORMSettings
 from .snapshot import Snapshot
@@ -14,6 +15,7 @@ __all__ = [
     "DjangoORM",
     "InTransaction",
     "ORMSettings",
+    "Repository",
     "Row",
     "Snapshot",
     "atomic",

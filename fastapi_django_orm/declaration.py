@@ -38,13 +38,20 @@ class Declared(Protocol):
     @property
     def name(self) -> Any: ...  # noqa: D102
     @property
-    def max_age(self) -> Any: ...  # noqa: D102
-    @property
     def schema(self) -> Any: ...  # noqa: D102
-    @property
-    def indexes(self) -> Sequence[str]: ...  # noqa: D102
 
     def queryset(self) -> AnyQuerySet: ...  # noqa: D102
+
+
+class DeclaredCached(Declared, Protocol):
+    """What it needs to know of one that keeps its rows."""
+
+    @property
+    def max_age(self) -> Any: ...  # noqa: D102
+    @property
+    def indexes(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def rows_kept(self) -> Any: ...  # noqa: D102
 
 
 def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
@@ -93,24 +100,42 @@ def check_shape(repository: Declared) -> None:
     """Refuse attributes of a wrong type, and what is no query for rows.
 
     Raises:
-        InvalidRepository: a text where names are wanted, a number where a time is, and the like; or a
-            ``queryset()`` that gives something else.
+        InvalidRepository: a text where names are wanted, and the like; or a ``queryset()`` that gives
+            something else.
     """
-    label, name, max_age = repository.label, repository.name, repository.max_age
+    label, name = repository.label, repository.name
     if not isinstance(name, str) or not name:
         raise InvalidRepository(f"{label}.name: write the key that the JSON has for the rows, not {name!r}.")
-    for attribute in ("fields", "ordering", "indexes"):
+    for attribute in ("fields", "ordering"):
         _check_names(f"{label}.{attribute}", getattr(repository, attribute))
     if repository.fields is not None and not repository.fields:
         raise InvalidRepository(f"{label}.fields: name at least one field, or leave it out for all.")
-    if max_age is not None and (not isinstance(max_age, timedelta) or max_age <= timedelta(0)):
-        raise InvalidRepository(f"{label}.max_age: write timedelta(seconds=60), not {max_age!r}.")
     queryset = repository.queryset()
     iterable = getattr(queryset, "_iterable_class", None)
     if iterable is None or not issubclass(iterable, ModelIterable | ValuesIterable):
         raise InvalidRepository(
             f"{repository.label}.queryset(): give a query of model instances, or one that ends in .values(); "
             f"this is {_shape(queryset)}."
+        )
+
+
+def check_cached(repository: DeclaredCached, reader: Reader) -> None:
+    """Refuse what a cached repository says beyond that, if it does not fit.
+
+    Raises:
+        InvalidRepository: a number where a time is wanted, and the like.
+        UnknownField: ``indexes`` name what its rows do not have.
+    """
+    label, max_age, kept = repository.label, repository.max_age, repository.rows_kept
+    _check_names(f"{label}.indexes", repository.indexes)
+    if max_age is not None and (not isinstance(max_age, timedelta) or max_age <= timedelta(0)):
+        raise InvalidRepository(f"{label}.max_age: write timedelta(seconds=60), not {max_age!r}.")
+    if type(kept) is not int or kept < 0:
+        raise InvalidRepository(f"{label}.rows_kept: write a number of rows, not {kept!r}.")
+    unknown = [name for name in repository.indexes if name not in reader.names]
+    if unknown:
+        raise UnknownField(
+            f"{label}.indexes: its rows have no field {unknown[0]!r}. {nearest(unknown[0], reader.names)}"
         )
 
 
@@ -133,21 +158,10 @@ def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
     """How to read a repository, from what it declares.
 
     Raises:
-        UnknownField: ``fields``, ``ordering`` or ``indexes`` name what is not there.
+        UnknownField: ``fields`` names what is not there.
         FieldsNotNamed: the model has a password and the repository does not say which fields to serve.
         InvalidRepository: the declaration contradicts itself.
     """
-    reader = _reader(repository, queryset)
-    unknown = [name for name in repository.indexes if name not in reader.names]
-    if unknown:
-        raise UnknownField(
-            f"{repository.label}.indexes: its rows have no field {unknown[0]!r}. "
-            + nearest(unknown[0], reader.names)
-        )
-    return reader
-
-
-def _reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
     label, schema, fields = repository.label, repository.schema, repository.fields
     if schema is not None and fields is not None:
         raise InvalidRepository(f"{label}: give `fields` or `schema`; the schema names its own fields.")
@@ -156,7 +170,7 @@ def _reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
     if schema is None:
         names = _default_fields(label, queryset) if fields is None else tuple(fields)
         _check_fields(f"{label}.fields", names, queryset)
-        return ColumnReader(queryset.model, names)
+        return ColumnReader(names)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return SchemaReader(schema, _schema_columns(schema, queryset))
     if _is_serializer(schema):

@@ -59,6 +59,10 @@ class NotIndexed(InvalidRepository, LookupError):
     """``find()`` was asked for fields none of which is in ``indexes``."""
 
 
+class NotUnique(DjangoORMError, LookupError):
+    """``fetch()`` was asked for a row by a field of which several rows may have one value."""
+
+
 class PrivateDatabase(ConfigurationError):
     """A database that each connection would have for itself."""
 

@@ -1,55 +1,196 @@
-"""A load: all rows, read and encoded chunk by chunk, become a snapshot."""
+"""A load: rows are read and encoded chunk by chunk, and become a snapshot.
 
-from collections.abc import Hashable, Sequence
+All of them, or those of some keys alone, which costs in proportion to the keys.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import islice
-from types import MappingProxyType
 from typing import Any
 
-from .encoding import Encoder, digest, envelope
-from .readers import CHUNK, AnyQuerySet, Reader
-from .sharing import CopiedRows, CopiedValues
-from .snapshot import Snapshot, index_rows
+from .changing import Changing, NewRow
+from .database.reachable import table_explained
+from .errors import InvalidRow
+from .pages import Chunk, cut, cut_evenly
+from .placing import NotComparable, Order
+from .readers import AnyQuerySet, Reader
+from .row_cache import RowCache
+from .snapshot import Snapshot, value_of
+from .sql_json import NotExpressible
+from .table import Table
+from .value_index import ValueIndex
+
+Pairs = list[tuple[Hashable, Hashable]]
 
 
-def load(
-    queryset: AnyQuerySet, reader: Reader, *, name: str, version: int, indexes: Sequence[str]
-) -> Snapshot[Any]:
-    """Read all rows and make a snapshot of them.
+class Loader:
+    """Loads one repository. Its methods run on a database thread, one at a time."""
 
-    Args:
-        queryset: what to read, ordered.
-        reader: how to read it.
-        name: the key of the list in the JSON.
-        version: the new snapshot's number.
-        indexes: fields to look rows up by.
+    def __init__(
+        self,
+        queryset: Callable[[], AnyQuerySet],
+        reader: Reader,
+        *,
+        name: str,
+        indexes: Sequence[str],
+        rows_kept: int,
+        pace: Callable[[], None],
+    ) -> None:
+        """Get ready.
 
-    Raises:
-        InvalidRow: the schema refuses a row, or JSON cannot carry it.
-        LazyValue: a row holds something that would query later.
-        DatabaseError: as Django raises it.
-    """
-    loaded_at = datetime.now(UTC)
-    encoder = Encoder(reader.row_type)
-    rows: list[Any] = []
-    keys: list[Hashable] = []
-    chunks: list[bytes] = []
-    pairs = reader.read(queryset)
-    while chunk := list(islice(pairs, CHUNK)):
-        part = [row for _, row in chunk]
-        keys.extend(key for key, _ in chunk)
-        rows.extend(part)
-        chunks.append(encoder.encode(part))
-    body = envelope(name, chunks)
-    given = CopiedRows if reader.copied else tuple
-    by_key = dict(zip(keys, rows, strict=True))
-    view = CopiedValues if reader.copied else MappingProxyType
-    return Snapshot(
-        rows=given(rows),
-        version=version,
-        loaded_at=loaded_at,
-        etag=digest(body),
-        json=body,
-        by_key=view(by_key) if reader.keyed else None,
-        indexes=index_rows(rows, indexes, given),
-    )
+        Args:
+            queryset: gives what to read, ordered.
+            reader: how to read it.
+            name: the key of the list in the JSON.
+            indexes: fields to look rows up by.
+            rows_kept: how many rows to keep as Python objects.
+            pace: called between two chunks, to let others go first.
+        """
+        self._queryset = queryset
+        self._reader = reader
+        self._name = name
+        self._indexes = indexes
+        self._cache = RowCache(reader.codec, rows_kept)
+        self._pace = pace
+
+    def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
+        """Read all rows.
+
+        Args:
+            before: the snapshot that there is.
+
+        Raises:
+            InvalidRow: the schema refuses a row, or JSON cannot carry it.
+            LazyValue: a row holds something that would query later.
+            DatabaseError: as Django raises it.
+        """
+        loaded_at = datetime.now(UTC)
+        queryset = self._queryset()
+        with table_explained(queryset.model, queryset.db):
+            try:
+                table = self._read_table(queryset, in_python=False)
+            except NotExpressible:
+                table = self._read_table(queryset, in_python=True)
+        if before is not None and before.table.digest == table.digest and before.table.all_in_json:
+            # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
+            # good.
+            return self._snapshot(before.table, before.keys_by_value, loaded_at, before)
+        return self._snapshot(table, self._index(table), loaded_at, before)
+
+    def load_keys(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
+        """Read the rows with these keys again.
+
+        Args:
+            before: the snapshot that there is.
+            keys: of rows that may have changed, come or gone.
+
+        Returns:
+            The snapshot with these rows as they are now, or None if only a full load can make it.
+
+        Raises:
+            The same as ``load()``.
+        """
+        queryset = self._queryset()
+        order = Order.of(queryset, self._reader.names)
+        if order is None or not self._is_divisible(queryset, before, order):
+            return None
+        try:
+            read = self._read_keys(queryset, keys)
+            if read is None:
+                return None
+            table = Changing(before.table, self._cache, order).changed(keys, read)
+        except (NotComparable, NotExpressible):
+            return None
+        indexes = {
+            field: index.changed(*self._moved(field, before, read, keys))
+            for field, index in before.keys_by_value.items()
+        }
+        return self._snapshot(table, indexes, before.loaded_at, before)
+
+    def _read_table(self, queryset: AnyQuerySet, *, in_python: bool) -> Table:
+        chunks = self._paced(self._reader.read(queryset, in_python=in_python))
+        pages = cut(chunks) if self._reader.keyed else cut_evenly(chunks)
+        return Table.of(pages, keyed=self._reader.keyed)
+
+    def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            yield chunk
+            self._pace()
+
+    def _is_divisible(self, queryset: AnyQuerySet, before: Snapshot[Any], order: Order) -> bool:
+        """Whether some of the rows read alone are what they are among all others."""
+        query = queryset.query
+        together = query.is_sliced or query.combinator or query.distinct or query.distinct_fields
+        windows = any(annotation.contains_over_clause for annotation in query.annotations.values())
+        readable = order.is_by_key or self._reader.codec is not None
+        return not together and not windows and readable and before.table.has_unique_keys
+
+    def _read_keys(self, queryset: AnyQuerySet, keys: Collection[Hashable]) -> dict[Hashable, NewRow] | None:
+        chunks = self._reader.read(queryset.filter(pk__in=keys).order_by())
+        rows = [row for chunk in chunks for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)]
+        read = {key: NewRow(key, json, row) for key, json, row in rows}
+        return read if len(read) == len(rows) else None
+
+    def _moved(
+        self,
+        field: str,
+        before: Snapshot[Any],
+        read: dict[Hashable, NewRow],
+        keys: Collection[Hashable],
+    ) -> tuple[Pairs, Pairs]:
+        """Which pairs of a value and a key the field's index loses and gains."""
+        gone = [(value_of(before.row(key), field), key) for key in keys if key in (before.by_key or ())]
+        new = [
+            (value_of(self._cache.decode(row.json) if row.row is None else row.row, field), row.key)
+            for row in read.values()
+        ]
+        return gone, self._hashable(field, new)
+
+    def _index(self, table: Table) -> dict[str, ValueIndex]:
+        if not self._indexes:
+            return {}
+        found: dict[str, dict[Hashable, list[Hashable]]] = {field: {} for field in self._indexes}
+        for page in table.pages:
+            rows = self._cache.rows(page)
+            for field, keys in found.items():
+                pairs = zip((value_of(row, field) for row in rows), page.keys, strict=True)
+                for value, key in self._hashable(field, list(pairs)):
+                    keys.setdefault(value, []).append(key)
+            self._pace()
+        return {field: ValueIndex.of(keys) for field, keys in found.items()}
+
+    def _hashable(self, field: str, pairs: Pairs) -> Pairs:
+        for value, _ in pairs:
+            try:
+                hash(value)
+            except TypeError:
+                raise InvalidRow(
+                    f"A row cannot be looked up by {field!r}, which holds {value!r}: "
+                    "leave the field out of `indexes`."
+                ) from None
+        return pairs
+
+    def _snapshot(
+        self,
+        table: Table,
+        indexes: Mapping[str, ValueIndex],
+        loaded_at: datetime,
+        before: Snapshot[Any] | None,
+    ) -> Snapshot[Any]:
+        now = datetime.now(UTC)
+        modified_at, exact = now, True
+        if before is not None:
+            if before.table.digest == table.digest:
+                modified_at, exact = before.modified_at, before.date_is_exact
+            else:
+                exact = now.replace(microsecond=0) > before.modified_at
+        return Snapshot(
+            table,
+            self._cache,
+            name=self._name,
+            copies=self._reader.copied,
+            version=1 if before is None else before.version + 1,
+            loaded_at=loaded_at,
+            modified_at=modified_at,
+            date_is_exact=exact,
+            indexes=indexes,
+        )

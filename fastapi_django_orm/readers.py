@@ -5,105 +5,129 @@ relation. There are four kinds of reading, by what a repository declares: column
 pydantic schema, a DRF serializer, or the dicts of a ``queryset()`` that ends in ``.values()``.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
-from django.db.models import Field, Model, QuerySet
+from django.db.models import Model, QuerySet
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from .codec import RowCodec
+from .encoding import Encoder
 from .errors import InvalidRow
-from .rows import Row, freeze, freeze_columns
+from .pages import Chunk
+from .rows import Row, freeze
 from .sharing import frozen_type, is_shareable
+from .sql_json import DatabaseJSON
 
-CHUNK = 1000  # rows: enough to be cheap, and few enough that no step holds the GIL for long
+CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
 
-# Columns whose values are immutable as they come; those of any other field are looked at one by one.
-PLAIN_COLUMNS = frozenset(
-    {"AutoField", "BigAutoField", "SmallAutoField", "IntegerField", "BigIntegerField", "SmallIntegerField"}
-    | {"PositiveIntegerField", "PositiveBigIntegerField", "PositiveSmallIntegerField", "BooleanField"}
-    | {"CharField", "TextField", "SlugField", "UUIDField", "FileField", "FilePathField", "IPAddressField"}
-    | {"GenericIPAddressField", "DecimalField", "FloatField", "DateField", "DateTimeField", "TimeField"}
-    | {"DurationField", "ForeignKey", "OneToOneField"}
-)
-
-Keyed = tuple[Hashable, Any]
 AnyQuerySet = QuerySet[Any, Any]
+Encoded = tuple[Hashable, bytes, Any]  # a row's key, its JSON, and itself if the JSON does not say it all
 
 
 class Reader(Protocol):
-    """Reads a repository's rows, each with its primary key.
+    """Reads a repository's rows.
 
     Attributes:
         names: what a row's fields are called.
-        row_type: the type that the rows are encoded as.
         keyed: whether the rows have keys.
         copied: whether each reader needs a copy, because a row could be changed.
+        codec: how to read rows that are kept as JSON; None if none is.
     """
 
     names: tuple[str, ...]
-    row_type: Any
     keyed: bool
     copied: bool
 
-    def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
-        """The rows with their keys, in the query's order; on a database thread."""
+    @property
+    def codec(self) -> RowCodec | None: ...  # noqa: D102
+
+    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+        """The rows in the query's order; on a database thread.
+
+        Args:
+            queryset: what to read.
+            in_python: do not let the database make the JSON.
+
+        Raises:
+            InvalidRow: the schema refuses a row, or JSON cannot carry it.
+            LazyValue: a row holds something that would query later.
+            NotExpressible: the database cannot make the JSON of some row: read in Python.
+            DatabaseError: as Django raises it.
+        """
 
 
 class ColumnReader:
     """Columns and annotations as dicts, as ``.values()`` gives them."""
 
-    row_type: Any = Any
     keyed = True
     copied = False
 
-    def __init__(self, model: type[Model], names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        columns: dict[str, Field[Any, Any]] = {}
-        for field in model._meta.concrete_fields:
-            columns[field.attname] = columns[field.name] = field
-        self._looked_at = [
-            position
-            for position, name in enumerate(self.names)
-            if name not in columns or not _is_plain(columns[name])
-        ]
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.codec = RowCodec(self.names)
+        self._encoder = Encoder()
+        self._in_sql: DatabaseJSON | None = None
+        self._asked = False
 
-    def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
-        """Read tuples, of which zip() makes the dicts."""
-        names, looked_at = self.names, self._looked_at
+    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+        """Let the database make the JSON where it can, else read tuples and encode them."""
+        in_sql = None if in_python else self._database_json(queryset)
+        if in_sql is not None:
+            return _without_objects(in_sql.read(queryset, CHUNK))
         # The key comes last, and zip() leaves it out of the row.
-        for values in queryset.values_list(*names, "pk").iterator(CHUNK):
-            if looked_at:
-                values = freeze_columns(values, looked_at)
-            yield values[-1], Row(zip(names, values, strict=False))
+        rows = queryset.values_list(*self.names, "pk").iterator(CHUNK)
+        return _chunks((values[-1], *self._encoded(values[-1], values[:-1])) for values in rows)
 
+    def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
+        if not self._asked:  # once, since columns do not change their types under a running application
+            found = DatabaseJSON.of(queryset, self.names)
+            self._in_sql = found if found is not None and self.codec.expect(found.types) else None
+            self._asked = True
+        return self._in_sql if self._in_sql is not None and self._in_sql.fits(queryset) else None
 
-def _is_plain(column: "Field[Any, Any]") -> bool:
-    # A field of the project's own, such as a CharField that reads as a list, has from_db_value().
-    return column.get_internal_type() in PLAIN_COLUMNS and not hasattr(column, "from_db_value")
+    def _encoded(self, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
+        return encode_columns(self.codec, self._encoder, key, values)
 
 
 class DictReader:
     """The dicts of a ``queryset()`` that ends in ``.values()``, as they are."""
 
-    row_type: Any = Any
     copied = False
 
     def __init__(self, names: Sequence[str], key: str | None) -> None:
         self.names = tuple(names)
         self.keyed = key is not None
+        self.codec = RowCodec(self.names)
         self._key = key
+        self._encoder = Encoder()
 
-    def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
+    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
         """Read the dicts."""
-        for values in queryset.iterator(CHUNK):
-            row = freeze(values)
-            yield row.get(self._key), row
+        return _chunks(map(self._encoded, queryset.iterator(CHUNK)))
+
+    def _encoded(self, row: dict[str, Any]) -> Encoded:
+        key = row.get(self._key) if self._key is not None else None
+        values = tuple(row[name] for name in self.names)
+        return key, *encode_columns(self.codec, self._encoder, key, values)
+
+
+def encode_columns(
+    codec: RowCodec, encoder: Encoder, key: Hashable, values: tuple[Any, ...]
+) -> tuple[bytes, Row | None]:
+    """A row's JSON, and the row itself if the JSON does not say it all."""
+    if codec.is_exact(values):
+        return encoder.encode(key, dict(zip(codec.names, values, strict=True))), None
+    row = Row(zip(codec.names, map(freeze, values), strict=True))
+    return encoder.encode(key, row), row
 
 
 class SchemaReader:
     """Instances of a pydantic model, validated from columns where those suffice, else from instances."""
 
     keyed = True
+    codec = None
 
     def __init__(self, schema: type[BaseModel], columns: Sequence[str] | None) -> None:
         """Read rows of a schema.
@@ -113,35 +137,31 @@ class SchemaReader:
             columns: for each of its fields the column to read; None reads model instances.
         """
         self.names = tuple(schema.model_fields)
-        self.row_type = schema
+        self.copied = not is_shareable(schema)
+        self._schema = schema
         self._columns = tuple(columns) if columns is not None else None
         self._adapter: TypeAdapter[Any] = TypeAdapter(frozen_type(schema))
-        self.copied = not is_shareable(schema)
+        self._encoder = Encoder(schema)
 
-    def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
-        """Read and validate.
+    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+        """Read, validate and encode."""
+        return _chunks(self._validated(key, source) for key, source in self._sources(queryset))
 
-        Raises:
-            InvalidRow: the schema refuses a row.
-            LazyValue: a field of the schema takes anything, and something lazy came.
-        """
+    def _validated(self, key: Hashable, source: Any) -> Encoded:
         # Columns come under the fields' names; of an instance an alias may name the attribute to read.
         by_alias = self._columns is None
-        for key, source in self._sources(queryset):
-            try:
-                row = self._adapter.validate_python(
-                    source, from_attributes=True, by_alias=by_alias, by_name=True
-                )
-            except ValidationError as error:
-                raise InvalidRow(
-                    f"The row with the key {key!r} does not fit {self.row_type.__name__}: {error}"
-                ) from error
-            if self.copied:
-                for name in self.names:
-                    freeze(getattr(row, name))  # for its refusal: the row keeps its own values
-            yield key, row
+        try:
+            row = self._adapter.validate_python(source, from_attributes=True, by_alias=by_alias, by_name=True)
+        except ValidationError as error:
+            raise InvalidRow(
+                f"The row with the key {key!r} does not fit {self._schema.__name__}: {error}"
+            ) from error
+        if self.copied:
+            for name in self.names:
+                freeze(getattr(row, name))  # for its refusal: the row keeps its own values
+        return key, self._encoder.encode(key, row), row
 
-    def _sources(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
+    def _sources(self, queryset: AnyQuerySet) -> Iterator[tuple[Hashable, Any]]:
         if self._columns is None:
             binary = [
                 field.attname
@@ -165,16 +185,31 @@ def _without_view(value: Any) -> Any:
 class SerializerReader:
     """The dicts that a DRF serializer makes of model instances."""
 
-    row_type: Any = Any
     keyed = True
     copied = False
+    codec = None
 
     def __init__(self, serializer: type[Any]) -> None:
         # One instance for all rows, as many=True has it: making one copies every field.
         self._serializer = serializer()
         self.names = tuple(name for name, field in self._serializer.fields.items() if not field.write_only)
+        self._encoder = Encoder()
 
-    def read(self, queryset: AnyQuerySet) -> Iterator[Keyed]:
-        """Read model instances and serialize them."""
-        for instance in queryset.iterator(CHUNK):
-            yield instance.pk, freeze(dict(self._serializer.to_representation(instance)))
+    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+        """Read model instances, serialize and encode them."""
+        return _chunks(map(self._serialized, queryset.iterator(CHUNK)))
+
+    def _serialized(self, instance: Model) -> Encoded:
+        row = freeze(dict(self._serializer.to_representation(instance)))
+        return instance.pk, self._encoder.encode(instance.pk, row), row
+
+
+def _chunks(rows: Iterable[Encoded]) -> Iterator[Chunk]:
+    rows = iter(rows)
+    while chunk := list(islice(rows, CHUNK)):
+        yield Chunk(*map(list, zip(*chunk, strict=True)))
+
+
+def _without_objects(read: Iterable[tuple[list[Hashable], list[bytes]]]) -> Iterator[Chunk]:
+    for keys, json in read:
+        yield Chunk(keys, json, [None] * len(keys))

@@ -1,18 +1,19 @@
 """When to load: one load at a time, and nobody gets data older than the question.
 
-A caller that arrives while a load runs does not join it, since that load may have read before the caller's
-commit; it joins the next one, together with everybody else who waits. So any number of callers costs at most
-the load that runs and one more.
+A caller that arrives while a load runs does not join it, since that load may have read before the
+caller's commit; it joins the next one, together with everybody else who waits. So any number of callers
+costs at most the load that runs and one more. Callers who name keys share a load of all those keys,
+unless somebody who waits with them wants everything.
 """
 
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -26,6 +27,20 @@ logger = structlog.get_logger("fastapi_django_orm")
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0
 
+# Up to this share of the rows it is cheaper to read keys than everything.
+FEW_KEYS = 100
+SHARE_OF_KEYS = 0.02
+
+
+class Loads(Protocol[RowT]):
+    """What reads the rows, on a database thread; ``loading.Loader`` is one."""
+
+    def load(self, before: Snapshot[RowT] | None) -> Snapshot[RowT]:
+        """All rows."""
+
+    def load_keys(self, before: Snapshot[RowT], keys: Collection[Hashable]) -> Snapshot[RowT] | None:
+        """The rows with these keys, or None if that needs a load of all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Load(Generic[RowT]):
@@ -35,11 +50,37 @@ class Load(Generic[RowT]):
         snapshot: what it read.
         duration: seconds.
         trigger: who asked first: ``startup``, ``call``, ``route``, ``max_age`` or ``retry``.
+        keys: how many rows were read, None for all.
     """
 
     snapshot: Snapshot[RowT]
     duration: float
     trigger: str
+    keys: int | None = None
+
+
+@dataclass(slots=True)
+class Asked(Generic[RowT]):
+    """A load that somebody waits for.
+
+    Attributes:
+        done: its outcome, for all who wait.
+        trigger: who asked first.
+        request: the log fields of the request that asked first.
+        keys: which rows; None for all.
+    """
+
+    done: "asyncio.Future[Load[RowT]]"
+    trigger: str
+    request: dict[str, Any]
+    keys: set[Hashable] | None
+
+    def add(self, keys: Collection[Hashable] | None) -> None:
+        """Want these rows as well."""
+        if keys is None or self.keys is None:
+            self.keys = None
+        else:
+            self.keys.update(keys)
 
 
 class Refresher(Generic[RowT]):
@@ -48,21 +89,21 @@ class Refresher(Generic[RowT]):
     The plugin starts and stops it; ``refresh()`` is called by anybody, from any event loop.
     """
 
-    def __init__(self, name: str, load: Callable[[int], Snapshot[RowT]], max_age: timedelta | None) -> None:
+    def __init__(self, name: str, loader: Loads[RowT], max_age: timedelta | None) -> None:
         """Get ready.
 
         Args:
             name: the repository's, for logs.
-            load: reads the rows, on a database thread; it is given the version to write.
+            loader: reads the rows, on a database thread.
             max_age: when to load unasked.
         """
         self.name = name
         self.snapshot: Snapshot[RowT] | None = None
         self.error: BaseException | None = None
-        self._load_rows = load
+        self._loader = loader
         self._max_age = max_age
         self._failures = 0
-        self._next: tuple[asyncio.Future[Load[RowT]], str, dict[str, Any]] | None = None
+        self._next: Asked[RowT] | None = None
         self._asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -81,8 +122,12 @@ class Refresher(Generic[RowT]):
             return True
         return self._max_age is not None and self.age > self._max_age.total_seconds()
 
-    async def refresh(self, trigger: str) -> Load[RowT]:
+    async def refresh(self, trigger: str, keys: Collection[Hashable] | None = None) -> Load[RowT]:
         """Wait for a load that starts after this call.
+
+        Args:
+            trigger: who asks.
+            keys: of the rows to read; by default all rows.
 
         Raises:
             RefreshFailed: it failed.
@@ -91,14 +136,15 @@ class Refresher(Generic[RowT]):
         if self._loop is None or self._task is None or self._task.done():
             raise self._shut_down()
         if loop is not self._loop:  # asgiref's async_to_sync may run its own
-            elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger), self._loop)
+            elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger, keys), self._loop)
             return await asyncio.wrap_future(elsewhere)
         if self._next is None:
             bound = structlog.contextvars.get_contextvars()
             request = {"request_id": bound["request_id"]} if "request_id" in bound else {}
-            self._next = (loop.create_future(), trigger, request)
+            self._next = Asked(loop.create_future(), trigger, request, set())
             self._asked.set()
-        asked = self._next[0]
+        self._next.add(keys)
+        asked = self._next.done
         try:
             # The future belongs to everybody who waits: one who gives up must not cancel it.
             return await asyncio.shield(asked)
@@ -125,7 +171,7 @@ class Refresher(Generic[RowT]):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._next is not None:
-            self._next[0].cancel()
+            self._next.done.cancel()
 
     async def _run(self) -> None:
         while True:
@@ -133,13 +179,12 @@ class Refresher(Generic[RowT]):
                 await asyncio.wait_for(self._asked.wait(), self._wait())
             self._asked.clear()
             # Not as the wait has ended: for rows that are always too old it ends before anybody is heard.
-            if self._next is not None:
-                (asked, trigger, request), self._next = self._next, None
-            else:  # nobody has asked, and a load is due
-                asked, request = asyncio.get_running_loop().create_future(), {}
+            asked, self._next = self._next, None
+            if asked is None:  # a load is due that nobody waits for
                 trigger = "retry" if self.error is not None else "max_age"
-            with structlog.contextvars.bound_contextvars(**request):
-                await self._load(asked, trigger)
+                asked = Asked(asyncio.get_running_loop().create_future(), trigger, {}, None)
+            with structlog.contextvars.bound_contextvars(**asked.request):
+                await self._load(asked)
 
     def _wait(self) -> float | None:
         """Seconds until a load is due that nobody asks for."""
@@ -150,31 +195,45 @@ class Refresher(Generic[RowT]):
             return None
         return max(0.0, self._max_age.total_seconds() - self.age)
 
-    async def _load(self, asked: "asyncio.Future[Load[RowT]]", trigger: str) -> None:
+    async def _load(self, asked: Asked[RowT]) -> None:
         started = time.perf_counter()
-        version = 1 if self.snapshot is None else self.snapshot.version + 1
         try:
-            snapshot = await sync_to_async(self._load_rows)(version)
+            snapshot = await sync_to_async(self._read)(asked)
         except asyncio.CancelledError:
-            asked.cancel()
+            asked.done.cancel()
             raise
         except Exception as error:
-            asked.set_exception(error)
-            asked.exception()  # seen: asyncio need not complain when nobody waits for it any more
-            self._failed(error, trigger)
+            asked.done.set_exception(error)
+            asked.done.exception()  # seen: asyncio need not complain when nobody waits for it any more
+            self._failed(error, asked.trigger)
         else:
-            load = Load(snapshot, time.perf_counter() - started, trigger)
-            self.snapshot, self.error, self._failures = snapshot, None, 0
-            asked.set_result(load)
-            _log(
-                logger.info,
-                "repository_loaded" if version == 1 else "repository_refreshed",
-                repository=self.name,
-                rows=len(snapshot),
-                version=version,
-                duration_ms=round(load.duration * 1000, 3),
-                trigger=trigger,
-            )
+            keys = None if asked.keys is None else len(asked.keys)
+            load = Load(snapshot, time.perf_counter() - started, asked.trigger, keys)
+            self._succeeded(load)
+            asked.done.set_result(load)
+
+    def _read(self, asked: Asked[RowT]) -> Snapshot[RowT]:
+        before = self.snapshot
+        # A load that has failed may have been told of keys that nobody will name again.
+        if before is not None and asked.keys is not None and self.error is None:
+            few = max(FEW_KEYS, len(before) * SHARE_OF_KEYS)
+            if len(asked.keys) <= few and (found := self._loader.load_keys(before, asked.keys)) is not None:
+                return found
+        asked.keys = None
+        return self._loader.load(before)
+
+    def _succeeded(self, load: Load[RowT]) -> None:
+        self.snapshot, self.error, self._failures = load.snapshot, None, 0
+        _log(
+            logger.info,
+            "repository_loaded" if load.snapshot.version == 1 else "repository_refreshed",
+            repository=self.name,
+            rows=len(load.snapshot),
+            version=load.snapshot.version,
+            duration_ms=round(load.duration * 1000, 3),
+            trigger=load.trigger,
+            **({} if load.keys is None else {"keys": load.keys}),
+        )
 
     def _failed(self, error: Exception, trigger: str) -> None:
         self._failures += 1

@@ -1,4 +1,4 @@
-"""``CachedRepository``: what a handler holds.
+"""``Repository``: what a handler holds to read a model's rows.
 
 A repository is declared as a class and named by a model's label, so that declaring one imports nothing of
 Django's. The plugin makes its instance at startup.
@@ -6,26 +6,23 @@ Django's. The plugin makes its instance at startup.
 
 import re
 import sys
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Hashable, Sequence
 from typing import Any, ClassVar, Generic, Self
 
 from django.db.models import Model, QuerySet
-from pydantic import BaseModel
-from starlette.responses import Response
 
-from . import declaration, loading, running
-from .database.reachable import table_explained
-from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
-from .refresh import Refresher
-from .snapshot import RowT, Snapshot, value_of
+from . import declaration, running
+from .errors import NotFound, NotStarted
+from .live import LiveReads
+from .readers import Reader
+from .snapshot import RowT
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.
-_declared: dict[tuple[str, str], "type[CachedRepository[Any]]"] = {}
+_declared: dict[tuple[str, str], "type[Repository[Any]]"] = {}
 
 
-def declared() -> "list[type[CachedRepository[Any]]]":
+def declared() -> "list[type[Repository[Any]]]":
     """Every repository class that names a model, in the order of declaration."""
     return list(_declared.values())
 
@@ -35,18 +32,18 @@ def _written_at(cls: type[Any]) -> tuple[str, str]:
     return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
 
 
-class CachedRepository(Generic[RowT]):
-    """The rows of a model in memory, loaded at startup and read without waiting.
+class Repository(Generic[RowT]):
+    """The rows of a model, read from the database when they are asked for.
 
     Subclass it and name a model::
 
-        class Topics(CachedRepository):
+        class Topics(Repository):
             model = "bbs.Topic"
-            ordering = ("-pk",)
 
         TopicRepo = Annotated[Topics, Depends(Topics.current)]
 
-    With a pydantic model for rows, ``class Topics(CachedRepository[TopicOut])`` tells a type checker too.
+    Reads that wait at the same moment, in whatever requests, become one query. With a pydantic model for
+    rows, ``class Topics(Repository[TopicOut])`` tells a type checker too.
 
     Attributes:
         model: a label such as ``"bbs.Topic"``, or the model class.
@@ -55,8 +52,10 @@ class CachedRepository(Generic[RowT]):
             default all columns and annotations.
         ordering: as in ``order_by()``; by default the query's own, then the primary key.
         schema: a pydantic model, or a DRF serializer class; rows are its instances (its dicts) then.
-        max_age: data older than this is loaded again in the background, and served until that is done.
-        indexes: fields that ``find()`` looks up by.
+        publish: a path such as ``"/topics/"`` at which everybody may read the list, and each row under its
+            key, without a handler. It is public: no dependency of yours guards it.
+        cache_control: the ``Cache-Control`` header of responses; by default clients ask whether there is
+            anything new.
     """
 
     model: ClassVar[str | type[Model]]
@@ -64,8 +63,8 @@ class CachedRepository(Generic[RowT]):
     fields: ClassVar[Sequence[str] | None] = None
     ordering: ClassVar[Sequence[str]] = ()
     schema: ClassVar[type[Any] | None] = None
-    max_age: ClassVar[timedelta | None] = None
-    indexes: ClassVar[Sequence[str]] = ()
+    publish: ClassVar[str | None] = None
+    cache_control: ClassVar[str] = "no-cache"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -75,29 +74,23 @@ class CachedRepository(Generic[RowT]):
             _declared[_written_at(cls)] = cls
 
     def __init__(self) -> None:
-        self._refresher: Refresher[RowT] | None = None
-        self._names: Sequence[str] = ()
+        self._reader: Reader | None = None
+        self._live: LiveReads | None = None
 
     # How it comes to be
 
-    def prepare(self) -> Refresher[RowT]:
-        """Check the declaration and get ready to load. The plugin calls it, on a database thread.
+    def prepare(self) -> None:
+        """Check the declaration and get ready to read. The plugin calls it, on a database thread.
 
         Raises:
             InvalidRepository: the declaration does not fit the models.
         """
         declaration.check_shape(self)
         declaration.check_ordering(self)
-        reader = declaration.choose_reader(self, self.queryset())
-
-        def load(version: int) -> Snapshot[RowT]:
-            queryset = declaration.ordered(self.queryset(), self.ordering)
-            with table_explained(queryset.model, queryset.db):
-                return loading.load(queryset, reader, name=self.name, version=version, indexes=self.indexes)
-
-        self._names = reader.names
-        self._refresher = Refresher(self.name, load, self.max_age)
-        return self._refresher
+        self._reader = declaration.choose_reader(self, self.queryset())
+        self._live = LiveReads(
+            self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
+        )
 
     @classmethod
     async def current(cls) -> Self:
@@ -127,101 +120,44 @@ class CachedRepository(Generic[RowT]):
         return declaration.resolve_model(self.label, self.model)
 
     def queryset(self) -> "QuerySet[Any, Any]":
-        """What to load. Override it to filter, annotate or follow relations, on ``super().queryset()``."""
+        """What to read. Override it to filter, annotate or follow relations, on ``super().queryset()``."""
         return self.model_class._default_manager.all()
 
-    # Reading: from any thread or task, without I/O and without waiting
+    def ordered_queryset(self) -> "QuerySet[Any, Any]":
+        """What to read, in the order of the list."""
+        return declaration.ordered(self.queryset(), self.ordering)
+
+    # Reading from the database
 
     @property
-    def snapshot(self) -> Snapshot[RowT]:
-        """What was loaded last, whole.
+    def live(self) -> LiveReads:
+        """Reads of the database, now.
 
         Raises:
-            NotLoaded: nothing was loaded yet.
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
         """
-        if self._refresher is None:
-            raise NotStarted(f"{self.label} holds no data. {running.HOW_TO_START}")
-        if self._refresher.snapshot is None:
-            raise NotLoaded(f"{self.name} has not been loaded yet.")
-        return self._refresher.snapshot
+        if self._live is None:
+            raise NotStarted(f"{self.label} cannot read. {running.HOW_TO_START}")
+        return self._live
 
-    def all(self) -> tuple[RowT, ...]:
-        """All rows, in order."""
-        return tuple(self.snapshot.rows)
+    async def fetch(self, pk: Hashable = None, /, **unique: Any) -> RowT:
+        """The row with this primary key, or with this value of a unique field, as the database has it now.
 
-    def get(self, pk: Hashable) -> RowT:
-        """The row with this primary key.
+        ``await topics.fetch(5)``, ``await topics.fetch(slug="news")``. Calls that wait at the same moment
+        share a query; inside ``atomic()`` each has its own, in the transaction.
 
-        Raises:
-            NotFound: there is none. In a handler: 404.
-        """
-        by_key = self.snapshot.by_key
-        if by_key is None:
-            raise NotIndexed(f"{self.label}.get(): its queryset().values() leaves the primary key out.")
-        try:
-            return by_key[pk]
-        except (KeyError, TypeError):  # TypeError: unhashable, which no key is
-            raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
-
-    def find(self, **values: Any) -> tuple[RowT, ...]:
-        """The rows with these values, in order. At least one field must be in ``indexes``.
+        Args:
+            pk: the key.
+            **unique: one field of the model that is unique, and its value.
 
         Raises:
-            NotIndexed: none of the fields is.
-            UnknownField: the rows do not have one of the fields.
+            NotFound: there is no such row in ``queryset()``. In a handler: 404.
+            NotUnique: the field is not unique.
+            DatabaseError: as Django raises it.
         """
-        snapshot = self.snapshot
-        field = next((name for name in values if name in snapshot.indexes), None)
-        if field is None:
-            asked = ", ".join(map(repr, values))
-            raise NotIndexed(f"{self.label}.find(): add one of {asked or 'the fields'} to `indexes`.")
-        if unknown := [name for name in values if name not in self._names]:
-            raise UnknownField(
-                f"{self.label}.find(): its rows have no field {unknown[0]!r}. "
-                + nearest(unknown[0], self._names)
-            )
-        rest = {name: value for name, value in values.items() if name != field}
         try:
-            found = snapshot.indexes[field].get(values[field], ())
-        except TypeError:  # unhashable, which no indexed value is
-            return ()
-        return tuple(row for row in found if all(value_of(row, name) == rest[name] for name in rest))
-
-    def __len__(self) -> int:
-        return len(self.snapshot.rows)
-
-    def __bool__(self) -> bool:
-        return True  # a repository without rows still is one: `repo or default` must not drop it
-
-    def __iter__(self) -> Iterator[RowT]:
-        return iter(self.all())
-
-    def __contains__(self, item: object) -> bool:
-        """Whether there is a row with this primary key, or this row."""
-        snapshot = self.snapshot
-        if isinstance(item, Mapping | BaseModel):
-            return item in snapshot.rows
-        try:
-            return snapshot.by_key is not None and item in snapshot.by_key
-        except TypeError:  # unhashable, which no key is
-            return False
-
-    def response(self) -> Response:
-        """All rows as ``{"name": […]}``, from bytes that were made when they were loaded."""
-        snapshot = self.snapshot
-        return Response(snapshot.json, media_type="application/json", headers={"ETag": snapshot.etag})
-
-    # Loading
-
-    async def refresh(self) -> Snapshot[RowT]:
-        """Load again and serve that; returns what was read after this call.
-
-        Calls that wait at the same moment share a load. Cancelling one does not cancel it for the others.
-
-        Raises:
-            RefreshFailed: the load failed; what was loaded before is served on.
-        """
-        if self._refresher is None:
-            raise NotStarted(f"{self.label} cannot refresh. {running.HOW_TO_START}")
-        return (await self._refresher.refresh("call")).snapshot
+            row: RowT = await self.live.row(pk, unique)
+        except KeyError:
+            asked = f"the key {pk!r}" if not unique else " ".join(f"{k} {v!r}" for k, v in unique.items())
+            raise NotFound(f"{self.name} has no row with {asked}.") from None
+        return row

@@ -5,7 +5,7 @@ plain one, any JSON library takes it, and ``dict(row)`` or ``copy.copy(row)`` gi
 each row for each reader would cost more than the request.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -106,11 +106,3 @@ def refuse_lazy(value: object) -> None:
             "Hand over plain values: name columns in `fields`, use .values(), or give the schema a "
             "field with a type of its own (a nested model instead of Any)."
         )
-
-
-def freeze_columns(values: tuple[Any, ...], positions: Iterable[int]) -> tuple[Any, ...]:
-    """The tuple with the values at these positions frozen."""
-    frozen = list(values)
-    for position in positions:
-        frozen[position] = freeze(frozen[position])
-    return tuple(frozen)

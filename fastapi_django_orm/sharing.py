@@ -5,11 +5,11 @@ handler that appends to the list would change what the next request sees.
 """
 
 import enum
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
 from types import NoneType, UnionType, new_class
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -57,11 +57,11 @@ class CopiedRows(tuple[RowT, ...]):
     __slots__ = ()
 
     def __iter__(self) -> Iterator[RowT]:
-        return map(_copy, super().__iter__())
+        return map(copied, super().__iter__())
 
     def __getitem__(self, index: Any) -> Any:
         found = super().__getitem__(index)
-        return CopiedRows(found) if isinstance(index, slice) else _copy(found)
+        return CopiedRows(found) if isinstance(index, slice) else copied(found)
 
     def __add__(self, other: Any) -> Any:
         return tuple(self) + tuple(other)
@@ -75,28 +75,8 @@ class CopiedRows(tuple[RowT, ...]):
         return tuple, (list(self),)
 
 
-class CopiedValues(Mapping[Hashable, RowT]):
-    """Rows by key, that each reader gets copies of."""
-
-    __slots__ = ("_rows",)
-
-    def __init__(self, rows: Mapping[Hashable, RowT]) -> None:
-        self._rows = rows
-
-    def __getitem__(self, key: Hashable) -> RowT:
-        return cast("RowT", _copy(self._rows[key]))
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._rows
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._rows)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-
-def _copy(row: Any) -> Any:
+def copied(row: Any) -> Any:
+    """A row of one's own, to change at will."""
     return row.model_copy(deep=True)
 
 

@@ -1,83 +1,228 @@
-"""What was loaded: rows, their bytes and the ways to look them up, made once and never changed.
+"""What was loaded: rows, their bytes and the ways to look them up, never changed.
 
 A refresh makes a new snapshot and swaps it in whole, so a reader never sees half a load.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from .errors import InvalidRow
+from .encoding import CLOSING, digest, opening
+from .row_cache import RowCache
 from .rows import Row
+from .sharing import CopiedRows, copied
+from .table import Table
+from .value_index import ValueIndex
 
 # The default lets `class Topics(CachedRepository)` mean rows; typing.TypeVar has it from Python 3.13 on.
 RowT = TypeVar("RowT", default=Row)
 
-Index = Mapping[Hashable, tuple[RowT, ...]]
+JOINED = 4 * 2**20  # bytes: a list up to this size is kept in one piece, too
 
 
-@dataclass(frozen=True, slots=True)
 class Snapshot(Generic[RowT]):
-    """The rows of a repository as one load has read them.
+    """The rows of a repository at one time.
 
     Attributes:
-        rows: the rows in order.
+        name: the key of the list in the JSON.
         version: 1 for the first load of this process, one more for each later one.
-        loaded_at: when the load began to read, in UTC; what was committed before is in it.
-        etag: a digest of the bytes, quoted for HTTP; the same in every worker for the same rows.
-        json: the bytes of ``{"name": [rows]}``.
-        by_key: the rows by primary key, or None where the rows have none.
-        indexes: for each field of the repository's ``indexes``, the rows by that field's value.
+        loaded_at: when the last full load began to read, in UTC; what was committed before is in it.
+        modified_at: when this process first had these rows, in UTC.
+        date_is_exact: whether it had no other rows in the same second, which is all that HTTP's dates can
+            tell.
+        table: the rows as they are kept.
     """
 
-    rows: tuple[RowT, ...]
-    version: int
-    loaded_at: datetime
-    etag: str
-    json: bytes
-    by_key: Mapping[Hashable, RowT] | None
-    indexes: Mapping[str, "Index[RowT]"]
+    def __init__(
+        self,
+        table: Table,
+        cache: RowCache,
+        *,
+        name: str,
+        copies: bool,
+        version: int,
+        loaded_at: datetime,
+        modified_at: datetime,
+        date_is_exact: bool,
+        indexes: Mapping[str, ValueIndex],
+    ) -> None:
+        """Show a table.
+
+        Args:
+            table: the rows.
+            cache: makes Python objects of them.
+            name: the key of the list in the JSON.
+            copies: whether each reader needs a copy of a row.
+            version: its number.
+            loaded_at: when the full load began that it goes back to.
+            modified_at: when these rows were first seen.
+            date_is_exact: whether that second had no others.
+            indexes: for each field of the repository's ``indexes``, keys by value.
+        """
+        self.table = table
+        self.name = name
+        self.version = version
+        self.loaded_at = loaded_at
+        self.modified_at = modified_at
+        self.date_is_exact = date_is_exact
+        self.cache = cache
+        self.copies = copies
+        self.keys_by_value = indexes
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.table)
 
     def __bool__(self) -> bool:
         return True  # without rows it still is one
+
+    def __iter__(self) -> Iterator[RowT]:
+        """The rows in order, page by page."""
+        for page in self.table.pages:
+            rows = self.cache.rows(page)
+            yield from map(copied, rows) if self.copies else rows
+
+    # Rows
+
+    @property
+    def rows(self) -> tuple[RowT, ...]:
+        """The rows in order. Of a table with more than ``rows_kept`` they are made anew each time."""
+        if (rows := self.table.kept.get("rows")) is None:
+            made = [row for page in self.table.pages for row in self.cache.rows(page)]
+            rows = CopiedRows(made) if self.copies else tuple(made)
+            if len(self) <= self.cache.most:
+                self.table.kept["rows"] = rows
+        return cast("tuple[RowT, ...]", rows)
+
+    @cached_property
+    def by_key(self) -> Mapping[Hashable, RowT] | None:
+        """The rows by primary key, or None where the rows have none."""
+        return None if self.table.where is None else _ByKey(self)
+
+    @cached_property
+    def indexes(self) -> Mapping[str, Mapping[Hashable, tuple[RowT, ...]]]:
+        """For each field of the repository's ``indexes``, the rows by that field's value."""
+        return MappingProxyType({field: _ByValue(self, keys) for field, keys in self.keys_by_value.items()})
+
+    def row(self, key: Hashable) -> RowT:
+        """The row with this key.
+
+        Raises:
+            KeyError: there is none.
+            TypeError: no key is of this kind.
+        """
+        position, index = self.table.locate(key)
+        return self._given(position, index)
+
+    def rows_of(self, keys: Iterable[Hashable]) -> tuple[RowT, ...]:
+        """The rows with these keys, in the list's order."""
+        places = sorted(map(self.table.locate, keys))
+        return tuple(self._given(position, index) for position, index in places)
+
+    def _given(self, position: int, index: int) -> RowT:
+        page = self.table.pages[position]
+        # A small table is kept whole, and the same row is the same object.
+        small = len(self.table) <= self.cache.most
+        row = self.cache.rows(page)[index] if small else self.cache.row(page, index)
+        return cast("RowT", copied(row) if self.copies else row)
+
+    # Bytes
+
+    @cached_property
+    def etag(self) -> str:
+        """A digest of the bytes, quoted for HTTP; the same in every worker for the same rows."""
+        return f'"{digest(opening(self.name) + self.table.digest).hex()}"'
+
+    @cached_property
+    def size(self) -> int:
+        """How many bytes ``json`` has."""
+        return len(opening(self.name)) + self.table.size + len(CLOSING)
+
+    @property
+    def json(self) -> bytes:
+        """The bytes of ``{"name": [rows]}``; those of a large list are joined anew each time."""
+        if (whole := self.table.kept.get("json")) is None:
+            whole = b"".join(self.parts())
+            if self.size <= JOINED:
+                self.table.kept["json"] = whole
+        return cast("bytes", whole)
+
+    def parts(self) -> Iterator[bytes]:
+        """The same bytes piece by piece."""
+        yield opening(self.name)
+        for number, page in enumerate(self.table.pages):
+            if number:
+                yield b","
+            yield page.json
+        yield CLOSING
+
+    def window(self, offset: int, limit: int | None) -> bytes:
+        """The bytes of ``{"name": [rows]}`` for some of the rows.
+
+        Args:
+            offset: how many rows to leave out, from 0.
+            limit: how many to give at most; None for all that follow.
+        """
+        rows = self.table.slice_json(offset, len(self) if limit is None else limit)
+        return opening(self.name) + b",".join(rows) + CLOSING
+
+    def row_json(self, key: Hashable) -> bytes:
+        """The bytes of the row with this key.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self.table.row_json(key)
+
+
+class _ByKey(Mapping[Hashable, RowT]):
+    """A snapshot's rows by key."""
+
+    __slots__ = ("_snapshot",)
+
+    def __init__(self, snapshot: Snapshot[RowT]) -> None:
+        self._snapshot = snapshot
+
+    def __getitem__(self, key: Hashable) -> RowT:
+        return self._snapshot.row(key)
+
+    def __contains__(self, key: object) -> bool:
+        where = self._snapshot.table.where
+        return where is not None and key in where
+
+    def __iter__(self) -> Iterator[Hashable]:
+        for page in self._snapshot.table.pages:
+            yield from page.keys
+
+    def __len__(self) -> int:
+        return len(self._snapshot)
+
+
+class _ByValue(Mapping[Hashable, tuple[RowT, ...]]):
+    """A snapshot's rows by the value of a field."""
+
+    __slots__ = ("_keys", "_snapshot")
+
+    def __init__(self, snapshot: Snapshot[RowT], keys: ValueIndex) -> None:
+        self._snapshot = snapshot
+        self._keys = keys
+
+    def __getitem__(self, value: Hashable) -> tuple[RowT, ...]:
+        return self._snapshot.rows_of(self._keys[value])
+
+    def __contains__(self, value: object) -> bool:
+        return value in self._keys
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 def value_of(row: Any, field: str) -> Any:
     """A row's field, be the row a dict or a schema's instance."""
     return row[field] if isinstance(row, Mapping) else getattr(row, field)
-
-
-def index_rows(
-    rows: Sequence[RowT], fields: Iterable[str], given: Callable[[list[RowT]], tuple[RowT, ...]] = tuple
-) -> Mapping[str, "Index[RowT]"]:
-    """For each field, the rows by its value, in their order.
-
-    Args:
-        rows: what to index.
-        fields: what to index by.
-        given: makes the tuples that readers get.
-
-    Raises:
-        InvalidRow: a value cannot be looked up by.
-    """
-    indexes: dict[str, Index[RowT]] = {}
-    for field in fields:
-        index: dict[Hashable, list[RowT]] = {}
-        for row in rows:
-            value = value_of(row, field)
-            try:
-                index.setdefault(value, []).append(row)
-            except TypeError:
-                raise InvalidRow(
-                    f"A row cannot be looked up by {field!r}, which holds {value!r}: "
-                    "leave the field out of `indexes`."
-                ) from None
-        indexes[field] = MappingProxyType({value: given(found) for value, found in index.items()})
-    return MappingProxyType(indexes)

@@ -1,0 +1,175 @@
+"""``CachedRepository``: the rows of a model in memory."""
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from . import declaration, running
+from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
+from .loading import Loader
+from .refresh import Refresher
+from .repository import Repository
+from .snapshot import RowT, Snapshot, value_of
+
+
+class CachedRepository(Repository[RowT]):
+    """The rows of a model in memory, loaded at startup and read without waiting.
+
+    Subclass it and name a model::
+
+        class Topics(CachedRepository):
+            model = "bbs.Topic"
+            ordering = ("-pk",)
+
+        TopicRepo = Annotated[Topics, Depends(Topics.current)]
+
+    With a pydantic model for rows, ``class Topics(CachedRepository[TopicOut])`` tells a type checker too.
+
+    Attributes:
+        max_age: data older than this is loaded again in the background, and served until that is done.
+        indexes: fields that ``find()`` looks up by.
+        rows_kept: how many rows are kept ready as Python objects. Those of a larger table are kept as
+            JSON alone, a third of the memory, and are made of it when they are read.
+    """
+
+    max_age: ClassVar[timedelta | None] = None
+    indexes: ClassVar[Sequence[str]] = ()
+    rows_kept: ClassVar[int] = 10_000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._refresher: Refresher[RowT] | None = None
+
+    def prepare(self) -> None:
+        """Check the declaration and get ready to load. The plugin calls it, on a database thread.
+
+        Raises:
+            InvalidRepository: the declaration does not fit the models.
+        """
+        super().prepare()
+        assert self._reader is not None, "made by what is called above"
+        declaration.check_cached(self, self._reader)
+        loader = Loader(
+            self.ordered_queryset,
+            self._reader,
+            name=self.name,
+            indexes=self.indexes,
+            rows_kept=self.rows_kept,
+            pace=lambda: None,
+        )
+        self._refresher = Refresher(self.name, loader, self.max_age)
+
+    @property
+    def refresher(self) -> Refresher[RowT]:
+        """What loads the rows.
+
+        Raises:
+            NotStarted: no lifespan of ``DjangoORM`` has made this instance.
+        """
+        if self._refresher is None:
+            raise NotStarted(f"{self.label} holds no data. {running.HOW_TO_START}")
+        return self._refresher
+
+    # Reading: from any thread or task, without I/O and without waiting
+
+    @property
+    def snapshot(self) -> Snapshot[RowT]:
+        """What was loaded last, whole.
+
+        Raises:
+            NotLoaded: nothing was loaded yet.
+            NotStarted: no lifespan of ``DjangoORM`` has made this instance.
+        """
+        snapshot = self.refresher.snapshot
+        if snapshot is None:
+            raise NotLoaded(f"{self.name} has not been loaded yet.")
+        return snapshot
+
+    def all(self) -> tuple[RowT, ...]:
+        """All rows, in order."""
+        return tuple(self.snapshot.rows)
+
+    def get(self, pk: Hashable) -> RowT:
+        """The row with this primary key.
+
+        Raises:
+            NotFound: there is none. In a handler: 404.
+        """
+        snapshot = self.snapshot
+        if snapshot.table.where is None:
+            raise NotIndexed(f"{self.label}.get(): its queryset().values() leaves the primary key out.")
+        try:
+            return snapshot.row(pk)
+        except (KeyError, TypeError):  # TypeError: unhashable, which no key is
+            raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
+
+    def find(self, **values: Any) -> tuple[RowT, ...]:
+        """The rows with these values, in order. At least one field must be in ``indexes``.
+
+        Raises:
+            NotIndexed: none of the fields is.
+            UnknownField: the rows do not have one of the fields.
+        """
+        snapshot = self.snapshot
+        field = next((name for name in values if name in snapshot.indexes), None)
+        if field is None:
+            asked = ", ".join(map(repr, values))
+            raise NotIndexed(f"{self.label}.find(): add one of {asked or 'the fields'} to `indexes`.")
+        names = self._reader.names if self._reader is not None else ()
+        if unknown := [name for name in values if name not in names]:
+            raise UnknownField(
+                f"{self.label}.find(): its rows have no field {unknown[0]!r}. " + nearest(unknown[0], names)
+            )
+        rest = {name: value for name, value in values.items() if name != field}
+        try:
+            found = snapshot.indexes[field].get(values[field], ())
+        except TypeError:  # unhashable, which no indexed value is
+            return ()
+        return tuple(row for row in found if all(value_of(row, name) == rest[name] for name in rest))
+
+    def __len__(self) -> int:
+        return len(self.snapshot)
+
+    def __bool__(self) -> bool:
+        return True  # a repository without rows still is one: `repo or default` must not drop it
+
+    def __iter__(self) -> Iterator[RowT]:
+        return iter(self.snapshot)
+
+    def __contains__(self, item: object) -> bool:
+        """Whether there is a row with this primary key, or this row."""
+        snapshot = self.snapshot
+        if isinstance(item, Mapping | BaseModel):
+            return any(row == item for row in snapshot)
+        try:
+            return snapshot.by_key is not None and item in snapshot.by_key
+        except TypeError:  # unhashable, which no key is
+            return False
+
+    def response(self) -> Response:
+        """All rows as ``{"name": […]}``, from bytes that were made when they were loaded."""
+        snapshot = self.snapshot
+        return Response(snapshot.json, media_type="application/json", headers={"ETag": snapshot.etag})
+
+    # Loading
+
+    async def refresh(self, *keys: Hashable) -> Snapshot[RowT]:
+        """Load again and serve that; returns what was read after this call.
+
+        Calls that wait at the same moment share a load. Cancelling one does not cancel it for the others.
+
+        Args:
+            *keys: primary keys of the rows that were written, inserted or deleted; without any, all rows are
+                read. It costs in proportion to the keys, as long as Python can tell where the rows
+                belong: with an ``ordering`` by numbers, dates and times among the fields.
+
+        Raises:
+            RefreshFailed: the load failed; what was loaded before is served on.
+        """
+        if self._refresher is None:
+            raise NotStarted(f"{self.label} cannot refresh. {running.HOW_TO_START}")
+        wanted = [self.live.key(key) for key in keys] or None
+        return (await self._refresher.refresh("call", wanted)).snapshot

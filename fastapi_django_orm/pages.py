@@ -1,0 +1,162 @@
+"""Rows in pages: the unit that is encoded, hashed and replaced when a row changes.
+
+Where a page begins is told by the rows' keys and by nothing else. So any two processes that hold the same
+rows cut them into the same pages, whatever history has led them there, and a list's entity tag can be
+made of its pages' digests. It is the idea of content-defined chunking, with keys in the place of content.
+"""
+
+from array import array
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from enum import Enum
+from itertools import accumulate
+from typing import Any
+from zlib import crc32
+
+from .encoding import digest
+
+ROWS = 256  # in a page, on average
+
+# Fibonacci hashing: multiples of the golden ratio spread evenly, so consecutive keys make pages of even size.
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK = 2**64 - 1
+_FIRST = 2**64 // ROWS
+
+
+class Head(Enum):
+    """What the first page is called if no key that begins a page has begun it."""
+
+    HEAD = "head"
+
+
+HEAD = Head.HEAD
+
+
+class Chunk:
+    """Some rows on their way into pages: three lists of one length.
+
+    Attributes:
+        keys: their primary keys.
+        json: the JSON of each.
+        objects: what each is in Python; None where the JSON says it all.
+    """
+
+    __slots__ = ("json", "keys", "objects")
+
+    def __init__(self, keys: list[Hashable], json: list[bytes], objects: list[Any]) -> None:
+        self.keys = keys
+        self.json = json
+        self.objects = objects
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def append(self, key: Hashable, json: bytes, row: Any) -> None:
+        """Add a row."""
+        self.keys.append(key)
+        self.json.append(json)
+        self.objects.append(row)
+
+    def extend(self, other: "Chunk") -> None:
+        """Append the other's rows."""
+        self.keys += other.keys
+        self.json += other.json
+        self.objects += other.objects
+
+    def part(self, first: int, last: int | None = None) -> "Chunk":
+        """The rows from ``first`` up to ``last``."""
+        return Chunk(self.keys[first:last], self.json[first:last], self.objects[first:last])
+
+
+class Page:
+    """Some consecutive rows. Never changed.
+
+    Attributes:
+        start: the key that begins it, or ``HEAD``; its name among the pages.
+        keys: of its rows.
+        json: of its rows, comma between.
+        sizes: how long the rows' JSON is up to each row and with it, without the commas.
+        objects: its rows in Python, None for those of which the JSON says all; or None, if it says all of
+            all.
+        digest: of ``json``.
+        decoded: its rows in Python, for as long as a ``RowCache`` keeps them.
+    """
+
+    __slots__ = ("decoded", "digest", "json", "keys", "objects", "sizes", "start")
+
+    def __init__(self, start: Hashable, rows: Chunk) -> None:
+        """Make a page of these rows."""
+        self.start = start
+        self.keys = rows.keys
+        self.json = b",".join(rows.json)
+        self.sizes = array("I", accumulate(map(len, rows.json)))
+        self.objects = rows.objects if rows.objects.count(None) < len(rows) else None
+        self.digest = digest(self.json)
+        self.decoded: Sequence[Any] | None = None
+
+    @classmethod
+    def empty(cls) -> "Page":
+        """A page to put the first rows of a table into."""
+        return cls(HEAD, Chunk([], [], []))
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def row_json(self, index: int) -> bytes:
+        """One row's JSON."""
+        return self.slice_json(index, index + 1)
+
+    def slice_json(self, first: int, last: int) -> bytes:
+        """The JSON of the rows from ``first`` up to ``last``, comma between."""
+        if first >= last:
+            return b""
+        # There is a comma before each row but the page's first.
+        begin = self.sizes[first - 1] + first if first else 0
+        return self.json[begin : self.sizes[last - 1] + last - 1]
+
+    def chunk(self) -> Chunk:
+        """Its rows, to make other pages of."""
+        json = [self.row_json(index) for index in range(len(self))]
+        return Chunk(list(self.keys), json, list(self.objects or [None] * len(self)))
+
+
+def begins_page(key: Hashable) -> bool:
+    """Whether the row with this key is the first of a page."""
+    return _mixed(key) < _FIRST
+
+
+def _mixed(key: Hashable) -> int:
+    number = key if type(key) is int else crc32(str(key).encode())
+    return number * _GOLDEN & _MASK
+
+
+def _beginnings(keys: Sequence[Any]) -> list[int]:
+    if set(map(type, keys)) == {int}:  # no call for each
+        return [index for index, key in enumerate(keys) if key * _GOLDEN & _MASK < _FIRST]
+    return [index for index, key in enumerate(keys) if begins_page(key)]
+
+
+def cut(chunks: Iterable[Chunk]) -> Iterator[Page]:
+    """The pages of these rows."""
+    start: Hashable = HEAD
+    held = Chunk([], [], [])
+    for chunk in chunks:
+        done = 0
+        for index in _beginnings(chunk.keys):
+            held.extend(chunk.part(done, index))
+            if held.keys:
+                yield Page(start, held)
+            start, held, done = chunk.keys[index], Chunk([], [], []), index
+        held.extend(chunk.part(done))
+    if held.keys:
+        yield Page(start, held)
+
+
+def cut_evenly(chunks: Iterable[Chunk]) -> Iterator[Page]:
+    """The pages of rows without keys, which are numbered instead."""
+    number = 0
+    for chunk in chunks:
+        for first in range(0, len(chunk), ROWS):
+            part = chunk.part(first, first + ROWS)
+            part.keys = list(range(number, number + len(part)))
+            yield Page(number, part)
+            number += len(part)

@@ -1,0 +1,110 @@
+"""Where a changed row belongs, told without having the database sort all of them again.
+
+Only for orders that Python decides exactly as the database does: by numbers, dates, times, and what else is
+named below. A text's place depends on the database's collation; for that the list is loaded anew.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from datetime import date, datetime, time
+from decimal import Decimal
+from math import isnan
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+from django.db.models import QuerySet
+
+_ANYWHERE = frozenset({int, bool, date, datetime, time, float})
+_COMPARABLE: Mapping[str, frozenset[type]] = {
+    "postgresql": _ANYWHERE | {Decimal, UUID},
+    "mysql": _ANYWHERE | {Decimal},  # MariaDB sorts UUIDs by their parts
+    "sqlite": _ANYWHERE | {UUID},  # decimals are floats there
+}
+
+
+class NotComparable(Exception):
+    """A value of which Python cannot tell where the database sorts it."""
+
+
+class Down:
+    """A value that sorts the other way round."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __lt__(self, other: "Down") -> bool:
+        return bool(other.value < self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Down) and bool(self.value == other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # for sorting alone
+
+
+class Order:
+    """A query's order: columns, each up or down, of which the last is the primary key."""
+
+    def __init__(self, columns: Sequence[tuple[str | None, bool]], vendor: str) -> None:
+        """Sort by these columns.
+
+        Args:
+            columns: the names, None for the key, and whether it goes down.
+            vendor: the database's, by which nulls come first or last.
+        """
+        self._columns = columns
+        self._types = _COMPARABLE.get(vendor, frozenset())
+        # PostgreSQL has NaN above all numbers, and null above that; the others have null below, and no NaN.
+        self._null = 2 if vendor == "postgresql" else -1
+
+    @classmethod
+    def of(cls, queryset: "QuerySet[Any, Any]", names: Sequence[str]) -> "Order | None":
+        """The query's order, or None if it is not one of the rows' own columns that ends in the key.
+
+        Args:
+            queryset: the query.
+            names: what its rows have.
+        """
+        query, pk = queryset.query, queryset.model._meta.pk
+        items = list(query.order_by)
+        if not items or query.extra_order_by or not query.standard_ordering:
+            return None
+        relations = {field.name for field in queryset.model._meta.concrete_fields if field.is_relation}
+        columns: list[tuple[str | None, bool]] = []
+        for item in items:
+            if not isinstance(item, str):
+                return None
+            name, down = item.lstrip("-"), item.startswith("-")
+            if name in ("pk", pk.name):
+                columns.append((None, down))
+            elif name in names and name not in relations:  # a relation sorts by its model's own order
+                columns.append((name, down))
+            else:
+                return None
+        return cls(columns, connections[queryset.db].vendor) if columns[-1][0] is None else None
+
+    @property
+    def is_by_key(self) -> bool:
+        """Whether the key alone decides."""
+        return len(self._columns) == 1
+
+    def place(self, key: Hashable, row: Mapping[str, Any] | None) -> tuple[Any, ...]:
+        """What to compare rows by.
+
+        Args:
+            key: the row's key.
+            row: the row; it may be missing where ``is_by_key``.
+
+        Raises:
+            NotComparable: this row's place cannot be told.
+        """
+        values = ((key if name is None or row is None else row[name], down) for name, down in self._columns)
+        return tuple(Down(self._ranked(value)) if down else self._ranked(value) for value, down in values)
+
+    def _ranked(self, value: Any) -> tuple[int, Any]:
+        if value is None:
+            return self._null, 0
+        if type(value) not in self._types:
+            raise NotComparable
+        return (1, 0) if type(value) is float and isnan(value) else (0, value)

@@ -1,0 +1,120 @@
+"""All rows of a repository as pages, and where each row is. Never changed: a refresh makes another one.
+
+Whatever does not change is shared between the two, so that a table with one changed row costs one page.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from .encoding import digest
+from .key_index import KeyIndex
+from .pages import Page
+
+
+class Table:
+    """Pages in order.
+
+    Attributes:
+        pages: the pages.
+        where: for each key the ``start`` of its page; None where rows have no keys.
+        kept: what others have made of these rows and keep with them, such as their compressed form.
+    """
+
+    def __init__(self, pages: Sequence[Page], where: KeyIndex[Hashable] | None) -> None:
+        """Take these pages."""
+        self.pages = tuple(pages)
+        self.where = where
+        self.kept: dict[str, Any] = {}
+        self._count = sum(map(len, self.pages))
+
+    @classmethod
+    def of(cls, pages: Iterable[Page], *, keyed: bool) -> "Table":
+        """A table of new pages.
+
+        Args:
+            pages: the pages.
+            keyed: whether the rows' keys are keys, or only numbers.
+        """
+        pages = list(pages)
+        count = sum(map(len, pages))
+        return cls(pages, KeyIndex.of(count, ((page.keys, page.start) for page in pages)) if keyed else None)
+
+    def __len__(self) -> int:
+        return self._count
+
+    @cached_property
+    def size(self) -> int:
+        """The length of all rows' JSON with the commas between, in bytes."""
+        return sum(len(page.json) for page in self.pages) + max(0, len(self.pages) - 1)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A fingerprint of all rows' JSON, the same in every process that has the same rows."""
+        return digest(b"".join([page.digest for page in self.pages]))
+
+    @cached_property
+    def all_in_json(self) -> bool:
+        """Whether the JSON says all of every row."""
+        return all(page.objects is None for page in self.pages)
+
+    @cached_property
+    def positions(self) -> dict[Hashable, int]:
+        """For each page's ``start`` its position among the pages."""
+        return {page.start: position for position, page in enumerate(self.pages)}
+
+    @cached_property
+    def has_unique_keys(self) -> bool:
+        """Whether no two rows have one key, as a join with a to-many relation would make them."""
+        return self.where is not None and len(self.where) == self._count
+
+    @cached_property
+    def _ends(self) -> "array[int]":
+        return array("Q", accumulate(map(len, self.pages)))
+
+    def locate(self, key: Hashable) -> tuple[int, int]:
+        """The position of the key's page, and that of its row in there.
+
+        Raises:
+            KeyError: there is no such row.
+            TypeError: no key is of this kind (it cannot be hashed).
+        """
+        if self.where is None:  # a row's number
+            return self.at(key) if type(key) is int else self._no(key)
+        position = self.positions[self.where[key]]
+        return position, self.pages[position].keys.index(key)
+
+    def _no(self, key: Hashable) -> tuple[int, int]:
+        raise KeyError(key)
+
+    def at(self, number: int) -> tuple[int, int]:
+        """The same for the row with this number, counted from 0."""
+        if not 0 <= number < self._count:
+            raise KeyError(number)
+        position = bisect_right(self._ends, number)
+        return position, number - (self._ends[position - 1] if position else 0)
+
+    def row_json(self, key: Hashable) -> bytes:
+        """The JSON of the row with this key.
+
+        Raises:
+            KeyError: there is no such row.
+        """
+        position, index = self.locate(key)
+        return self.pages[position].row_json(index)
+
+    def slice_json(self, offset: int, limit: int) -> Iterator[bytes]:
+        """The JSON of some consecutive rows, in parts that want a comma between."""
+        last = min(self._count, offset + limit)
+        if offset >= last:
+            return
+        position, index = self.at(offset)
+        remaining = last - offset
+        while remaining > 0:
+            page = self.pages[position]
+            taken = min(remaining, len(page) - index)
+            yield page.slice_json(index, index + taken)
+            position, index, remaining = position + 1, 0, remaining - taken
