@@ -7,8 +7,9 @@ application's whole middleware, so that middleware may use the ORM as well.
 
 import re
 import secrets
-from collections.abc import Iterable
+from contextvars import ContextVar
 from itertools import count
+from typing import Any
 
 import structlog
 from asgiref.sync import SyncToAsync, ThreadSensitiveContext
@@ -22,7 +23,18 @@ HOW_TO_QUERY = (
     "`await run(function)` with run from fastapi_django_orm; or make the handler a plain `def`."
 )
 
-_REQUEST_ID = re.compile(rb"[\w.:@/+=-]{1,128}", re.ASCII)  # nothing that could forge a log line
+_is_clean_id = re.compile(rb"[\w.:@/+=-]{1,128}", re.ASCII).fullmatch  # nothing that could forge a log line
+
+
+def _variable_of_structlog(name: str) -> ContextVar[Any]:
+    """The variable that structlog keeps a bound value in."""
+    bound = structlog.contextvars.bind_contextvars(**{name: None})
+    structlog.contextvars.reset_contextvars(**bound)
+    return bound[name].var
+
+
+_request_id = _variable_of_structlog("request_id")
+_threads = SyncToAsync.thread_sensitive_context
 
 
 class RequestContext:
@@ -47,10 +59,16 @@ class RequestContext:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
+        request_id: str | None = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id" and request_id is None and _is_clean_id(value):
+                request_id = value.decode()  # which a proxy has given the request
+        # What `running.enter()`, entering the threads' context and structlog's bind_contextvars() would do;
+        # this is done for every request.
+        self._here.requests += 1
         entered = running.enter(self._here)
-        # What entering the context would do; it can be entered once, and the lifespan has.
-        selected = SyncToAsync.thread_sensitive_context.set(self._threads)
-        bound = structlog.contextvars.bind_contextvars(request_id=self._request_id(scope["headers"]))
+        selected = _threads.set(self._threads)
+        bound = _request_id.set(request_id or next(self._request_ids))
         try:
             await self.app(scope, receive, send)
         except SynchronousOnlyOperation as error:
@@ -58,13 +76,6 @@ class RequestContext:
             raise
         finally:
             # A server's request ends here with its context; a test client may run many in one.
-            structlog.contextvars.reset_contextvars(**bound)
-            SyncToAsync.thread_sensitive_context.reset(selected)
+            _request_id.reset(bound)
+            _threads.reset(selected)
             running.leave(entered)
-
-    def _request_id(self, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """The id that a proxy has given the request in ``X-Request-ID``, else one of our own."""
-        for name, value in headers:
-            if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
-                return value.decode()
-        return next(self._request_ids)

@@ -1,0 +1,126 @@
+"""What a client gets: nothing where it has it already, else the form that it wants.
+
+RFC 9110 is followed for conditional requests and content codings.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable, Iterator
+from email.utils import parsedate_to_datetime
+from functools import lru_cache
+from typing import Any
+
+from starlette.types import Scope, Send
+
+from .compression import preferred
+from .editions import Content, Headers
+from .snapshot import JOINED, Snapshot
+
+SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
+
+_ASKED = frozenset({b"accept-encoding", b"if-none-match", b"if-modified-since"})
+# A tag without its coding: another worker may have other libraries.
+_TAG = re.compile(rb'(?:W/)?"([^"]*?)(?:-(?:br|zstd|gzip))?"')
+_ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"etag", b"last-modified"})
+
+
+async def deliver(
+    content: Content, snapshot: Snapshot[Any] | None, scope: Scope, send: Send, own: Headers | None = None
+) -> None:
+    """Answer a GET or HEAD request.
+
+    Args:
+        content: what its URL stands for.
+        snapshot: what that is of; None if it is kept in one piece.
+        scope: the request's.
+        send: the request's.
+        own: headers to send in the place of those that do not describe the body.
+    """
+    accepted, tags, since = _asked(scope)
+    coding = preferred(accepted) if accepted is not None and content.variants is not None else None
+    status = 200
+    body: bytes | None = b""
+    if (tags is not None or since is not None) and _is_current(content, coding, tags, since):
+        status, headers = 304, content.unmodified(coding)
+    else:
+        headers, body = content.forms.get(coding) or await content.form(coding, snapshot)
+    # A list of its own, since middleware changes it.
+    headers = [*headers] if own is None else _with_own(headers, own)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    if scope["method"] == "HEAD":
+        body = b""
+    elif body is None or len(body) > JOINED:
+        await _send_slabs(send, _joined(content.parts(snapshot)) if body is None else _cut(body))
+        body = b""
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _with_own(headers: Headers, own: Headers) -> Headers:
+    return entity(headers) + [pair for pair in own if pair[0] not in _ENTITY]
+
+
+def entity(headers: Headers) -> Headers:
+    """Those of the headers that describe the body."""
+    return [pair for pair in headers if pair[0] in _ENTITY]
+
+
+async def _send_slabs(send: Send, slabs: Iterable[bytes]) -> None:
+    for slab in slabs:
+        await send({"type": "http.response.body", "body": slab, "more_body": True})
+        await asyncio.sleep(0)  # others want to be answered meanwhile
+
+
+def _joined(parts: Iterable[bytes]) -> Iterator[bytes]:
+    slab: list[bytes] = []
+    size = 0
+    for part in parts:
+        slab.append(part)
+        size += len(part)
+        if size >= SLAB:
+            yield b"".join(slab)
+            slab, size = [], 0
+    yield b"".join(slab)
+
+
+def _cut(body: bytes) -> Iterator[bytes]:
+    return (body[start : start + SLAB] for start in range(0, len(body), SLAB))
+
+
+def _asked(scope: Scope) -> tuple[bytes | None, bytes | None, bytes | None]:
+    """``Accept-Encoding``, ``If-None-Match`` and ``If-Modified-Since``."""
+    accepted: bytes | None = None
+    tags: bytes | None = None
+    since: bytes | None = None
+    for name, value in scope["headers"]:
+        if name in _ASKED:
+            # A list may be sent in several lines.
+            if name == b"accept-encoding":
+                accepted = value if accepted is None else accepted + b"," + value
+            elif name == b"if-none-match":
+                tags = value if tags is None else tags + b"," + value
+            else:
+                since = value
+    return accepted, tags, since
+
+
+def _is_current(content: Content, coding: str | None, tags: bytes | None, since: bytes | None) -> bool:
+    """Whether the client's copy is good.
+
+    The forms of one content are equal in meaning, so the tag of any of them will do.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#name-precedence-of-preconditions
+    """
+    if tags is not None:
+        if tags == content.unmodified(coding)[0][1]:  # as it mostly is
+            return True
+        return content.tag in _TAG.findall(tags) or tags.strip() == b"*"
+    seconds = content.stamp.seconds
+    return since is not None and seconds is not None and seconds <= _seconds(since)
+
+
+@lru_cache(maxsize=256)
+def _seconds(date: bytes) -> float:
+    try:
+        return parsedate_to_datetime(date.decode("latin-1")).timestamp()
+    except (ValueError, OverflowError):
+        return float("-inf")

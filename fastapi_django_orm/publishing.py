@@ -1,0 +1,192 @@
+"""Published repositories: routes that answer from the bytes, and a layer that spares most requests these.
+
+The routes are FastAPI's own. They are in the OpenAPI document, they validate, and they answer 404, 405 and
+422 in FastAPI's form. The layer in front of them (``front``) answers what is written plainly and is there.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Annotated, Any
+
+import structlog
+from django.db import connections, transaction
+from fastapi import FastAPI, Path, Query
+from starlette.responses import Response
+
+from .errors import InvalidRepository
+from .front import Published, layer_added
+from .own_routes import OwnRoutes, PublishedRoute
+from .repository import Repository
+from .row_models import key_type, list_model, row_model
+from .sources import plain_keys, response_to, source_of
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    304: {"description": "What the client has, by `If-None-Match` or `If-Modified-Since`, is what there is."},
+    503: {"description": "Nothing could be read yet."},
+}
+_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No row has this key."}}
+
+
+class Publication:
+    """A published repository, and what its routes need to know of the models.
+
+    Attributes:
+        repository: what is published.
+        path: the list's.
+        base: the same without a slash at the end; below it are the rows.
+        list_model: of the list, for the OpenAPI document.
+        row_model: of a row.
+        key_type: of the rows' keys; None if they have none that can stand in a path.
+    """
+
+    def __init__(self, repository: Repository[Any]) -> None:
+        """Look at the models. On a database thread: an overridden ``queryset()`` may query.
+
+        Raises:
+            InvalidRepository: ``publish`` is no path.
+        """
+        self.repository = repository
+        self.path = _checked_path(repository)
+        self.base = self.path.rstrip("/")
+        self.row_model = row_model(repository)
+        self.list_model = list_model(repository, self.row_model)
+        self.key_type = key_type(repository)
+
+
+def _checked_path(repository: Repository[Any]) -> str:
+    path: Any = repository.publish
+    if not isinstance(path, str) or not re.fullmatch(r"/(?:[^/{}?#\s]+/)*[^/{}?#\s]*", path):
+        raise InvalidRepository(
+            f"{repository.label}.publish: {path!r} is no path to publish at. Write one that begins with a "
+            f'slash and has no braces, no query and no empty part: publish = "/{repository.name}/".'
+        )
+    return path
+
+
+def publications(repositories: Iterable[Repository[Any]]) -> list[Publication]:
+    """What these repositories publish. On a database thread.
+
+    Raises:
+        InvalidRepository: a path is none, or is another repository's too.
+    """
+    found: dict[str, Publication] = {}
+    for repository in repositories:
+        if repository.publish is None:
+            continue
+        publication = Publication(repository)
+        other = found.setdefault(publication.base, publication)
+        if other is not publication:
+            raise InvalidRepository(
+                f"{repository.label}.publish: {other.repository.label} is published at {other.path!r} "
+                "already. Give one of them a path of its own."
+            )
+    return list(found.values())
+
+
+@contextmanager
+def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
+    """Serve what is published, for the length of the block."""
+    served = [_served(app, publication) for publication in found]
+    with ExitStack() as stack:
+        # In front goes last: rows below shallow paths, rows below deep ones, and then the lists, since a key
+        # could be the last part of a list's path.
+        for publication, place in sorted(served, key=lambda each: each[0].base.count("/")):
+            if place.row_base is not None:
+                _put_first(app, _row_route(publication, place), place.own, stack)
+        for publication, place in served:
+            if place.list_path is not None:
+                _put_first(app, _list_route(publication, place), None, stack)
+        # The application's own dependencies guard these routes, and the layer would pass them by.
+        if served and not app.router.dependencies:
+            stack.enter_context(layer_added(app, [place for _, place in served]))
+        yield
+
+
+def _served(app: FastAPI, publication: Publication) -> tuple[Publication, Published]:
+    """Where a repository is published: not where the application has a route of its own."""
+    own = OwnRoutes(app, publication.base)
+    list_path: str | None = publication.path
+    row_base: str | None = publication.base if publication.key_type is not None else None
+    if own.serve(publication.path):
+        _warn_of(publication.path)
+        list_path = None
+    if row_base is not None and own.serve_rows():
+        _warn_of(f"{row_base}/{{pk}}")
+        row_base = None
+    source = source_of(publication.repository)
+    return publication, Published(source, list_path, row_base, plain_keys(publication.key_type), own)
+
+
+def _warn_of(path: str) -> None:
+    logger.warning("route_not_added", path=path, reason="the path is taken")
+
+
+Route = tuple[str, Callable[..., Any], dict[str, Any]]
+
+
+def _list_route(publication: Publication, place: Published) -> Route:
+    name = publication.repository.name
+
+    async def rows(
+        offset: Annotated[int, Query(ge=0, description="How many rows to leave out.")] = 0,
+        limit: Annotated[int | None, Query(ge=1, description="How many rows to give at most.")] = None,
+    ) -> Response:
+        return response_to(await place.source.read((offset, limit), None))
+
+    return (
+        publication.path,
+        rows,
+        {
+            "name": f"list_{name}",
+            "summary": f"The rows of {name}",
+            "description": _description(publication.repository),
+            "response_model": publication.list_model,
+            "responses": _RESPONSES,
+            "tags": [name],
+        },
+    )
+
+
+def _row_route(publication: Publication, place: Published) -> Route:
+    name = publication.repository.name
+
+    async def row(pk: Any) -> Response:
+        return response_to(await place.source.read(None, pk))
+
+    row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
+    return (
+        f"{publication.base}/{{pk}}",
+        row,
+        {
+            "name": f"get_{name}",
+            "summary": f"A row of {name}",
+            "description": _description(publication.repository),
+            "response_model": publication.row_model,
+            "responses": _NOT_FOUND | _RESPONSES,
+            "tags": [name],
+        },
+    )
+
+
+def _description(repository: Repository[Any]) -> str:
+    """The docstring of the repository's own class."""
+    return inspect.cleandoc(vars(type(repository)).get("__doc__") or "")
+
+
+def _put_first(app: FastAPI, route: Route, own: OwnRoutes | None, stack: ExitStack) -> None:
+    path, endpoint, options = route
+    for alias in connections:  # ATOMIC_REQUESTS is for the application's handlers
+        transaction.non_atomic_requests(using=alias)(endpoint)
+    routes = app.router.routes
+    app.router.add_api_route(path, endpoint, route_class_override=PublishedRoute, **options)
+    added = routes.pop()
+    assert isinstance(added, PublishedRoute)
+    added.own = own
+    routes.insert(0, added)
+    stack.callback(routes.remove, added)
+    app.openapi_schema = None  # it may have been made already, without this
+    stack.callback(setattr, app, "openapi_schema", None)

@@ -1,0 +1,138 @@
+"""How a published repository answers: what its routes call, and what the layer in front of them asks first.
+
+The layer asks for what is written plainly. The rest it leaves to the routes, which validate and explain.
+"""
+
+import re
+from collections.abc import Callable, Hashable
+from typing import Any, Protocol, TypeAlias
+from uuid import UUID
+
+from .cached import CachedRepository
+from .editions import Content, Edition, Stamp
+from .errors import NotFound, NotLoaded
+from .repository import Repository
+from .representation import RepositoryResponse
+from .snapshot import Snapshot
+
+Found: TypeAlias = tuple[Content, Snapshot[Any] | None]
+Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
+
+WHOLE: Window = (0, None)
+
+_WINDOW = re.compile(rb"(?:offset=(\d{1,15}))?(?:(?:^|(?<=.)&)limit=([1-9]\d{0,14}))?").fullmatch
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII).fullmatch
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+
+
+class Source(Protocol):
+    """What answers for a published repository.
+
+    Attributes:
+        repository: whose rows it has.
+    """
+
+    @property
+    def repository(self) -> Repository[Any]: ...  # noqa: D102
+
+    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+        """What is there without waiting: the rows of a window, or else the row with a key."""
+
+    async def read(self, window: Window | None, key: Hashable) -> Found:
+        """The same, or what can be had by waiting.
+
+        Raises:
+            NotFound: there is no row with this key.
+            NotLoaded: there is nothing yet.
+        """
+
+
+class CachedSource:
+    """Answers from a repository's snapshot."""
+
+    def __init__(self, repository: CachedRepository[Any]) -> None:
+        """Answer for a repository."""
+        self.repository = repository
+        self._cache_control = repository.cache_control
+
+    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+        """What is there without waiting, which is all."""
+        try:
+            return self._find(window, key)
+        except (KeyError, NotLoaded):
+            return None
+
+    async def read(self, window: Window | None, key: Hashable) -> Found:
+        """The same, with the reason why there is nothing."""
+        try:
+            return self._find(window, key)
+        except KeyError:
+            raise not_found(self.repository, key) from None
+
+    def _find(self, window: Window | None, key: Hashable) -> Found:
+        snapshot = self.repository.snapshot
+        edition = Edition.of(snapshot, self._cache_control)
+        if window is WHOLE:
+            return edition.whole, snapshot
+        if window is None:
+            return edition.row(snapshot, key), snapshot
+        return edition.window(snapshot, *window), snapshot
+
+
+class LiveSource:
+    """Answers from the database, as it is now."""
+
+    def __init__(self, repository: Repository[Any]) -> None:
+        """Answer for a repository."""
+        self.repository = repository
+        self._stamp = Stamp(repository.cache_control)
+
+    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+        """Nothing."""
+        return None
+
+    async def read(self, window: Window | None, key: Hashable) -> Found:
+        """Ask the database."""
+        live = self.repository.live
+        try:
+            body = await (live.row_json(key) if window is None else live.window(*window))
+        except KeyError:
+            raise not_found(self.repository, key) from None
+        return Content.plain(self._stamp, body), None
+
+
+def not_found(repository: Repository[Any], key: Hashable) -> NotFound:
+    """The error for a key that no row has."""
+    return NotFound(f"{repository.name} has no row with the key {key!r}.")
+
+
+def source_of(repository: Repository[Any]) -> Source:
+    """What answers for a repository."""
+    return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
+
+
+def response_to(found: Found) -> RepositoryResponse:
+    """A response, for a handler to return."""
+    content, snapshot = found
+    return RepositoryResponse(snapshot, content)
+
+
+def plain_window(query: bytes) -> Window | None:
+    """The window that a URL's query asks for, if it is written plainly."""
+    if not query:
+        return WHOLE
+    if (match := _WINDOW(query)) is None:
+        return None
+    offset, limit = match.groups()
+    return int(offset or 0), int(limit) if limit else None
+
+
+def plain_keys(key_type: Any) -> Callable[[str], Hashable]:
+    """A function that gives the key that a path has in its text, if it is written plainly, else None."""
+    if key_type is str:
+        return str
+    if key_type is int:
+        return lambda text: int(text) if _INTEGER(text) else None
+    if key_type is UUID:
+        return lambda text: UUID(text) if _UUID(text) else None
+    return lambda text: None
