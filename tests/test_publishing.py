@@ -1,0 +1,842 @@
+"""Published repositories: what is served without a handler, to whom, and beside what else."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+from uuid import uuid4
+
+import pytest
+from django.db import connection, models
+from django.test.utils import isolate_apps
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
+from fastapi.middleware.cors import CORSMiddleware
+from pydantic import BaseModel
+from starlette.responses import PlainTextResponse, Response
+from structlog.testing import capture_logs
+from websockets.sync.client import connect
+
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository
+from fastapi_django_orm.errors import InvalidRepository
+from tests.gates import Gate, add_topics, gated
+from tests.project.board.models import Author, Everything, Poem, Seat, Topic
+from tests.repositories import declare
+from tests.serving import serving
+
+pytestmark = pytest.mark.usefixtures("sqlite")
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[Any]]:
+    """What is logged, instead of the output."""
+    with capture_logs() as entries:
+        yield entries
+
+
+def warnings(logs: list[Any]) -> list[str]:
+    """The paths that were not added."""
+    return [entry["path"] for entry in logs if entry["event"] == "route_not_added"]
+
+
+def topics(publish: Any = "/topics/", **attributes: Any) -> type[Any]:
+    """A repository of topics that is published."""
+    attributes = {"fields": ("id", "comment"), "ordering": ("pk",), **attributes}
+    return declare(publish=publish, **attributes)
+
+
+def application(*repositories: type[Any], **options: Any) -> FastAPI:
+    """An application that serves them."""
+    settings = ORMSettings(refresh_token="s3cret")
+    plugin = DjangoORM(settings, repositories=repositories or [topics()])
+    return FastAPI(lifespan=plugin.lifespan, **options)
+
+
+async def nothing(request: Request, call_next: Any) -> Any:
+    """Middleware that does nothing."""
+    return await call_next(request)
+
+
+# Without middleware the layer answers before the application, with some it answers behind that, and where the
+# application has dependencies the routes answer alone.
+PLACES: list[Callable[..., FastAPI]] = [application]
+
+
+@PLACES.append
+def with_middleware(*repositories: type[Any]) -> FastAPI:
+    app = application(*repositories)
+    app.middleware("http")(nothing)
+    return app
+
+
+@PLACES.append
+def with_dependencies(*repositories: type[Any]) -> FastAPI:
+    async def dependency() -> None:
+        """Guard nothing."""
+
+    return application(*repositories, dependencies=[Depends(dependency)])
+
+
+everywhere = pytest.mark.parametrize("make", PLACES, ids=lambda make: make.__name__)
+
+
+# What is served
+
+
+@everywhere
+@pytest.mark.parametrize("path", ["/topics/", "/topics", "/", "/api/v1/topics/"])
+def test_list_and_rows_are_served(make: Callable[..., FastAPI], path: str) -> None:
+    """The list is at the path and each row below it, with the slash at the end or without."""
+    added = add_topics("one", "two")
+    rows = [{"id": topic.pk, "comment": topic.comment} for topic in added]
+    with serving(make(topics(path))) as client:
+        assert client.get(path).json() == {"topics": rows}
+        for row in rows:
+            answer = client.get(f"{path.rstrip('/')}/{row['id']}")
+            assert (answer.status_code, answer.json()) == (200, row)
+
+
+@everywhere
+def test_a_handler_answers_the_same(make: Callable[..., FastAPI]) -> None:
+    """The bytes and headers are those that a handler gives who returns the repository's response."""
+    repository = topics()
+    app = make(repository)
+
+    @app.get("/handler")
+    async def handler(board: Annotated[Any, Depends(repository.current)]) -> Response:
+        return board.response()  # type: ignore[no-any-return]
+
+    add_topics("one", "two")
+    with serving(app) as client:
+        ours, theirs = client.get("/topics/"), client.get("/handler")
+    assert ours.content == theirs.content
+    assert ours.headers["ETag"] == theirs.headers["ETag"]
+
+
+@everywhere
+def test_a_query_selects_a_window(make: Callable[..., FastAPI]) -> None:
+    """`offset` and `limit` give a slice of the list, in any order and beside anything else."""
+    rows = [{"id": topic.pk, "comment": topic.comment} for topic in add_topics(*map(str, range(10)))]
+    with serving(make()) as client:
+        for query, expected in {
+            "?offset=3": rows[3:],
+            "?limit=3": rows[:3],
+            "?offset=2&limit=3": rows[2:5],
+            "?limit=3&offset=2": rows[2:5],
+            "?offset=0&limit=100": rows,
+            "?offset=50": [],
+            "?limit=2&other=1": rows[:2],
+            "?offset=%32&limit=3": rows[2:5],
+            "?offset=1&offset=2": rows[2:],
+            "?": rows,
+            "?_=123": rows,
+        }.items():
+            answer = client.get(f"/topics/{query}")
+            assert (query, answer.json()) == (query, {"topics": expected})
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("offset=-1", "offset"),
+        ("limit=0", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=x", "limit"),
+        ("offset=", "offset"),
+    ],
+)
+def test_a_query_that_is_none_is_refused(make: Callable[..., FastAPI], query: str, field: str) -> None:
+    """The answer is FastAPI's 422, which names the parameter."""
+    with serving(make()) as client:
+        answer = client.get(f"/topics/?{query}")
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["query", field]
+
+
+@everywhere
+def test_an_unknown_key_is_not_found(make: Callable[..., FastAPI]) -> None:
+    """The answer is FastAPI's 404, and 422 where the key cannot be one."""
+    with serving(make()) as client:
+        unknown, wrong = client.get("/topics/12345"), client.get("/topics/x")
+    assert unknown.status_code == 404
+    assert unknown.json() == {"detail": "topics has no row with the key 12345."}
+    assert wrong.status_code == 422
+    assert wrong.json()["detail"][0]["loc"] == ["path", "pk"]
+
+
+@everywhere
+def test_keys_may_be_written_in_other_ways(make: Callable[..., FastAPI]) -> None:
+    """Whatever FastAPI takes for the key is the key, and a number that no key can be is not found."""
+    (topic,) = add_topics("one")
+    with serving(make()) as client:
+        for text in (f"0{topic.pk}", f"%3{str(topic.pk)[0]}{str(topic.pk)[1:]}", f"{topic.pk}?x=1"):
+            assert client.get(f"/topics/{text}").json()["comment"] == "one"
+        for text in ("-1", "0", str(10**17), str(10**30), "1/2", "1%2F2"):
+            assert client.get(f"/topics/{text}").status_code == 404
+
+
+@everywhere
+def test_keys_of_uuids_are_served(make: Callable[..., FastAPI]) -> None:
+    """A row is found by its UUID in any form that FastAPI takes."""
+    row = Everything.objects.create(char="one")
+    repository = declare("Things", "board.Everything", fields=("key", "char"), publish="/things/")
+    with serving(make(repository)) as client:
+        for text in (str(row.key), str(row.key).upper(), row.key.hex):
+            assert client.get(f"/things/{text}").json() == {"key": str(row.key), "char": "one"}
+        assert client.get(f"/things/{uuid4()}").status_code == 404
+        assert client.get("/things/1").status_code == 422
+
+
+@pytest.fixture
+def tags() -> Iterator[type[models.Model]]:
+    """A model whose key is text, with a few rows."""
+    with isolate_apps("tests.project.board"):
+
+        class Tag(models.Model):
+            slug = models.CharField(max_length=100, primary_key=True)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.slug
+
+        with connection.schema_editor() as editor:
+            editor.create_model(Tag)
+        for slug in ("news", "latest", "a b", "日本", "a/b", "50%"):
+            Tag.objects.create(slug=slug)
+        yield Tag
+        with connection.schema_editor() as editor:
+            editor.delete_model(Tag)
+
+
+@everywhere
+def test_keys_of_text_are_served(make: Callable[..., FastAPI], tags: Any) -> None:
+    """A row is found by its text, but for one with a slash in it, which is another path."""
+    with serving(make(declare("Tags", tags, publish="/tags"))) as client:
+        for slug, path in {"news": "news", "a b": "a%20b", "日本": "日本", "50%": "50%25"}.items():
+            assert client.get(f"/tags/{path}").json() == {"slug": slug}
+        assert client.get("/tags/a%2Fb").status_code == 404
+        assert client.get("/tags/unknown").status_code == 404
+
+
+@everywhere
+def test_rows_without_a_key_for_a_path_are_a_list_alone(make: Callable[..., FastAPI]) -> None:
+    """Rows whose key is several columns, or was left out, are served together and not one by one."""
+    Seat.objects.create(row=1, number=2, guest="Ann")
+    add_topics("one")
+    seats = declare("Seats", "board.Seat", fields=("guest",), publish="/seats/")
+    comments = declare(
+        "Comments", publish="/comments/", queryset=lambda self: Topic.objects.order_by("pk").values("comment")
+    )
+    with serving(make(seats, comments)) as client:
+        assert client.get("/seats/").json() == {"seats": [{"guest": "Ann"}]}
+        assert client.get("/comments/").json() == {"comments": [{"comment": "one"}]}
+        for path in ("/seats/1", "/comments/0", "/comments/1"):
+            assert client.get(path).status_code == 404
+        assert "/comments/{pk}" not in client.get("/openapi.json").json()["paths"]
+
+
+@everywhere
+def test_head_is_answered(make: Callable[..., FastAPI]) -> None:
+    """HEAD gets the headers of GET, of the list, a window written in any way, and a row."""
+    (topic,) = add_topics("one")
+    with serving(make()) as client:
+        for path in ("/topics/", f"/topics/{topic.pk}", "/topics/?limit=01", "/topics/?x=1"):
+            whole, head = client.get(path), client.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["Content-Length"] == whole.headers["Content-Length"]
+            assert head.headers["ETag"] == whole.headers["ETag"]
+        assert client.head("/topics/12345").status_code == 404
+
+
+@everywhere
+def test_what_a_client_has_is_not_sent(make: Callable[..., FastAPI]) -> None:
+    """List, window and row answer 304 to their tags."""
+    (topic, _) = add_topics("one", "two")
+    with serving(make()) as client:
+        for path in ("/topics/", f"/topics/{topic.pk}", "/topics/?limit=1"):
+            tag = client.get(path).headers["ETag"]
+            assert client.get(path, headers={"If-None-Match": tag}).status_code == 304
+
+
+@everywhere
+def test_a_refresh_is_seen(make: Callable[..., FastAPI]) -> None:
+    """What was loaded last is what is served."""
+    with serving(make()) as client:
+        assert client.get("/topics/").json() == {"topics": []}
+        (topic,) = add_topics("new")
+        client.post("/refresh/", headers={"Authorization": "Bearer s3cret"})
+        assert client.get("/topics/").json()["topics"] == [{"id": topic.pk, "comment": "new"}]
+        assert client.get(f"/topics/{topic.pk}").json()["comment"] == "new"
+
+
+@everywhere
+def test_live_repositories_are_served_as_the_database_has_them(make: Callable[..., FastAPI]) -> None:
+    """A repository without a cache is read for each request: no refresh is needed."""
+
+    class Board(Repository):
+        model = "board.Topic"
+        fields = ("id", "comment")
+        ordering = ("-pk",)
+        publish = "/board/"
+
+    with serving(make(Board)) as client:
+        assert client.get("/board/").json() == {"board": []}
+        first, second = add_topics("one", "two")
+        assert [row["comment"] for row in client.get("/board/").json()["board"]] == ["two", "one"]
+        assert client.get("/board/?offset=1&limit=1").json()["board"] == [{"id": first.pk, "comment": "one"}]
+        assert client.get(f"/board/{second.pk}").json() == {"id": second.pk, "comment": "two"}
+        tag = client.get(f"/board/{second.pk}").headers["ETag"]
+        Topic.objects.filter(pk=second.pk).update(comment="changed")
+        answer = client.get(f"/board/{second.pk}", headers={"If-None-Match": tag})
+        assert answer.json()["comment"] == "changed"
+        tag = answer.headers["ETag"]
+        assert client.get(f"/board/{second.pk}", headers={"If-None-Match": tag}).status_code == 304
+        missing = client.get("/board/12345")
+        assert (missing.status_code, missing.json()) == (
+            404,
+            {"detail": "board has no row with the key 12345."},
+        )
+        assert client.get("/board/x").status_code == 422
+        assert client.head("/board/").content == b""
+
+
+@everywhere
+def test_before_the_first_load_nothing_is_there(make: Callable[..., FastAPI], logs: list[Any]) -> None:
+    """A repository that could not be loaded is unavailable, and served once it was."""
+    gate = Gate()
+    gate.error = RuntimeError("not now")
+    repository = gated(gate, publish="/topics/")
+    app = make(repository)
+    app.router.lifespan_context = DjangoORM(
+        ORMSettings(refresh_token="s3cret", startup="retry"), repositories=[repository]
+    ).lifespan
+    (topic,) = add_topics("one")
+    with serving(app) as client:
+        for path in ("/topics/", f"/topics/{topic.pk}"):
+            answer = client.get(path)
+            assert answer.status_code == 503
+            assert answer.headers["Retry-After"]
+        gate.error = None
+        client.post("/refresh/", headers={"Authorization": "Bearer s3cret"})
+        assert client.get(f"/topics/{topic.pk}").json()["comment"] == "one"
+
+
+# Beside what else
+
+
+@everywhere
+def test_other_methods_are_refused(make: Callable[..., FastAPI]) -> None:
+    """Whatever is not reading is answered with 405 and what may be done."""
+    with serving(make()) as client:
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            for path in ("/topics/", "/topics/1"):
+                answer = client.request(method, path)
+                assert answer.status_code == 405
+                assert answer.headers["Allow"] == "GET, HEAD"
+                assert answer.json() == {"detail": "Method Not Allowed"}
+
+
+@everywhere
+@pytest.mark.parametrize("path", ["/topics/", "/topics"])
+def test_slashes_are_redirected(make: Callable[..., FastAPI], path: str) -> None:
+    """Without its slash at the end, or with one too many, a request is sent to the right path."""
+    other = path.rstrip("/") if path.endswith("/") else f"{path}/"
+    (topic,) = add_topics("one")
+    with serving(make(topics(path))) as client:
+        assert client.get(other).headers["Location"].endswith(path)
+        assert client.get(other, follow_redirects=True).json()["topics"][0]["comment"] == "one"
+        row = client.get(f"/topics/{topic.pk}/", follow_redirects=True)
+        assert row.json()["comment"] == "one"
+
+
+@everywhere
+def test_writing_at_the_same_path_goes_on(make: Callable[..., FastAPI], logs: list[Any]) -> None:
+    """The application's own POST, PUT and DELETE stand beside what is published."""
+    app = make()
+
+    @app.post("/topics/")
+    async def post() -> str:
+        return "posted"
+
+    @app.delete("/topics/{pk}")
+    async def delete(pk: int) -> str:
+        return f"deleted {pk}"
+
+    (topic,) = add_topics("one")
+    with serving(app) as client:
+        assert client.post("/topics/").json() == "posted"
+        assert client.delete("/topics/5").json() == "deleted 5"
+        assert client.get(f"/topics/{topic.pk}").json()["comment"] == "one"
+        assert {*client.get("/openapi.json").json()["paths"]["/topics/"]} == {"get", "post"}
+    assert warnings(logs) == []
+
+
+@everywhere
+@pytest.mark.parametrize("included", [False, True])
+def test_the_applications_own_paths_win(
+    make: Callable[..., FastAPI], included: bool, tags: Any, logs: list[Any]
+) -> None:
+    """A path below the published one that the application serves is the application's, a key or not."""
+    app = make(declare("Tags", tags, publish="/tags/"), topics())
+    router = APIRouter(prefix="/topics" if included else "")
+    target: Any = router if included else app
+    prefix = "" if included else "/topics"
+
+    @app.get("/tags/latest")
+    async def latest() -> str:
+        return "own"
+
+    @target.get(f"{prefix}/1")
+    async def first() -> str:
+        return "own"
+
+    @target.get(f"{prefix}/of-{{author}}")
+    async def of(author: str) -> str:
+        return author
+
+    app.include_router(router)
+    (topic,) = Topic.objects.bulk_create([Topic(pk=2, comment="two")])
+    with serving(app) as client:
+        assert client.get("/tags/latest").json() == "own"
+        assert client.get("/tags/news").json() == {"slug": "news"}
+        assert client.get("/topics/1").json() == "own"
+        assert client.get("/topics/of-ann").json() == "ann"
+        assert client.get(f"/topics/{topic.pk}").json()["comment"] == "two"
+
+        @app.get("/topics/2")
+        async def late() -> str:
+            return "late"
+
+        assert client.get("/topics/2").json() == "late"
+    assert warnings(logs) == []
+
+
+@everywhere
+def test_the_applications_own_list_wins(make: Callable[..., FastAPI], logs: list[Any]) -> None:
+    """A GET of the application's own at the list's path is served, with a warning; rows are beside it."""
+    app = make()
+
+    @app.get("/topics/")
+    async def own() -> str:
+        return "own"
+
+    (topic,) = add_topics("one")
+    with serving(app) as client:
+        assert client.get("/topics/").json() == "own"
+        assert client.get("/topics/?limit=1").json() == "own"
+        assert client.get(f"/topics/{topic.pk}").json()["comment"] == "one"
+    assert warnings(logs) == ["/topics/"]
+
+
+@everywhere
+@pytest.mark.parametrize("pattern", ["/topics/{number}", "/topics/{pk:int}", "/topics/{rest:path}"])
+def test_the_applications_own_rows_win(make: Callable[..., FastAPI], pattern: str, logs: list[Any]) -> None:
+    """A GET of the application's own for any key is served, whatever it calls the key."""
+    app = make()
+
+    @app.get(pattern)
+    async def own(request: Request) -> str:
+        return "own"
+
+    (topic,) = add_topics("one")
+    with serving(app) as client:
+        assert client.get(f"/topics/{topic.pk}").json() == "own"
+    assert "/topics/{pk}" in warnings(logs)
+
+
+@everywhere
+def test_what_takes_any_path_does_not_hide_it(make: Callable[..., FastAPI], logs: list[Any]) -> None:
+    """A mount at "/", as of Django, and a path with a parameter stand behind what is published."""
+    app = make()
+
+    @app.get("/{name}/")
+    async def named(name: str) -> str:
+        return name
+
+    @app.get("/{name}/{part}")
+    async def parts(name: str, part: str) -> str:
+        return part
+
+    async def everything(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("mounted")(scope, receive, send)
+
+    app.mount("/", everything)
+    (topic,) = add_topics("one")
+    with serving(app) as client:
+        assert client.get("/topics/").json()["topics"][0]["comment"] == "one"
+        assert client.get(f"/topics/{topic.pk}").json()["comment"] == "one"
+        assert client.get("/other/").json() == "other"
+        assert client.get("/other/part").json() == "part"
+        assert client.get("/a/b/c").text == "mounted"
+    assert warnings(logs) == []
+
+
+@everywhere
+def test_one_list_may_be_below_another(make: Callable[..., FastAPI], tags: Any) -> None:
+    """A list whose path could be another's row is served, and the other's rows beside it."""
+    add_topics("one")
+    repositories = declare("Tags", tags, publish="/tags"), topics("/tags/latest")
+    with serving(make(*repositories)) as client:
+        assert client.get("/tags/latest").json()["topics"][0]["comment"] == "one"
+        assert client.get("/tags/news").json() == {"slug": "news"}
+        assert len(client.get("/tags").json()["tags"]) == 6
+
+
+@everywhere
+def test_websockets_pass(make: Callable[..., FastAPI]) -> None:
+    """A websocket at the same path is the application's."""
+    app = make()
+
+    @app.websocket("/topics/")
+    async def echo(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await websocket.close()
+
+    with serving(app) as client:
+        url = str(client.base_url.copy_with(scheme="ws")).rstrip("/")
+        with connect(f"{url}/topics/") as socket:
+            assert socket.recv() == "hello"
+        assert client.get("/topics/").json() == {"topics": []}
+
+
+# Who may read
+
+
+def test_middleware_applies() -> None:
+    """CORS headers come with what is published, and middleware that refuses a request refuses it here."""
+    app = application()
+    app.add_middleware(CORSMiddleware, allow_origins=["https://board.example"])
+
+    @app.middleware("http")
+    async def locked(request: Request, call_next: Any) -> Any:
+        if request.headers.get("X-Key") != "open sesame":
+            return PlainTextResponse("locked", status_code=401)
+        return await call_next(request)
+
+    with serving(app) as client:
+        assert client.get("/topics/").status_code == 401
+        headers = {"X-Key": "open sesame", "Origin": "https://board.example"}
+        answer = client.get("/topics/", headers=headers)
+        assert answer.json() == {"topics": []}
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://board.example"
+
+
+def test_middleware_may_change_what_is_sent() -> None:
+    """What middleware adds to one answer is not in the next one."""
+    app, count = application(), iter(range(10))
+
+    class Adding:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            async def adding(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    message["headers"].append((b"x-count", b"%d" % next(count)))
+                await send(message)
+
+            await self.app(scope, receive, adding)
+
+    app.add_middleware(Adding)
+    with serving(app) as client:
+        counts = [client.get("/topics/").headers.get_list("X-Count") for _ in range(3)]
+    assert counts == [["0"], ["1"], ["2"]]
+
+
+def test_an_application_class_of_its_own_sees_every_request() -> None:
+    """Whoever has overridden `__call__`, or wraps what is there, is not passed by."""
+    seen: list[str] = []
+
+    class Watched(FastAPI):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            seen.append(scope.get("path", ""))
+            await super().__call__(scope, receive, send)
+
+    app = Watched(lifespan=DjangoORM(repositories=[topics()]).lifespan)
+    with serving(app) as client:
+        client.get("/topics/")
+        assert seen[-1] == "/topics/"
+
+    plain = application()
+    with serving(plain) as client:
+        client.get("/topics/")
+        inner: Any = plain.middleware_stack
+
+        async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+            seen.append("wrapped")
+            await inner(scope, receive, send)
+
+        plain.middleware_stack = wrapped
+        assert client.get("/topics/").json() == {"topics": []}
+        assert seen[-1] == "wrapped"
+        plain.middleware_stack = inner
+
+
+def test_dependencies_of_the_application_apply() -> None:
+    """A dependency that the whole application has guards what is published, too."""
+
+    async def guard(x_key: Annotated[str, Header()]) -> None:
+        if x_key != "open sesame":
+            raise HTTPException(403, "wrong key")
+
+    (topic,) = add_topics("one")
+    with serving(application(dependencies=[Depends(guard)])) as client:
+        for path in ("/topics/", f"/topics/{topic.pk}"):
+            assert client.get(path).status_code == 422
+            assert client.get(path, headers={"X-Key": "guess"}).json() == {"detail": "wrong key"}
+            assert client.get(path, headers={"X-Key": "open sesame"}).status_code == 200
+
+
+# Where
+
+
+@everywhere
+@pytest.mark.parametrize("where", ["server", "application"])
+def test_a_root_path_is_respected(make: Callable[..., FastAPI], where: str) -> None:
+    """Behind a proxy, told by the server or by the application, the paths are the same."""
+    app = make()
+    if where == "application":
+        app.root_path = "/api"
+    (topic,) = add_topics("one")
+    with serving(app, **({"root_path": "/api"} if where == "server" else {})) as client:
+        for prefix in [""] if where == "server" else ["", "/api"]:
+            assert client.get(f"{prefix}/topics/").json()["topics"][0]["comment"] == "one"
+            assert client.get(f"{prefix}/topics/{topic.pk}").json()["comment"] == "one"
+        assert client.get("/openapi.json").json()["servers"] == [{"url": "/api"}]
+
+
+@everywhere
+def test_a_mounted_application_is_respected(make: Callable[..., FastAPI]) -> None:
+    """Mounted in another one, the application serves below where it is mounted, and nowhere else."""
+    inner = make()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> Any:
+        async with inner.router.lifespan_context(inner):
+            yield
+
+    outer = FastAPI(lifespan=lifespan)
+    outer.mount("/board", inner)
+    (topic,) = add_topics("one")
+    with serving(outer) as client:
+        assert client.get("/board/topics/").json()["topics"][0]["comment"] == "one"
+        assert client.get(f"/board/topics/{topic.pk}").json()["comment"] == "one"
+        assert client.get("/topics/").status_code == 404
+
+
+def test_everything_goes_when_the_application_ends() -> None:
+    """After the shutdown the application is as it was, and a second start serves again."""
+    app = application()
+
+    @app.get("/own")
+    async def own() -> str:
+        return "own"
+
+    kind, routes, router = type(app), list(app.routes), app.router.middleware_stack
+    for _ in range(2):
+        with serving(app) as client:
+            assert client.get("/topics/").json() == {"topics": []}
+            assert isinstance(app, kind)
+        assert type(app) is kind
+        assert list(app.routes) == routes
+        assert app.router.middleware_stack == router
+        assert list(app.openapi()["paths"]) == ["/own"]
+
+
+# What is written wrong
+
+
+@pytest.mark.parametrize(
+    "path", ["topics/", "", "/topics/{pk}", "/topics?limit=5", "/topics#top", "//topics", "/a//b", "/a b/", 5]
+)
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    """The application does not start, and says which repository it is and what to write."""
+    with pytest.raises(InvalidRepository) as error, serving(application(topics(path))):
+        pass
+    assert "Topics.publish" in str(error.value)
+    assert repr(path) in str(error.value)
+    assert 'publish = "/topics/"' in str(error.value)
+
+
+@pytest.mark.parametrize("other", ["/topics/", "/topics"])
+def test_two_at_one_path_are_refused(other: str) -> None:
+    """The application does not start, and names both."""
+    authors = declare("Authors", "board.Author", publish=other)
+    with pytest.raises(InvalidRepository) as error, serving(application(topics(), authors)):
+        pass
+    assert "Authors.publish" in str(error.value)
+    assert "Topics is published at '/topics/'" in str(error.value)
+
+
+# The OpenAPI document
+
+
+class TopicOut(BaseModel):
+    id: int
+    comment: str
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """The application's OpenAPI document."""
+    with serving(app) as client:
+        return client.get("/openapi.json").json()  # type: ignore[no-any-return]
+
+
+def resolved(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema, its reference followed."""
+    return (
+        document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]] if "$ref" in schema else schema
+    )
+
+
+def answer_of(document: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schema of a path's good answer."""
+    answer = document["paths"][path]["get"]["responses"]["200"]["content"]["application/json"]
+    return resolved(document, answer["schema"])
+
+
+@everywhere
+def test_what_is_published_is_documented(make: Callable[..., FastAPI]) -> None:
+    """Both paths are in the document, with parameters, constraints and all answers."""
+    repository = topics(__doc__="Every topic of the board.", schema=TopicOut, fields=None)
+    paths = document(make(repository))["paths"]
+    rows, row = paths["/topics/"], paths["/topics/{pk}"]
+    assert (list(rows), list(row)) == (["get"], ["get"])
+    for operation in (rows["get"], row["get"]):
+        assert operation["tags"] == ["topics"]
+        assert operation["summary"]
+        assert operation["description"] == "Every topic of the board."
+        assert {"200", "304", "422", "503"} <= {*operation["responses"]}
+    assert "404" in row["get"]["responses"]
+    offset, limit = rows["get"]["parameters"]
+    assert (offset["name"], offset["in"], offset["required"]) == ("offset", "query", False)
+    assert (offset["schema"]["type"], offset["schema"]["minimum"]) == ("integer", 0)
+    assert limit["schema"]["anyOf"][0] == {"type": "integer", "minimum": 1}
+    (key,) = row["get"]["parameters"]
+    assert (key["name"], key["in"], key["schema"]["type"]) == ("pk", "path", "integer")
+
+
+def test_rows_of_a_schema_are_documented_as_that() -> None:
+    """The document has the schema's own name."""
+    api = document(application(topics(schema=TopicOut, fields=None)))
+    assert answer_of(api, "/topics/{pk}")["title"] == "TopicOut"
+    rows = answer_of(api, "/topics/")
+    assert rows["required"] == ["topics"]
+    assert resolved(api, rows["properties"]["topics"]["items"])["title"] == "TopicOut"
+
+
+def test_rows_of_columns_are_documented_by_their_types() -> None:
+    """Columns, relations' columns and annotations have the JSON types that their values have."""
+
+    class Board(CachedRepository):
+        model = "board.Topic"
+        fields = ("id", "comment", "author_id", "author__name", "created_at", "tags", "answer")
+        publish = "/board"
+
+        def queryset(self) -> Any:
+            return super().queryset().annotate(answer=models.Value(42))
+
+    row = answer_of(document(application(Board)), "/board/{pk}")
+    assert row["required"] == [*Board.fields]
+    properties = {name: {k: v for k, v in p.items() if k != "title"} for name, p in row["properties"].items()}
+    nullable = lambda kind: {"anyOf": [{"type": kind}, {"type": "null"}]}  # noqa: E731
+    assert properties == {
+        "id": {"type": "integer"},
+        "comment": {"type": "string"},
+        "author_id": nullable("integer"),
+        "author__name": nullable("string"),
+        "created_at": {"type": "string", "format": "date-time"},
+        "tags": {},
+        "answer": nullable("integer"),
+    }
+
+
+def test_every_type_of_column_is_documented() -> None:
+    """What FastAPI's own encoder sends for a row of every type fits what the document says of it."""
+    api = document(application(declare("Things", "board.Everything", publish="/things/")))
+    row = answer_of(api, "/things/{pk}")
+    kinds = {name: (each.get("anyOf") or [each])[0] for name, each in row["properties"].items()}
+    assert {*kinds} == {field.attname for field in Everything._meta.concrete_fields}
+    assert kinds.pop("binary")["type"] == "string"  # of which FastAPI's versions say different things
+    assert {name: kind.get("format") or kind.get("type") for name, kind in kinds.items()} == {
+        "key": "uuid",
+        "big": "integer",
+        "boolean": "boolean",
+        "char": "string",
+        "date": "date",
+        "moment": "date-time",
+        "decimal": "string",
+        "duration": "duration",
+        "file": "string",
+        "floating": "number",
+        "integer": "integer",
+        "ip": "string",
+        "json": None,
+        "slug": "string",
+        "small": "integer",
+        "text": "string",
+        "time": "time",
+        "unique": "uuid",
+        "doubled": "integer",
+    }
+
+
+def test_fields_of_a_projects_own_are_documented_as_anything() -> None:
+    """What reads as it likes is not promised to be anything."""
+    api = document(application(declare("Poems", "board.Poem", publish="/poems/")))
+    assert {"type", "anyOf"}.isdisjoint(answer_of(api, "/poems/{pk}")["properties"]["words"])
+    assert Poem._meta.get_field("words").get_internal_type() == "CharField"
+
+
+def test_rows_of_dicts_are_documented_by_their_names() -> None:
+    """A query that ends in `.values()` says what its rows have."""
+    repository = declare(
+        "Authors",
+        "board.Author",
+        publish="/authors/",
+        queryset=lambda self: Author.objects.annotate(topics=models.Count("topic")).values("id", "topics"),
+    )
+    api = document(application(repository))
+    properties = answer_of(api, "/authors/{pk}")["properties"]
+    assert {*properties} == {"id", "topics"}
+    assert properties["id"]["type"] == "integer"
+
+
+def test_names_that_pydantic_would_not_take_are_documented() -> None:
+    """Columns may be called what a pydantic model's fields may not."""
+    repository = declare(
+        queryset=lambda self: Topic.objects.annotate(model_dump=models.Value(1), schema=models.Value("x")),
+        publish="/topics/",
+    )
+    add_topics("one")
+    app = application(repository)
+    with serving(app) as client:
+        row = client.get("/topics/").json()["topics"][0]
+        properties = answer_of(client.get("/openapi.json").json(), "/topics/{pk}")["properties"]
+    assert [*properties] == [*row]
+
+
+def test_published_by_a_class_in_a_module(project: Any) -> None:
+    """A project that declares a published repository needs nothing else."""
+    project.write(
+        "main.py",
+        """
+        from fastapi import FastAPI
+
+        from fastapi_django_orm import CachedRepository, DjangoORM
+
+
+        class Topics(CachedRepository):
+            model = "bbs.Topic"
+            publish = "/topics/"
+
+
+        app = FastAPI(lifespan=DjangoORM.lifespan)
+        """,
+    )
+    with project.uvicorn() as server:
+        assert json.loads(server.get("/topics/").content)["topics"][0]["comment"] == "first"
+        assert server.get("/topics/1").status_code == 200
