@@ -5,13 +5,14 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
-from starlette.responses import Response
 
 from . import declaration, running
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
 from .loading import Loader
+from .pacing import Pace
 from .refresh import Refresher
 from .repository import Repository
+from .representation import RepositoryResponse
 from .snapshot import RowT, Snapshot, value_of
 
 
@@ -58,7 +59,7 @@ class CachedRepository(Repository[RowT]):
             name=self.name,
             indexes=self.indexes,
             rows_kept=self.rows_kept,
-            pace=lambda: None,
+            pace=Pace(running.find(self.label).count_requests),
         )
         self._refresher = Refresher(self.name, loader, self.max_age)
 
@@ -149,10 +150,32 @@ class CachedRepository(Repository[RowT]):
         except TypeError:  # unhashable, which no key is
             return False
 
-    def response(self) -> Response:
-        """All rows as ``{"name": […]}``, from bytes that were made when they were loaded."""
+    def response(
+        self, pk: Hashable = None, *, offset: int = 0, limit: int | None = None
+    ) -> RepositoryResponse:
+        """The rows as ``{"name": […]}``, from bytes that were made when they were loaded.
+
+        To be returned by a handler. It answers conditional requests with 304, HEAD, and in the content coding
+        that the client prefers, of which each is made once for the same rows.
+
+        Args:
+            pk: send the row with this key alone, and not in a list.
+            offset: how many rows to leave out.
+            limit: how many rows to send at most; by default all.
+
+        Raises:
+            NotFound: there is no row with this key. In a handler: 404.
+            NotLoaded: nothing was loaded yet.
+        """
         snapshot = self.snapshot
-        return Response(snapshot.json, media_type="application/json", headers={"ETag": snapshot.etag})
+        if pk is None:
+            return RepositoryResponse.of_list(
+                snapshot, offset=offset, limit=limit, cache_control=self.cache_control
+            )
+        try:
+            return RepositoryResponse.of_row(snapshot, pk, cache_control=self.cache_control)
+        except (KeyError, TypeError):  # TypeError: unhashable, which no key is
+            raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
 
     # Loading
 

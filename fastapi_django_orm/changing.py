@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .key_index import ABSENT, Absent
+from .page_list import PageList
 from .pages import Chunk, Page, begins_page, cut
 from .placing import Order
 from .row_cache import RowCache
@@ -134,17 +135,18 @@ class Changing:
         return self._place_of(self._table.pages[position], index)
 
     def _made(self) -> Table:
-        pages = list(self._table.pages) or [Page.empty()]
-        edited = {position: edit.apply(pages[position]) for position, edit in self._edits.items()}
-        made = _replaced(pages, edited)
-        where = self._table.where
+        before, where = self._table, self._table.where
         assert where is not None, "rows without keys are loaded whole"
+        listed = before.listed.copy() if len(before.listed) else PageList([Page.empty()])
+        edited = {position: edit.apply(listed.pages[position]) for position, edit in self._edits.items()}
+        made = _replace(listed, edited)
         moves: dict[Hashable, Hashable | Absent] = dict.fromkeys(self._gone, ABSENT)
         for page in made:
             moves |= {key: page.start for key in page.keys if key not in where or where[key] != page.start}
-        table = Table(pages, where.changed(moves))
-        if not moves:  # the same keys on the same pages
-            table.positions = self._table.positions
+        table = Table(listed, where.changed(moves))
+        table.has_unique_keys = True  # as those of the table before; each of these saves a look at all pages
+        if before.has_positions_of(table, made):
+            table.positions = before.positions
         return table
 
 
@@ -161,22 +163,22 @@ class _Places(Sequence[Place]):
         return self._changing.place_at(number)
 
 
-def _replaced(pages: list[Page], edited: dict[int, Chunk]) -> list[Page]:
+def _replace(listed: PageList, edited: dict[int, Chunk]) -> list[Page]:
     """Put pages of the edited rows in the place of the old ones; returns the new pages."""
     made: list[Page] = []
     todo = sorted(edited)
     while todo:
         position = todo.pop()
         chunk = edited[position]
+        new: list[Page] = []
         if chunk.keys and position and not begins_page(chunk.keys[0]):
             # The row that began the page has gone, so the others belong to the page before.
             if not todo or todo[-1] != position - 1:
                 todo.append(position - 1)
-                edited[position - 1] = pages[position - 1].chunk()
+                edited[position - 1] = listed.pages[position - 1].chunk()
             edited[position - 1].extend(chunk)
-            del pages[position]
         else:
             new = list(cut([chunk]))
-            pages[position : position + 1] = new
-            made += new
+        listed.replace(position, new)
+        made += new
     return made

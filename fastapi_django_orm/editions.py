@@ -4,7 +4,7 @@ All of it is kept with the snapshot's table and goes with it. What a client want
 ``negotiation``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from datetime import datetime
 from email.utils import format_datetime
 from hashlib import sha256
@@ -16,6 +16,8 @@ from .snapshot import JOINED, Snapshot
 
 WINDOWS = 32  # windows of a list that are kept with their compressed forms,
 WINDOW = 128 * 2**10  # bytes, if they are not larger than this
+ROWS = 10_000  # rows that are kept with their headers,
+ROW = 1024  # bytes, if they are not larger than this
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -129,7 +131,7 @@ class Edition:
         whole: the list.
     """
 
-    __slots__ = ("_windows", "stamp", "whole")
+    __slots__ = ("_rows", "_windows", "stamp", "whole")
 
     def __init__(self, snapshot: Snapshot[Any], cache_control: str) -> None:
         """Prepare the list; the rest is made when it is asked for.
@@ -143,6 +145,7 @@ class Edition:
         tag = snapshot.etag.strip('"').encode()
         self.whole = Content(self.stamp, tag, body, snapshot.size, Variants())
         self._windows: dict[tuple[int, int], Content] = {}
+        self._rows: dict[Hashable, Content] = {}
 
     @classmethod
     def of(cls, snapshot: Snapshot[Any], cache_control: str) -> "Edition":
@@ -184,10 +187,17 @@ class Edition:
             self._windows.pop(oldest, None)  # another thread may have dropped it
         return window
 
-    def row(self, snapshot: Snapshot[Any], key: Any) -> "Content":
+    def row(self, snapshot: Snapshot[Any], key: Hashable) -> "Content":
         """One row.
 
         Raises:
             KeyError: there is none with this key.
         """
-        return Content.plain(self.stamp, snapshot.row_json(key))
+        row = self._rows.get(key)
+        if row is None:
+            row = Content.plain(self.stamp, snapshot.row_json(key))
+            if row.size <= ROW:
+                if len(self._rows) >= ROWS:
+                    self._rows.clear()  # the cheapest way to make room, once in ten thousand times
+                self._rows[key] = row
+        return row

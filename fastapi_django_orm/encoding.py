@@ -51,7 +51,7 @@ def opening(name: str) -> bytes:
     return b"{" + to_json(name) + b":["
 
 
-def digest(body: bytes) -> bytes:
+def digest(body: bytes | bytearray) -> bytes:
     """A fingerprint of these bytes, of 16 bytes."""
     return blake2b(body, digest_size=16).digest()
 

@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from . import running
 from .context import RequestContext
 from .negotiation import deliver
 from .own_routes import OwnRoutes
@@ -96,21 +97,26 @@ class BeforeRouter:
 
 
 class BeforeApplication:
-    """Says whether an application may be spared a request: whether nothing of it would notice."""
+    """Says whether an application may be spared a request: whether nothing of it would notice.
+
+    Attributes:
+        stack: the middleware that was looked at.
+        spared: what was found.
+    """
 
     def __init__(self, layer: BeforeRouter) -> None:
         """Look for anything around this layer."""
         self._layer = layer
-        self._stack: ASGIApp | None = None
-        self._spared = False
+        self.stack: ASGIApp | None = None
+        self.spared = False
 
     def is_spared(self, app: FastAPI) -> bool:
         """Whether there is nothing around the layer but what FastAPI has put there."""
-        if app.middleware_stack is not self._stack:
+        if app.middleware_stack is not self.stack:
             # Looked at with the first request: by then everybody has put there what they would.
-            self._stack = app.middleware_stack
-            self._spared = not app.user_middleware and self._is_bare(app) and not _is_traced(app)
-        return self._spared
+            self.stack = app.middleware_stack
+            self.spared = not app.user_middleware and self._is_bare(app) and not _is_traced(app)
+        return self.spared
 
     def _is_bare(self, app: FastAPI) -> bool:
         layer: Any = app.middleware_stack
@@ -160,13 +166,17 @@ def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication)
     if original.__call__ is not FastAPI.__call__:  # a class of the application's own is middleware, too
         yield
         return
+    here = running.find("publish")
 
     async def call(self: FastAPI, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and place.is_spared(self):
+        if scope["type"] == "http" and (
+            place.spared if self.middleware_stack is place.stack else place.is_spared(self)
+        ):
             if self.root_path:
                 scope["root_path"] = self.root_path  # as FastAPI does
             asked = directory.find(scope)
             if asked is not None and (found := asked[0].at_hand(asked[1], asked[2])) is not None:
+                here.requests += 1
                 await deliver(*found, scope, send)
                 return
         await original.__call__(self, scope, receive, send)

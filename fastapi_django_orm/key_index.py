@@ -21,13 +21,17 @@ ABSENT = Absent()
 
 
 class KeyIndex(Generic[V]):
-    """A mapping in shards."""
+    """A mapping in shards.
 
-    __slots__ = ("_mask", "_shards")
+    Attributes:
+        shards: the parts of the mapping.
+    """
+
+    __slots__ = ("_mask", "shards")
 
     def __init__(self, shards: tuple[dict[Hashable, V], ...]) -> None:
         """Take these shards, a power of two of them."""
-        self._shards = shards
+        self.shards = shards
         self._mask = len(shards) - 1
 
     @classmethod
@@ -48,20 +52,20 @@ class KeyIndex(Generic[V]):
 
     def __getitem__(self, key: Hashable) -> V:
         # The tuple's hash, since that of integers is the integer: multiples of 1,024 would share a shard.
-        return self._shards[hash((key,)) & self._mask][key]
+        return self.shards[hash((key,)) & self._mask][key]
 
     def get(self, key: Hashable, default: V) -> V:
         """The key's value, or the default where there is none."""
-        return self._shards[hash((key,)) & self._mask].get(key, default)
+        return self.shards[hash((key,)) & self._mask].get(key, default)
 
     def __contains__(self, key: Hashable) -> bool:
-        return key in self._shards[hash((key,)) & self._mask]
+        return key in self.shards[hash((key,)) & self._mask]
 
     def __len__(self) -> int:
-        return sum(map(len, self._shards))
+        return sum(map(len, self.shards))
 
     def __iter__(self) -> Iterator[Hashable]:
-        for shard in self._shards:
+        for shard in self.shards:
             yield from shard
 
     def changed(self, changes: Mapping[Hashable, V | Absent]) -> "KeyIndex[V]":
@@ -69,7 +73,7 @@ class KeyIndex(Generic[V]):
         by_shard: dict[int, list[Hashable]] = defaultdict(list)
         for key in changes:
             by_shard[hash((key,)) & self._mask].append(key)
-        shards = list(self._shards)
+        shards = list(self.shards)
         for number, keys in by_shard.items():
             shard = shards[number] = shards[number].copy()
             for key in keys:

@@ -10,7 +10,10 @@ from typing import Any
 from .changing import Changing, NewRow
 from .database.reachable import table_explained
 from .errors import InvalidRow
-from .pages import Chunk, cut, cut_evenly
+from .key_index import ABSENT, Absent, KeyIndex
+from .pacing import Pace
+from .page_list import PageList
+from .pages import Chunk, Page, cut, cut_evenly
 from .placing import NotComparable, Order
 from .readers import AnyQuerySet, Reader
 from .row_cache import RowCache
@@ -20,6 +23,8 @@ from .table import Table
 from .value_index import ValueIndex
 
 Pairs = list[tuple[Hashable, Hashable]]
+
+STEP = 8  # pages: half a millisecond
 
 
 class Loader:
@@ -33,7 +38,7 @@ class Loader:
         name: str,
         indexes: Sequence[str],
         rows_kept: int,
-        pace: Callable[[], None],
+        pace: Pace,
     ) -> None:
         """Get ready.
 
@@ -43,7 +48,7 @@ class Loader:
             name: the key of the list in the JSON.
             indexes: fields to look rows up by.
             rows_kept: how many rows to keep as Python objects.
-            pace: called between two chunks, to let others go first.
+            pace: lets others go first between two steps.
         """
         self._queryset = queryset
         self._reader = reader
@@ -64,12 +69,13 @@ class Loader:
             DatabaseError: as Django raises it.
         """
         loaded_at = datetime.now(UTC)
+        self._pace.begin()
         queryset = self._queryset()
         with table_explained(queryset.model, queryset.db):
             try:
-                table = self._read_table(queryset, in_python=False)
+                table = self._read_table(queryset, before, in_python=False)
             except NotExpressible:
-                table = self._read_table(queryset, in_python=True)
+                table = self._read_table(queryset, before, in_python=True)
         if before is not None and before.table.digest == table.digest and before.table.all_in_json:
             # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
             # good.
@@ -106,15 +112,44 @@ class Loader:
         }
         return self._snapshot(table, indexes, before.loaded_at, before)
 
-    def _read_table(self, queryset: AnyQuerySet, *, in_python: bool) -> Table:
+    def let_go(self, pieces: list[Any]) -> None:
+        """Free what a table was made of: a large one in one go would stop everybody for that time."""
+        self._pace.begin()
+        for number in range(len(pieces)):
+            pieces.pop()
+            if number % STEP == 0:
+                self._pace.rest()
+
+    def _read_table(self, queryset: AnyQuerySet, before: Snapshot[Any] | None, *, in_python: bool) -> Table:
         chunks = self._paced(self._reader.read(queryset, in_python=in_python))
-        pages = cut(chunks) if self._reader.keyed else cut_evenly(chunks)
-        return Table.of(pages, keyed=self._reader.keyed)
+        if not self._reader.keyed:
+            return Table(PageList(cut_evenly(chunks)), None)
+        known = None if before is None else before.table
+        listed = PageList(_known(page, known) for page in cut(chunks))
+        return Table(listed, self._where(listed.pages, known))
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
             yield chunk
-            self._pace()
+            self._pace.rest()
+
+    def _where(self, pages: Sequence[Page], known: Table | None) -> KeyIndex[Hashable]:
+        """Where each key is: made of the table before, as far as pages are the same."""
+        if known is not None and known.where is not None and known.has_unique_keys:
+            new = [page for page in pages if known.page(page.start) is not page]
+            if len(new) <= len(pages) // 4:
+                kept = {page.start for page in pages} - {page.start for page in new}
+                gone = (key for page in known.pages if page.start not in kept for key in page.keys)
+                moves: dict[Hashable, Hashable | Absent] = dict.fromkeys(gone, ABSENT)
+                moves |= {key: page.start for page in new for key in page.keys}
+                return known.where.changed(moves)
+        return KeyIndex.of(sum(map(len, pages)), self._keys(pages))
+
+    def _keys(self, pages: Sequence[Page]) -> Iterator[tuple[Sequence[Hashable], Hashable]]:
+        for number, page in enumerate(pages):
+            if number % STEP == 0:
+                self._pace.rest()
+            yield page.keys, page.start
 
     def _is_divisible(self, queryset: AnyQuerySet, before: Snapshot[Any], order: Order) -> bool:
         """Whether some of the rows read alone are what they are among all others."""
@@ -155,7 +190,7 @@ class Loader:
                 pairs = zip((value_of(row, field) for row in rows), page.keys, strict=True)
                 for value, key in self._hashable(field, list(pairs)):
                     keys.setdefault(value, []).append(key)
-            self._pace()
+            self._pace.rest()
         return {field: ValueIndex.of(keys) for field, keys in found.items()}
 
     def _hashable(self, field: str, pairs: Pairs) -> Pairs:
@@ -194,3 +229,10 @@ class Loader:
             date_is_exact=exact,
             indexes=indexes,
         )
+
+
+def _known(page: Page, known: Table | None) -> Page:
+    """The page that is there already, if it is the same."""
+    old = None if known is None else known.page(page.start)
+    same = old is not None and old.digest == page.digest and old.objects is None and page.objects is None
+    return old if old is not None and same else page

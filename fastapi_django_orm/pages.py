@@ -86,7 +86,7 @@ class Page:
     def __init__(self, start: Hashable, rows: Chunk) -> None:
         """Make a page of these rows."""
         self.start = start
-        self.keys = rows.keys
+        self.keys = tuple(rows.keys)  # which the garbage collector need not look into, if they are plain
         self.json = b",".join(rows.json)
         self.sizes = array("I", accumulate(map(len, rows.json)))
         self.objects = rows.objects if rows.objects.count(None) < len(rows) else None

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from . import repository, running
 from .access import HOW_TO_ALLOW
 from .answers import handlers_instrumented
+from .cached import CachedRepository
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
 from .database.network import notice_dead_networks
@@ -27,8 +28,9 @@ from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
 from .errors import InvalidRepository
 from .health import DatabaseProbe
+from .publishing import publications, published
 from .refresh import Refresher
-from .repository import CachedRepository
+from .repository import Repository
 from .routes import build_router, routes_added
 from .settings import ORMSettings, read_settings
 from .setup import set_up_django
@@ -41,7 +43,7 @@ FIRST_LOADS_PATIENCE = 10.0  # seconds
 _handlers = SharedContext(handlers_instrumented)
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
-Repositories = Iterable[type[CachedRepository[Any]]]
+Repositories = Iterable[type[Repository[Any]]]
 
 
 class _LifespanOfEither:
@@ -111,6 +113,7 @@ class DjangoORM:
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
             refreshers, aliases = await sync_to_async(self._prepare)(here)
+            found = await sync_to_async(publications)(here.repositories.values())
             for refresher in refreshers.values():
                 refresher.start()
                 stack.push_async_callback(refresher.stop)
@@ -119,6 +122,7 @@ class DjangoORM:
             for probe in probes.values():
                 stack.push_async_callback(probe.stop)
             stack.enter_context(routes_added(app, build_router(settings, refreshers, probes)))
+            stack.enter_context(published(app, found))
             stack.enter_context(_layer_added(app, here, threads))
             _warn_if_closed(settings)
             yield
@@ -128,18 +132,21 @@ class DjangoORM:
         """An instance of every repository, checked, and the databases that they read."""
         classes = repository.declared() if self._repositories is None else list(self._repositories)
         refreshers: dict[str, Refresher[Any]] = {}
-        aliases = set()
+        names, aliases = set(), set()
         if connections.settings[DEFAULT_DB_ALIAS]["ENGINE"] != "django.db.backends.dummy":
             aliases.add(DEFAULT_DB_ALIAS)
         for cls in classes:
             instance = cls()
-            if instance.name in refreshers:
+            if instance.name in names:
                 raise InvalidRepository(
                     f"{cls.__module__}.{instance.label}: another repository is called "
                     f"{instance.name!r} already. Give one of them a `name` of its own."
                 )
             here.repositories[cls] = instance
-            refreshers[instance.name] = instance.prepare()
+            names.add(instance.name)
+            instance.prepare()
+            if isinstance(instance, CachedRepository):
+                refreshers[instance.name] = instance.refresher
             aliases.add(instance.queryset().db)
         for alias in aliases:
             check_shareable(alias)

@@ -19,13 +19,15 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
-from .errors import DjangoORMError, RefreshFailed
+from .errors import DatabaseBusy, DjangoORMError, RefreshFailed
 from .snapshot import RowT, Snapshot
 
 logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0
+
+AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
 
 # Up to this share of the rows it is cheaper to read keys than everything.
 FEW_KEYS = 100
@@ -40,6 +42,9 @@ class Loads(Protocol[RowT]):
 
     def load_keys(self, before: Snapshot[RowT], keys: Collection[Hashable]) -> Snapshot[RowT] | None:
         """The rows with these keys, or None if that needs a load of all."""
+
+    def let_go(self, pieces: list[Any]) -> None:
+        """Free what a snapshot was made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +213,13 @@ class Refresher(Generic[RowT]):
             self._failed(error, asked.trigger)
         else:
             keys = None if asked.keys is None else len(asked.keys)
+            pieces = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
             load = Load(snapshot, time.perf_counter() - started, asked.trigger, keys)
             self._succeeded(load)
             asked.done.set_result(load)
+            if len(pieces) > AT_ONCE:
+                with suppress(DatabaseBusy):  # then they go now
+                    await sync_to_async(self._loader.let_go)(pieces)
 
     def _read(self, asked: Asked[RowT]) -> Snapshot[RowT]:
         before = self.snapshot

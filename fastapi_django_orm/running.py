@@ -24,6 +24,11 @@ class Running:
         self.repositories: dict[type[Any], Any] = {}
         self.executor: Any = None  # database.executor's, which is above this room
         self.ended = False
+        self.requests = 0
+
+    def count_requests(self) -> int:
+        """How many requests have come so far."""
+        return self.requests
 
 
 _current: ContextVar[Running] = ContextVar("fastapi_django_orm_running")

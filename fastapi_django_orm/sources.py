@@ -53,6 +53,7 @@ class CachedSource:
     def __init__(self, repository: CachedRepository[Any]) -> None:
         """Answer for a repository."""
         self.repository = repository
+        self._refresher = repository.refresher
         self._cache_control = repository.cache_control
 
     def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
@@ -70,8 +71,10 @@ class CachedSource:
             raise not_found(self.repository, key) from None
 
     def _find(self, window: Window | None, key: Hashable) -> Found:
-        snapshot = self.repository.snapshot
-        edition = Edition.of(snapshot, self._cache_control)
+        snapshot = self._refresher.snapshot
+        if snapshot is None:
+            raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
+        edition = snapshot.table.kept.get("edition") or Edition.of(snapshot, self._cache_control)
         if window is WHOLE:
             return edition.whole, snapshot
         if window is None:

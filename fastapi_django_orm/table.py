@@ -12,6 +12,7 @@ from typing import Any
 
 from .encoding import digest
 from .key_index import KeyIndex
+from .page_list import PageList
 from .pages import Page
 
 
@@ -19,42 +20,31 @@ class Table:
     """Pages in order.
 
     Attributes:
-        pages: the pages.
+        listed: the pages, with their sums.
+        pages: the pages alone.
         where: for each key the ``start`` of its page; None where rows have no keys.
         kept: what others have made of these rows and keep with them, such as their compressed form.
     """
 
-    def __init__(self, pages: Sequence[Page], where: KeyIndex[Hashable] | None) -> None:
-        """Take these pages."""
-        self.pages = tuple(pages)
+    def __init__(self, listed: PageList, where: KeyIndex[Hashable] | None) -> None:
+        """Take these pages, which nobody changes any more."""
+        self.listed = listed
+        self.pages: Sequence[Page] = listed.pages
         self.where = where
         self.kept: dict[str, Any] = {}
-        self._count = sum(map(len, self.pages))
-
-    @classmethod
-    def of(cls, pages: Iterable[Page], *, keyed: bool) -> "Table":
-        """A table of new pages.
-
-        Args:
-            pages: the pages.
-            keyed: whether the rows' keys are keys, or only numbers.
-        """
-        pages = list(pages)
-        count = sum(map(len, pages))
-        return cls(pages, KeyIndex.of(count, ((page.keys, page.start) for page in pages)) if keyed else None)
 
     def __len__(self) -> int:
-        return self._count
+        return self.listed.rows
 
-    @cached_property
+    @property
     def size(self) -> int:
         """The length of all rows' JSON with the commas between, in bytes."""
-        return sum(len(page.json) for page in self.pages) + max(0, len(self.pages) - 1)
+        return self.listed.size
 
     @cached_property
     def digest(self) -> bytes:
         """A fingerprint of all rows' JSON, the same in every process that has the same rows."""
-        return digest(b"".join([page.digest for page in self.pages]))
+        return digest(self.listed.digests)
 
     @cached_property
     def all_in_json(self) -> bool:
@@ -69,11 +59,27 @@ class Table:
     @cached_property
     def has_unique_keys(self) -> bool:
         """Whether no two rows have one key, as a join with a to-many relation would make them."""
-        return self.where is not None and len(self.where) == self._count
+        return self.where is not None and len(self.where) == len(self)
 
     @cached_property
     def _ends(self) -> "array[int]":
         return array("Q", accumulate(map(len, self.pages)))
+
+    def has_positions_of(self, other: "Table", changed: Iterable[Page]) -> bool:
+        """Whether the other table's pages are where this one's are, if these are what it has changed."""
+        places = [(self.positions.get(page.start), page) for page in changed]
+        return len(self.pages) == len(other.pages) and all(
+            place is not None and other.pages[place] is page for place, page in places
+        )
+
+    def page(self, start: Hashable) -> Page | None:
+        """The page of this name."""
+        position = self.positions.get(start)
+        return None if position is None else self.pages[position]
+
+    def pieces(self) -> list[Any]:
+        """All that it is made of, to be let go piece by piece."""
+        return [*self.pages, *(() if self.where is None else self.where.shards)]
 
     def locate(self, key: Hashable) -> tuple[int, int]:
         """The position of the key's page, and that of its row in there.
@@ -92,7 +98,7 @@ class Table:
 
     def at(self, number: int) -> tuple[int, int]:
         """The same for the row with this number, counted from 0."""
-        if not 0 <= number < self._count:
+        if not 0 <= number < len(self):
             raise KeyError(number)
         position = bisect_right(self._ends, number)
         return position, number - (self._ends[position - 1] if position else 0)
@@ -108,7 +114,7 @@ class Table:
 
     def slice_json(self, offset: int, limit: int) -> Iterator[bytes]:
         """The JSON of some consecutive rows, in parts that want a comma between."""
-        last = min(self._count, offset + limit)
+        last = min(len(self), offset + limit)
         if offset >= last:
             return
         position, index = self.at(offset)
