@@ -45,6 +45,13 @@ def test_the_code_runs_as_one_application(project: Path) -> None:
         assert {server.get(f"/count/{how}/").json() for how in ("async", "def", "run")} == {3}
         assert [topic["comment"] for topic in server.get("/latest/").json()] == ["two", "two", "hello"]
         assert server.get("/refresh/").status_code == 200
+        assert server.get("/public/topics/").json()["public_topics"][-1] == {
+            "id": created["id"],
+            "comment": "hello",
+        }
+        assert server.get(f"/public/topics/{created['id']}").json()["comment"] == "hello"
+        assert server.get(f"/live/{created['id']}").json()["comment"] == "hello"
+        assert server.get("/live/99").status_code == 404
         assert len(server.get("/recent/", params={"comment": "two"}).json()) == 2
         assert server.get("/health/").json()["status"] == "ok"
 
