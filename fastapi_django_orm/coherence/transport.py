@@ -58,12 +58,15 @@ class Listener(Protocol):
     Attributes:
         name: for logs and the health route, without a password.
         aliases: the databases whose writes it carries; None: any.
+        unheard: labels of models whose writes should be heard and at present are not.
     """
 
     @property
     def name(self) -> str: ...  # noqa: D102
     @property
     def aliases(self) -> frozenset[str] | None: ...  # noqa: D102
+    @property
+    def unheard(self) -> frozenset[str]: ...  # noqa: D102
 
     async def listen(self, receiver: Receiver) -> None:
         """Connect, say so, and pass on what comes, until cancelled or the connection is lost.
