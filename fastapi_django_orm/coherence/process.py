@@ -3,7 +3,7 @@
 import asyncio
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from .hints import Hint
@@ -11,6 +11,10 @@ from .transport import Receiver
 
 _lock = threading.Lock()
 _listening: list[tuple[asyncio.AbstractEventLoop, Receiver]] = []
+
+# Called with whether an application listens, when one begins or ends: what is costly to tell is told only to
+# somebody.
+on_change: list[Callable[[bool], None]] = []
 
 # The loops of a parent process are not the child's to wake.
 os.register_at_fork(after_in_child=_listening.clear)
@@ -64,8 +68,15 @@ def _registered(receiver: Receiver) -> Iterator[None]:
     entry = asyncio.get_running_loop(), receiver
     with _lock:
         _listening.append(entry)
+        _tell_change()
     try:
         yield
     finally:
         with _lock:
             _listening.remove(entry)
+            _tell_change()
+
+
+def _tell_change() -> None:
+    for tell in on_change:
+        tell(bool(_listening))
