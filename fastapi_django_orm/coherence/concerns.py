@@ -60,8 +60,8 @@ def concern_of(repository: Any) -> Concern:
         UnknownModel: ``depends_on`` names a model that is not installed.
         InvalidRepository: it is not a tuple of labels.
     """
-    model = repository.model_class._meta.concrete_model
     queryset = ordered(repository.queryset(), repository.ordering)
+    model: Any = queryset.model._meta.concrete_model  # which need not be the one that the repository names
     named = set(_named(repository))
     statement = _statement(queryset, repository.fields)
     same_keys = {same._meta.label for same in _same_keys(model)}
@@ -131,10 +131,14 @@ def _mentions(statement: str, model: type[Model]) -> int:
 
 
 def _is_row_by_row(queryset: QuerySet[Any], statement: str) -> bool:
-    """Whether a row of the result depends on one row of the model's table alone."""
+    """Whether each row of the result has a key, and depends on the row of the model's table with that key."""
     query = queryset.query
-    whole = query.is_sliced or query.combinator or query.distinct_fields
-    return not whole and " OVER " not in statement
+    if query.is_sliced or query.combinator or query.distinct or " OVER " in statement:
+        return False
+    if issubclass(queryset._iterable_class, ValuesIterable):
+        keyed = {queryset.model._meta.pk.attname, "pk"} & {*query.values_select, *query.annotation_select}
+        return bool(keyed) and not isinstance(query.group_by, tuple)
+    return True
 
 
 def _to_key(model: type[Model]) -> Callable[[Any], Any]:
