@@ -12,8 +12,8 @@ from django.db import connections
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.choice import libpq_parameters
-from fastapi_django_orm.coherence.hints import Hint
-from fastapi_django_orm.coherence.postgresql import PostgreSQLPublisher
+from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
+from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
 from tests.databases import BOARD, DEADLINE
 from tests.gates import Gate, comments, gated
@@ -50,6 +50,7 @@ def board(_databases: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
     Author.objects.all().delete()
     install_triggers()
     yield postgresql
+    uninstall_triggers()
     connections.close_all()
     router.choose("default")
 
@@ -356,6 +357,43 @@ def test_messages_that_cannot_be_understood(board: PostgreSQL, payload: str) -> 
             await follows(topics, "one")
 
     run(main)
+
+
+def test_bytes_that_are_no_text(board: PostgreSQL) -> None:
+    """In a database without an encoding a payload may be anything: nothing breaks."""
+
+    class Receiver:
+        def __init__(self) -> None:
+            self.hints: list[Hint] = []
+            self.up = asyncio.Event()
+
+        def connected(self) -> None:
+            self.up.set()
+
+        def heard(self, hint: Hint) -> None:
+            self.hints.append(hint)
+
+    async def main(parameters: dict[str, Any]) -> None:
+        receiver = Receiver()
+        listener = PostgreSQLListener("bytes", parameters, {}, 10)
+        listening = asyncio.create_task(listener.listen(receiver))
+        await asyncio.wait_for(receiver.up.wait(), DEADLINE)
+        for payload in (r"E'\\xff'", """'{"v":1,"m":"board.Topic"}'"""):
+            with psycopg.connect(**parameters) as writer:
+                writer.execute(f"SELECT pg_notify('fastapi_django_orm', {payload})")
+        assert await listener.caught_up()
+        assert receiver.hints == [EVERYTHING, Hint("board.Topic")]
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+    with psycopg.connect(board.url(), autocommit=True) as server:
+        server.execute("DROP DATABASE IF EXISTS bytes")
+        server.execute("CREATE DATABASE bytes ENCODING SQL_ASCII LOCALE 'C' TEMPLATE template0"
+                       " LOCALE_PROVIDER libc")  # fmt: skip
+        try:
+            run(lambda: main({**libpq_parameters("postgresql"), "dbname": "bytes"}))
+        finally:
+            server.execute("DROP DATABASE bytes WITH (FORCE)")
 
 
 def test_unknown_models_cost_nothing(board: PostgreSQL) -> None:

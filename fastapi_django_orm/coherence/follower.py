@@ -8,7 +8,6 @@ import random
 from collections.abc import Collection, Hashable
 from typing import Any
 
-from ..errors import RefreshFailed
 from ..refresh import Load, Refresher
 from .hints import MOST_KEYS
 
@@ -78,7 +77,7 @@ class Follower:
     async def _refresh(self, keys: Collection[Hashable] | None) -> None:
         try:
             load = await _ask(self.refresher, keys)
-        except RefreshFailed:  # which it has logged
+        except Exception:  # RefreshFailed, which it has logged; or whatever else must not end this task
             if keys is not None:
                 self._want(None)  # a full load it will try again until it succeeds, keys it may forget
         else:

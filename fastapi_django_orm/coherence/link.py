@@ -64,7 +64,6 @@ class Link:
         """Note it, and have everything read anew."""
         self.connected_since = datetime.now(UTC)
         self.error = None
-        self._failures = 0
         self.tried.set()
         _log("info", "coherence_connected", self)
         self._pass_on(EVERYTHING)
@@ -89,9 +88,11 @@ class Link:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
 
     def _lost(self, error: Exception) -> None:
-        self.connected_since = None
-        if self._failures == 0:  # one line, however long it lasts
+        since, self.connected_since = self.connected_since, None
+        if since is not None or self._failures == 0:  # one line, however long it lasts
             _log("error", "coherence_lost", self, error=type(error).__name__, cause=str(error))
+        if since is not None and (datetime.now(UTC) - since).total_seconds() > LAST_DELAY:
+            self._failures = 0
         self._failures += 1
         self.error = error
         self.tried.set()

@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import psycopg
 import structlog
-from psycopg import AsyncConnection, Notify, sql
+from psycopg import AsyncConnection, sql
+from psycopg.pq import PGnotify
 
 from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
 from .postgresql_session import Session
@@ -22,7 +23,7 @@ from .transport import Receiver, TransportUnavailable
 
 logger = structlog.get_logger("fastapi_django_orm")
 
-PATIENCE = 5.0  # seconds for an answer
+PATIENCE = 3.0  # seconds for an answer
 
 USE_DIRECT_DSN = (
     "LISTEN needs a session of its own with the primary server. Set DJANGO_ORM_COHERENCE_DSN to a DSN that "
@@ -60,11 +61,11 @@ class PostgreSQLListener:
         self._parameters = parameters
         self._tables = tables
         self._heartbeat = heartbeat
-        self._private = f"{CHANNEL}_{uuid4().hex}"
+        self._private = f"{CHANNEL}_{uuid4().hex}"  # for messages to itself
         self._session: Session | None = None
         self._asking: list[asyncio.Future[bool]] = []
         self._beats = 0
-        self._came = ""
+        self._came = b""
 
     async def listen(self, receiver: Receiver) -> None:
         """Listen, and pass on what comes.
@@ -108,7 +109,7 @@ class PostgreSQLListener:
         """Find out whether an idle session hears, which one behind PgBouncer's transaction mode does not."""
         async with await AsyncConnection.connect(**self._parameters, autocommit=True) as other:
             await other.execute("SELECT pg_notify(%s, 'test')", [self._private])
-        if not await self._comes(session, "test"):
+        if not await self._comes(session, b"test"):
             raise TransportUnavailable(
                 f"{self.name}: notifications do not come through, as behind PgBouncer in transaction mode. "
                 f"{USE_DIRECT_DSN}"
@@ -130,10 +131,10 @@ class PostgreSQLListener:
         """Send a message to itself, and wait for it; who asks from now on waits for the next one."""
         asking, self._asking = self._asking, []
         self._beats += 1
-        beat = str(self._beats)
+        beat = b"%d" % self._beats
         try:
             limit = min(PATIENCE, self._heartbeat)
-            await session.execute("SELECT pg_notify(%s, %s)", [self._private, beat], seconds=limit)
+            await session.execute("SELECT pg_notify(%s, %s)", [self._private, beat.decode()], seconds=limit)
             if not await self._comes(session, beat):
                 raise TransportUnavailable(f"{self.name} no longer passes notifications on. {USE_DIRECT_DSN}")
         except BaseException:
@@ -141,7 +142,7 @@ class PostgreSQLListener:
             raise
         _answer(asking, True)
 
-    async def _comes(self, session: Session, message: str) -> bool:
+    async def _comes(self, session: Session, message: bytes) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 while self._came != message:
@@ -162,11 +163,11 @@ class PostgreSQLListener:
         if before - self.unheard:  # what was written without them is unknown
             receiver.heard(EVERYTHING)
 
-    def _hear(self, notify: Notify, receiver: Receiver) -> None:
-        if notify.channel == self._private:
-            self._came = notify.payload
+    def _hear(self, notify: PGnotify, receiver: Receiver) -> None:
+        if notify.relname == self._private.encode():
+            self._came = notify.extra
         else:
-            receiver.heard(decode(notify.payload))
+            receiver.heard(decode(notify.extra))
 
     def _answer(self, answer: bool) -> None:
         asking, self._asking = self._asking, []

@@ -12,19 +12,21 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from psycopg import AsyncConnection, Notify
+from psycopg import AsyncConnection
+from psycopg.pq import PGnotify
 from psycopg.sql import Composed
 
 
 class Session:
     """A connection in autocommit mode."""
 
-    def __init__(self, connection: AsyncConnection[Any], hear: Callable[[Notify], None]) -> None:
+    def __init__(self, connection: AsyncConnection[Any], hear: Callable[[PGnotify], None]) -> None:
         """Watch a connection; use it in ``async with``, which closes it.
 
         Args:
             connection: whose owner this becomes.
-            hear: called on the event loop with each notification.
+            hear: called on the event loop with each notification, as bytes: in a database without an encoding
+                they may be anything.
         """
         self._connection = connection
         self._hear = hear
@@ -35,8 +37,8 @@ class Session:
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
 
     async def __aenter__(self) -> Self:
-        # For what comes together with the answer to a question.
-        self._connection.add_notify_handler(self._hear)
+        # For what comes together with the answer to a question; psycopg's own handler would decode it.
+        self._connection.pgconn.notify_handler = self._hear
         self._loop.add_reader(self._socket, self._woken.set)
         return self
 
@@ -67,7 +69,7 @@ class Session:
         wire = self._connection.pgconn
         wire.consume_input()
         while (notify := wire.notifies()) is not None:
-            self._hear(Notify(notify.relname.decode(), notify.extra.decode(), notify.be_pid))
+            self._hear(notify)
 
     async def execute(
         self, query: str | Composed, parameters: Sequence[Any] | None = None, *, seconds: float

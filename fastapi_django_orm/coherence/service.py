@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
+
 from .. import running
 from ..errors import RefreshFailed
 from ..refresh import Refresher
@@ -13,7 +15,14 @@ from .concerns import concern_of
 from .follower import Follower
 from .hints import Hint
 from .link import Link
+from .process import ProcessListener
 
+logger = structlog.get_logger("fastapi_django_orm")
+
+HOW_TO_HEAR = (
+    "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes; "
+    "or off, if nobody else writes."
+)
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
 
 
@@ -53,6 +62,8 @@ class Coherence:
             for task in slow:
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
+        if self.links and (deaf := [name for name in self._concerns if not self._hears_elsewhere(name)]):
+            logger.warning("writes_elsewhere_unheard", repositories=deaf, hint=HOW_TO_HEAR)
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
         """Have these follow the hints that come from now on. Their first loads must begin later.
@@ -86,6 +97,12 @@ class Coherence:
             if follower.refresher.error is None:
                 return
         await follower.refresher.refresh("call")
+
+    def _hears_elsewhere(self, name: str) -> bool:
+        """Whether a transport is there that carries writes of other processes."""
+        alias = self._concerns[name].alias
+        listeners = [link.listener for link in self.links if not isinstance(link.listener, ProcessListener)]
+        return any(listener.aliases is None or alias in listener.aliases for listener in listeners)
 
     def _orderly(self, name: str) -> Link | None:
         """A transport that carries all writes that concern a repository, in the order of commits."""
