@@ -5,6 +5,7 @@ is down: who cannot be told now is told later, once, of everything.
 """
 
 import atexit
+import encodings.idna  # noqa: F401 - or a fork during the first look-up of a host leaves half of it
 import logging
 import os
 import threading

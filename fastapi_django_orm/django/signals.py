@@ -15,6 +15,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 
 from ..coherence import choice, process
 from ..coherence.hints import Hint
+from ..coherence.transport import Publisher
 from ..settings import read_settings
 from .outbox import Outbox, Waiting
 from .tables import announced
@@ -28,8 +29,8 @@ _UID = "fastapi_django_orm"
 def connect() -> None:
     """Connect the signals, for as long as the process lives."""
     global _outbox
-    if _outbox is None and _has_others_to_tell():
-        _outbox = Outbox(lambda: choice.publishers(read_settings()))
+    if _outbox is None and _publishers():
+        _outbox = Outbox(_publishers)
     post_save.connect(_saved, dispatch_uid=_UID)
     m2m_changed.connect(_related, dispatch_uid=_UID)
     if _outbox is not None:
@@ -45,14 +46,17 @@ def _hear_of_deletes(wanted: bool) -> None:
         post_delete.disconnect(dispatch_uid=_UID)
 
 
-def _has_others_to_tell() -> bool:
-    """Whether a broker or another application's URL is named in the settings."""
+def _publishers() -> list[Publisher]:
+    """Those that the settings name.
+
+    Called by `connect()` before it is by the thread, since it imports client libraries, and a process that
+    forks while a thread imports leaves half a module to its child.
+    """
     try:
-        coherence = read_settings().coherence
+        return choice.publishers(read_settings())
     except ImproperlyConfigured as error:
         logger.error("FastAPI's workers cannot be told of writes: %s", error)
-        return False
-    return any("://" in item and not item.startswith("postgres") for item in coherence)
+        return []
 
 
 def _saved(sender: type[Model], instance: Model, using: str, **kwargs: Any) -> None:
