@@ -54,7 +54,7 @@ def install_triggers(*models: type[Any]) -> None:
 def uninstall_triggers() -> None:
     """None."""
     for model in (Topic, Author):
-        for event in _EVENTS:
+        for event in (*_EVENTS, "rekey"):
             execute(f"DROP TRIGGER IF EXISTS fastapi_django_orm_{event} ON {model._meta.db_table}")
 
 

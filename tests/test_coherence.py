@@ -91,6 +91,28 @@ def test_a_hint_during_a_load_is_not_lost(sqlite: str) -> None:
     run(main)
 
 
+def test_a_commit_during_the_first_load(sqlite: str) -> None:
+    """Listening begins before loading, so that nothing is lost between."""
+    gate = Gate()
+    repository = gated(gate)
+
+    async def main() -> None:
+        gate.close()
+        begun = asyncio.create_task(gate.load_begun())
+
+        async def write_and_let_go() -> None:
+            await begun  # it has read no topic
+            await write("one")
+            gate.open()
+
+        writing = asyncio.create_task(write_and_let_go())
+        async with hearing(repository) as (topics, _):
+            await writing
+            await follows(topics, "one")
+
+    run(main)
+
+
 def test_a_manual_hint_through_the_file(sqlite: str) -> None:
     """A publisher for SQLite makes watchers look, and changes nothing of the schema's version."""
     gate = Gate()

@@ -150,6 +150,20 @@ def test_related_tables(board: PostgreSQL) -> None:
     run(main)
 
 
+def test_other_databases(board: PostgreSQL) -> None:
+    """A hint from one database does not concern rows of the same model in another."""
+
+    async def main() -> None:
+        here, elsewhere = declare(), of(lambda: Topic.objects.using("default"), name="elsewhere")
+        async with hearing(here, elsewhere) as (topics, _):
+            await write("one")
+            await follows(topics, "one")
+            await seen("elsewhere")
+            assert (await elsewhere.current()).snapshot.version == 1
+
+    run(main)
+
+
 def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
     """A hint may come from anybody who can connect; a connection that was cut meanwhile is replaced."""
     gate = Gate()
@@ -436,7 +450,12 @@ def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> N
     [
         "DROP TRIGGER fastapi_django_orm_update ON board_topic",
         "ALTER TABLE board_topic DISABLE TRIGGER USER",
+        # Another one for some updates only, such as those of the key, does not make up for it.
+        "DROP TRIGGER fastapi_django_orm_update ON board_topic;"
+        "CREATE TRIGGER fastapi_django_orm_rekey AFTER UPDATE ON board_topic FOR EACH ROW"
+        " WHEN (OLD.id <> NEW.id) EXECUTE FUNCTION fastapi_django_orm_board_topic()",
     ],
+    ids=["dropped", "disabled", "replaced"],
 )
 def test_triggers_that_go_and_come_back(board: PostgreSQL, removal: str) -> None:
     """A heartbeat later it is known; when they are back, everything is read anew."""
