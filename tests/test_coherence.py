@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from django.db import connections, transaction
+from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, ORMSettings, running
@@ -185,6 +186,25 @@ def test_hints_of_the_process_itself(sqlite: str) -> None:
             assert gate.loads == 1
 
     run(main)
+
+
+def test_a_load_is_not_part_of_the_request_that_wrote(sqlite: str) -> None:
+    """What a request has bound for its logs does not stick to the loads that its hint begins."""
+    bound: list[Any] = []
+
+    def look() -> Any:
+        bound.append(get_contextvars())
+        return Topic.objects.all()
+
+    async def main() -> None:
+        async with hearing(of(look), coherence="process") as (topics, _):
+            await write("one")
+            with bound_contextvars(request_id="somebody's"):
+                process.publish(Hint("board.Topic"))
+            await follows(topics, "one")
+
+    run(main)
+    assert all("request_id" not in variables for variables in bound)
 
 
 def test_a_burst_costs_a_bounded_number_of_loads(sqlite: str) -> None:

@@ -6,6 +6,7 @@ However many hints come, there are at most one refresh that runs and one set of 
 import asyncio
 import random
 from collections.abc import Collection, Hashable
+from contextvars import copy_context
 from typing import Any
 
 from ..refresh import Load, Refresher
@@ -35,6 +36,8 @@ class Follower:
         self._served = 0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        # Not that of whoever tells, a request or a transaction, whose end this may outlive.
+        self._context = copy_context()
 
     def follow(self, keys: Collection[Hashable] | None) -> None:
         """Have rows refreshed, soon.
@@ -45,7 +48,8 @@ class Follower:
         self._heard += 1
         self._want(keys)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name=f"follow {self.refresher.name}")
+            name = f"follow {self.refresher.name}"
+            self._task = asyncio.create_task(self._run(), name=name, context=self._context)
 
     async def settle(self) -> None:
         """Wait until all that was followed before this call has been refreshed, or has failed to be."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -43,6 +44,7 @@ class Link:
         self._heard = heard
         self._failures = 0
         self._relied_on = relied_on
+        self._up_since = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -62,7 +64,7 @@ class Link:
 
     def connected(self) -> None:
         """Note it, and have everything read anew."""
-        self.connected_since = datetime.now(UTC)
+        self.connected_since, self._up_since = datetime.now(UTC), time.monotonic()
         self.error = None
         self.tried.set()
         _log("info", "coherence_connected", self)
@@ -88,10 +90,10 @@ class Link:
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
 
     def _lost(self, error: Exception) -> None:
-        since, self.connected_since = self.connected_since, None
-        if since is not None or self._failures == 0:  # one line, however long it lasts
+        was_up, self.connected_since = self.connected_since is not None, None
+        if was_up or self._failures == 0:  # one line, however long it lasts
             _log("error", "coherence_lost", self, error=type(error).__name__, cause=str(error))
-        if since is not None and (datetime.now(UTC) - since).total_seconds() > LAST_DELAY:
+        if was_up and time.monotonic() - self._up_since > LAST_DELAY:
             self._failures = 0
         self._failures += 1
         self.error = error
