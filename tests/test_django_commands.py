@@ -9,6 +9,7 @@ import redis
 
 from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
 from tests.announcing import Ear
+from tests.databases import wait_until
 from tests.projects import MAIN, Project
 from tests.servers import PostgreSQL, Valkey
 
@@ -308,3 +309,30 @@ def test_refresh_without_a_transport(project: Project) -> None:
     """Where nothing can carry a hint, the command says what to set."""
     project.append("config/settings.py", APP)
     assert "There is no transport" in refused(project, "refresh", DJANGO_ORM_COHERENCE="process")
+
+
+WRITE = "from bbs.models import Topic; Topic.objects.bulk_create([Topic(comment='from a command')])"
+
+
+def test_a_worker_follows_a_command(board: Project, connection: psycopg.Connection) -> None:
+    """A running worker serves what a management command writes in bulk, and psql changes, without a call."""
+    manage(board, "coherence", "install")
+    with board.uvicorn() as server:
+
+        def served() -> list[str]:
+            return [topic["comment"] for topic in server.get("/").json()["topics"]]
+
+        manage(board, "shell", "-c", WRITE)
+        wait_until(lambda: served() == ["from a command"], "the command's topic")
+        connection.execute("UPDATE bbs_topic SET comment = 'from psql'")
+        wait_until(lambda: served() == ["from psql"], "psql's change")
+        connection.execute("TRUNCATE bbs_topic")
+        wait_until(lambda: served() == [], "nothing")
+
+
+def test_a_worker_is_refreshed(board: Project, connection: psycopg.Connection) -> None:
+    """Without triggers a running worker loads again when `manage.py refresh` says so."""
+    with board.uvicorn() as server:
+        connection.execute("INSERT INTO bbs_topic (comment) VALUES ('unannounced')")
+        manage(board, "refresh", "topics")
+        wait_until(lambda: len(server.get("/").json()["topics"]) == 1, "the topic")
