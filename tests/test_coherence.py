@@ -155,6 +155,18 @@ def test_seen_waits_for_what_was_committed_before(sqlite: str) -> None:
     run(main)
 
 
+def test_seen_on_another_event_loop(sqlite: str) -> None:
+    """Synchronous code in a thread, which runs a loop of its own, may ask as well."""
+
+    async def main() -> None:
+        async with hearing(declare(), coherence_poll=60) as (topics, coherence):
+            await write("one")
+            await asyncio.to_thread(lambda: asyncio.run(coherence.seen("topics")))
+            assert comments(topics) == ["one"]
+
+    run(main)
+
+
 def test_seen_without_a_transport_that_can_tell(sqlite: str) -> None:
     """It reads the database."""
 
@@ -295,6 +307,20 @@ def test_passwords_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidSettings) as error:
         ORMSettings()
     assert "hunter2" not in str(error.value)
+
+
+def test_a_database_that_tells_nobody(sqlite: str) -> None:
+    """The log names the repositories that hear of no other process, and what to set."""
+
+    async def main() -> None:
+        async with hearing(declare(), coherence="process"):
+            pass
+
+    with capture_logs() as logs:
+        run(main)
+    (warning,) = [entry for entry in logs if entry["event"] == "writes_elsewhere_unheard"]
+    assert warning["repositories"] == ["topics"]
+    assert "DJANGO_ORM_COHERENCE" in warning["hint"]
 
 
 def test_off(sqlite: str) -> None:

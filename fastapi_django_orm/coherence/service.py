@@ -47,6 +47,7 @@ class Coherence:
         self._spread = settings.coherence_spread
         self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
         self._followers: dict[str, Follower] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.links = [
             Link(listener, is_named(settings, listener), self._dispatch)
             for listener in listeners(settings, self._concerns.values())
@@ -54,6 +55,7 @@ class Coherence:
 
     async def start(self) -> None:
         """Listen. Returns when all transports are up, or are known to be down, or after some seconds."""
+        self._loop = asyncio.get_running_loop()
         for link in self.links:
             link.start()
         tried = [asyncio.create_task(link.tried.wait()) for link in self.links]
@@ -83,7 +85,7 @@ class Coherence:
         self._follow(hint, None)
 
     async def seen(self, name: str) -> None:
-        """Wait until a repository has what was committed before this call.
+        """Wait until a repository has what was committed before this call. On any event loop.
 
         Args:
             name: the repository's.
@@ -91,12 +93,16 @@ class Coherence:
         Raises:
             RefreshFailed: it could not be read.
         """
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            elsewhere = asyncio.run_coroutine_threadsafe(self.seen(name), self._loop)
+            return await asyncio.wrap_future(elsewhere)
         follower, link = self._followers[name], self._orderly(name)
         if link is not None and await link.listener.caught_up() and link is self._orderly(name):
             await follower.settle()
             if follower.refresher.error is None:
-                return
+                return None
         await follower.refresher.refresh("call")
+        return None
 
     def _hears_elsewhere(self, name: str) -> bool:
         """Whether a transport is there that carries writes of other processes."""
