@@ -3,8 +3,8 @@
 PostgreSQL calls one function for each statement, with the rows that it has changed, so ``bulk_create``,
 ``update()``, ``COPY``, cascades and psql all count; ``NOTIFY`` goes out when the transaction commits, and not
 when it rolls back. Each table has a function of its own, because a query that names its column is planned
-once. One function for all tables, which takes the column as an argument, costs a write of one row nearly three
-times as much.
+once. One function for all tables, which takes the column as an argument, costs a write of one row nearly
+three times as much.
 
 django-pgtrigger was looked at. It writes a function for each trigger and leaves it behind, asks a function
 with a subtransaction before each call, and puts the triggers into the migrations of the model's app, which is
