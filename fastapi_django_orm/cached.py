@@ -7,13 +7,19 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 
 from . import declaration, running
+from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
 from .loading import Loader
 from .pacing import Pace
 from .refresh import Refresher
-from .repository import Repository
+from .repository import Repository, declared
 from .representation import RepositoryResponse
 from .snapshot import RowT, Snapshot, value_of
+
+
+def declared_cached() -> "list[type[CachedRepository[Any]]]":
+    """Every repository class that keeps its rows, in the order of declaration."""
+    return [cls for cls in declared() if issubclass(cls, CachedRepository)]
 
 
 class CachedRepository(Repository[RowT]):
@@ -34,11 +40,14 @@ class CachedRepository(Repository[RowT]):
         indexes: fields that ``find()`` looks up by.
         rows_kept: how many rows are kept ready as Python objects. Those of a larger table are kept as
             JSON alone, a third of the memory, and are made of it when they are read.
+        depends_on: labels of further models whose rows these are made of. Those that the query's SQL
+            mentions are found without.
     """
 
     max_age: ClassVar[timedelta | None] = None
     indexes: ClassVar[Sequence[str]] = ()
     rows_kept: ClassVar[int] = 10_000
+    depends_on: ClassVar[Sequence[str]] = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,3 +205,16 @@ class CachedRepository(Repository[RowT]):
             raise NotStarted(f"{self.label} cannot refresh. {running.HOW_TO_START}")
         wanted = [self.live.key(key) for key in keys] or None
         return (await self._refresher.refresh("call", wanted)).snapshot
+
+    async def refreshed(self) -> Snapshot[RowT]:
+        """Wait until this worker has all that was committed before this call, by whomever; returns that.
+
+        Where a transport brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;
+        elsewhere it loads.
+
+        Raises:
+            RefreshFailed: the rows could not be read.
+            NotStarted: no lifespan of ``DjangoORM`` runs.
+        """
+        await seen(self.name)
+        return self.snapshot

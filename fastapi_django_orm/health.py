@@ -2,11 +2,15 @@
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any, Literal
 
 from asgiref.sync import sync_to_async
 from pydantic import BaseModel, Field
 
+from . import running
+from .coherence.link import Link
+from .coherence.service import Coherence
 from .database.reachable import check_reachable
 from .errors import DatabaseUnreachable
 from .refresh import Refresher
@@ -24,16 +28,26 @@ class RepositoryHealth(BaseModel):
     error: str | None = Field(description="The class of the last refresh's error, if it failed.")
 
 
+class TransportHealth(BaseModel):
+    """The state of one way by which hints of changes come."""
+
+    connected_since: datetime | None = Field(description="Null while it is down.")
+    last_hint: datetime | None = Field(description="When the last hint has come.")
+    unheard: list[str] = Field(description="Models whose writes it should announce and does not.")
+    error: str | None = Field(description="The class of the error, while it is down.")
+
+
 class Health(BaseModel):
     """The state of the application.
 
-    ``ok``: all is fresh. ``degraded``: something is stale, and served. ``unavailable`` (503): a database does
-    not answer, or a repository has no rows to serve.
+    ``ok``: all is fresh. ``degraded``: something is stale, and served, or may be because a transport is down.
+    ``unavailable`` (503): a database does not answer, or a repository has no rows to serve.
     """
 
     status: Literal["ok", "degraded", "unavailable"]
     databases: dict[str, bool] = Field(description="For each database, whether it answers.")
     repositories: dict[str, RepositoryHealth]
+    transports: dict[str, TransportHealth]
 
 
 class DatabaseProbe:
@@ -79,11 +93,14 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
     databases = dict(zip(probes, answers, strict=True))
     repositories = {refresher.name: _state(refresher) for refresher in refreshers}
     status: Literal["ok", "degraded", "unavailable"] = "ok"
-    if any(state.stale for state in repositories.values()):
+    coherence: Coherence | None = running.find("The health route").coherence
+    links = coherence.links if coherence is not None else []
+    if any(state.stale for state in repositories.values()) or any(link.degraded for link in links):
         status = "degraded"
     if not all(answers) or any(state.rows is None for state in repositories.values()):
         status = "unavailable"
-    return Health(status=status, databases=databases, repositories=repositories)
+    transports = {link.listener.name: _transport(link) for link in links}
+    return Health(status=status, databases=databases, repositories=repositories, transports=transports)
 
 
 def _state(refresher: Refresher[Any]) -> RepositoryHealth:
@@ -95,4 +112,13 @@ def _state(refresher: Refresher[Any]) -> RepositoryHealth:
         stale=refresher.stale,
         # The class and never the text, which may hold a host, a user or a row's values.
         error=None if refresher.error is None else type(refresher.error).__name__,
+    )
+
+
+def _transport(link: Link) -> TransportHealth:
+    return TransportHealth(
+        connected_since=link.connected_since,
+        last_hint=link.last_hint,
+        unheard=sorted(link.listener.unheard),
+        error=None if link.error is None else type(link.error).__name__,
     )

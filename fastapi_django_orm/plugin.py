@@ -1,7 +1,7 @@
 """``DjangoORM``: what starts with an application, in which order, and how it ends."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import (
     AbstractAsyncContextManager,
     AsyncExitStack,
@@ -21,6 +21,7 @@ from . import repository, running
 from .access import HOW_TO_ALLOW
 from .answers import handlers_instrumented
 from .cached import CachedRepository
+from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
 from .database.network import notice_dead_networks
@@ -117,6 +118,7 @@ class DjangoORM:
             for refresher in refreshers.values():
                 refresher.start()
                 stack.push_async_callback(refresher.stop)
+            await stack.enter_async_context(_coherence(here, settings, refreshers))
             await _first_loads(refreshers.values(), aliases, settings)
             probes = {alias: DatabaseProbe(alias) for alias in aliases}
             for probe in probes.values():
@@ -151,6 +153,22 @@ class DjangoORM:
         for alias in aliases:
             check_shareable(alias)
         return refreshers, sorted(aliases)
+
+
+@asynccontextmanager
+async def _coherence(
+    here: running.Running, settings: ORMSettings, refreshers: Mapping[str, Refresher[Any]]
+) -> AsyncIterator[None]:
+    every = {repository.name: repository for repository in here.repositories.values()}
+    repositories = {name: every[name] for name in refreshers}
+    here.coherence = coherence = await sync_to_async(Coherence)(settings, repositories)
+    try:
+        # Before the first loads, so that nothing which is committed between is lost.
+        await coherence.start()
+        coherence.follow(refreshers)
+        yield
+    finally:
+        await coherence.stop()
 
 
 async def _first_loads(

@@ -54,7 +54,7 @@ class Load(Generic[RowT]):
     Attributes:
         snapshot: what it read.
         duration: seconds.
-        trigger: who asked first: ``startup``, ``call``, ``route``, ``max_age`` or ``retry``.
+        trigger: who asked first: ``startup``, ``call``, ``route``, ``hint``, ``max_age`` or ``retry``.
         keys: how many rows were read, None for all.
     """
 

@@ -23,6 +23,7 @@ class Running:
     def __init__(self) -> None:
         self.repositories: dict[type[Any], Any] = {}
         self.executor: Any = None  # database.executor's, which is above this room
+        self.coherence: Any = None  # coherence.service's, as well
         self.ended = False
         self.requests = 0
 

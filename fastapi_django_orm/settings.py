@@ -1,5 +1,6 @@
 """What an application can set, read from the environment and from ``.env``."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,6 +17,7 @@ from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
     EnvSettingsSource,
+    NoDecode,
     SettingsConfigDict,
 )
 
@@ -39,6 +41,25 @@ def _path(value: Any) -> Any:
     if isinstance(value, str) and value and not value.startswith("/"):
         raise ValueError('write a path that starts with "/", or an empty value for no route')
     return value
+
+
+COHERENCE = ("auto", "off", "process", "postgresql", "sqlite")  # or URLs:
+COHERENCE_URL = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|http|https)://[^/]")
+
+
+def _transports(value: Any) -> Any:
+    """The names and URLs that ``DJANGO_ORM_COHERENCE`` lists."""
+    items = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else list(value)
+    for item in items:
+        if item not in COHERENCE and not COHERENCE_URL.match(item):
+            raise ValueError(
+                "write one or more, with commas between, of "
+                + ", ".join(COHERENCE)
+                + ", redis://…, postgresql://… and http://…"
+            )
+    if "off" in items and len(items) > 1:
+        raise ValueError("off goes with nothing else")
+    return tuple(items)
 
 
 URLPath = Annotated[str, BeforeValidator(_path)]
@@ -90,6 +111,30 @@ class ORMSettings(BaseSettings):
         ge=0,
         description="Seconds after which a call that uses a connection is cut off from it; 0: never.",
     )
+    coherence: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_transports)] = Field(
+        default=("auto",),
+        repr=False,  # a URL may have a password
+        description="How writes elsewhere reach this worker: auto, off, or names and URLs of transports.",
+    )
+    coherence_dsn: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
+        default=None,
+        description="Where to LISTEN if DATABASES leads through PgBouncer: a direct PostgreSQL DSN.",
+    )
+    coherence_poll: float = Field(
+        default=0.1, gt=0, le=60, description="Seconds between two looks at an SQLite file."
+    )
+    coherence_heartbeat: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="Seconds between two tests of a transport. A silent one is found within twice that.",
+    )
+    coherence_spread: float = Field(
+        default=1.0,
+        ge=0,
+        description="The most seconds that a full load waits which a hint causes, for workers not to load at "
+        "once; at most four times what the last load took.",
+    )
 
     @model_validator(mode="after")
     def _paths_differ(self) -> Self:
@@ -135,7 +180,8 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
         return message.removeprefix("Value error, ")
     variable = PREFIX + str(loc[0]).upper()
     value = EnvSettingsSource(ORMSettings).env_vars.get(variable.lower())
-    shown = " in .env" if value is None else "" if variable.endswith("TOKEN") else f"={value}"
+    secret = variable.endswith(("TOKEN", "DSN", "COHERENCE"))  # a transport's URL may have a password
+    shown = " in .env" if value is None else "" if secret else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
 
 

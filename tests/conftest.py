@@ -11,6 +11,7 @@ import pytest
 os.environ["DJANGO_SETTINGS_MODULE"] = "tests.project.settings"
 for name in [name for name in os.environ if name.startswith("DJANGO_ORM_")]:
     del os.environ[name]  # what a developer has exported is not what the tests are about
+os.environ["DJANGO_ORM_COHERENCE"] = "off"  # most tests say themselves when to load
 
 import dj_database_url
 import django

@@ -82,7 +82,12 @@ def test_an_application_without_repositories_tells_about_its_database(sqlite: st
     with serving(application()) as client:
         answer = client.get("/health/")
         assert answer.status_code == 200
-        assert answer.json() == {"status": "ok", "databases": {"default": True}, "repositories": {}}
+        assert answer.json() == {
+            "status": "ok",
+            "databases": {"default": True},
+            "repositories": {},
+            "transports": {},
+        }
 
 
 def test_a_failed_refresh_degrades_until_one_succeeds(sqlite: str) -> None:

@@ -450,7 +450,7 @@ def test_the_routes_are_documented_with_what_they_answer() -> None:
         report = resolved(document, schema(document, post["responses"][status])["additionalProperties"])
         assert set(report["properties"]) == {"rows", "version", "duration_ms", "trigger", "error"}
         state = schema(document, health["responses"][status])
-        assert set(state["properties"]) == {"status", "databases", "repositories"}
+        assert set(state["properties"]) == {"status", "databases", "repositories", "transports"}
         repository = resolved(document, state["properties"]["repositories"]["additionalProperties"])
         assert set(repository["properties"]) == {"rows", "version", "age", "stale", "error"}
     for operation in (get, post):

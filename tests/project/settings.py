@@ -9,7 +9,12 @@ DEBUG = False
 SECRET_KEY = "for tests only"
 USE_TZ = True
 TIME_ZONE = "Asia/Tokyo"
-INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.auth", "tests.project.board"]
+INSTALLED_APPS = [
+    "django.contrib.contenttypes",
+    "django.contrib.auth",
+    "tests.project.board",
+    "tests.project.places",
+]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 DATABASES = {
     "default": {

@@ -2,6 +2,7 @@
 
 from .base import Server, ServerError
 from .mariadb import MariaDB
+from .pgbouncer import PgBouncer
 from .ports import free_port
 from .postgresql import PostgreSQL
 from .proxy import TCPProxy
@@ -10,6 +11,7 @@ from .valkey import Valkey
 
 __all__ = [
     "MariaDB",
+    "PgBouncer",
     "PostgreSQL",
     "Server",
     "ServerError",

@@ -1,0 +1,1 @@
+"""How a write anywhere reaches every worker: hints, one small module for each way they travel."""

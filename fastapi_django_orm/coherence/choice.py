@@ -1,0 +1,188 @@
+"""Which transports there are, from ``DJANGO_ORM_COHERENCE`` and Django's ``DATABASES``."""
+
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+from django.db import connections
+
+from ..database.network import POSTGRESQL_PATIENCE
+from ..errors import InvalidSettings
+from ..settings import ORMSettings
+from .concerns import Concern
+from .http import HTTPPublisher
+from .process import ProcessListener
+from .sqlite import SQLiteListener, SQLitePublisher
+from .transport import Listener, Publisher
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+ENGINES = {
+    "postgresql": (".postgresql", ".postgis"),
+    "sqlite": (".sqlite3", ".spatialite"),
+}
+
+
+def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[Listener]:
+    """What a worker listens to.
+
+    Args:
+        settings: the application's.
+        concerns: of its repositories.
+
+    Raises:
+        InvalidSettings: a transport is named whose package is not installed.
+    """
+    if "off" in settings.coherence:
+        return []
+    found: list[Listener] = [ProcessListener()]
+    aliases = sorted({concern.alias for concern in concerns})
+    if _wants(settings, "postgresql"):
+        for alias in _of_kind("postgresql", aliases):
+            found += _postgresql(alias, settings, [c for c in concerns if c.alias == alias])
+    if _wants(settings, "sqlite"):
+        found += [
+            SQLiteListener(alias, _file(alias), settings.coherence_poll)
+            for alias in _of_kind("sqlite", aliases)
+        ]
+    found += [
+        _redis().RedisListener(name, url, settings.coherence_heartbeat) for name, url in _brokers(settings)
+    ]
+    return found
+
+
+def is_named(settings: ORMSettings, listener: Listener) -> bool:
+    """Whether a transport was asked for, and not chosen by ``auto``."""
+    return "auto" not in settings.coherence or listener.name.startswith("redis")
+
+
+def publishers(settings: ORMSettings) -> list[Publisher]:
+    """What has to be told of every write, since the database does not: brokers, and applications' routes.
+
+    Raises:
+        InvalidSettings: a transport is named whose package is not installed.
+    """
+    token = settings.refresh_token
+    posts = [url for url in settings.coherence if urlsplit(url).scheme in ("http", "https")]
+    return [
+        *(_redis().RedisPublisher(name, url) for name, url in _brokers(settings)),
+        *(HTTPPublisher(url, token.get_secret_value() if token else None) for url in posts),
+    ]
+
+
+def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[Publisher]:
+    """What speaks through the databases: for hints that no write has caused.
+
+    Args:
+        settings: the application's.
+        aliases: keys in ``DATABASES``; those of other kinds are left out.
+
+    Raises:
+        InvalidSettings: psycopg is not installed.
+    """
+    aliases = list(aliases)
+    found: list[Publisher] = []
+    if _wants(settings, "postgresql"):
+        found += [
+            _psycopg().PostgreSQLPublisher(alias, libpq_parameters(alias))
+            for alias in _of_kind("postgresql", aliases)
+        ]
+    if _wants(settings, "sqlite"):
+        found += [SQLitePublisher(alias, _file(alias)) for alias in _of_kind("sqlite", aliases)]
+    return found
+
+
+def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
+    """How to connect to a database of Django's with libpq.
+
+    Args:
+        alias: its key in ``DATABASES``.
+        dsn: what is to be different.
+    """
+    from psycopg import pq
+    from psycopg.conninfo import conninfo_to_dict
+
+    settings = connections.settings[alias]
+    own = {
+        "dbname": settings["NAME"],
+        "user": settings["USER"],
+        "password": settings["PASSWORD"],
+        "host": settings["HOST"],
+        "port": settings["PORT"],
+    }
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    options = {name: value for name, value in settings["OPTIONS"].items() if name in known}
+    given = {name: value for name, value in own.items() if value not in ("", None)}
+    return {
+        "application_name": "fastapi-django-orm",
+        **POSTGRESQL_PATIENCE,
+        **options,
+        **given,
+        **(conninfo_to_dict(dsn) if dsn else {}),
+    }
+
+
+def _wants(settings: ORMSettings, kind: str) -> bool:
+    schemes = {item.partition("://")[0] for item in settings.coherence}
+    return not schemes.isdisjoint({"auto", kind, "postgres" if kind == "postgresql" else kind})
+
+
+def _of_kind(kind: str, aliases: Iterable[str]) -> Iterator[str]:
+    for alias in aliases:
+        if connections.settings[alias]["ENGINE"].endswith(ENGINES[kind]):
+            yield alias
+
+
+def _postgresql(alias: str, settings: ORMSettings, concerns: Iterable[Concern]) -> Iterator[Listener]:
+    try:
+        module = _psycopg()
+    except InvalidSettings as error:
+        if "auto" not in settings.coherence:
+            raise
+        logger.warning("transport_left_out", transport=f"postgresql:{alias}", hint=str(error))
+        return
+    tables = {table: label for concern in concerns for table, label in concern.tables.items()}
+    parameters = libpq_parameters(alias, _direct_dsn(settings))
+    yield module.PostgreSQLListener(alias, parameters, tables, settings.coherence_heartbeat)
+
+
+def _direct_dsn(settings: ORMSettings) -> str | None:
+    if settings.coherence_dsn is not None:
+        return settings.coherence_dsn.get_secret_value()
+    return next((url for url in settings.coherence if url.startswith(("postgres://", "postgresql://"))), None)
+
+
+def _brokers(settings: ORMSettings) -> Iterator[tuple[str, str]]:
+    """Names without passwords or hosts, since the health route shows them to everybody; and URLs."""
+    names = (f"redis:{number}" if number else "redis" for number in range(len(settings.coherence)))
+    for url in settings.coherence:
+        scheme, _, rest = url.partition("://")
+        if rest and scheme.startswith(("redis", "valkey")):
+            yield next(names), f"{scheme.replace('valkey', 'redis')}://{rest}"
+
+
+def _file(alias: str) -> str:
+    return str(connections.settings[alias]["NAME"])
+
+
+def _psycopg() -> Any:
+    try:
+        from . import postgresql
+    except ImportError as error:
+        raise InvalidSettings(
+            f"Listening to PostgreSQL needs psycopg 3 ({error}). Install it: pip install 'psycopg[binary]'. "
+            "Django's own connections may use another driver."
+        ) from error
+    return postgresql
+
+
+def _redis() -> Any:
+    try:
+        from . import redis
+    except ImportError as error:
+        raise InvalidSettings(
+            f"DJANGO_ORM_COHERENCE names a redis:// URL, which needs redis-py ({error}). Install it: "
+            "pip install 'fastapi-django-orm[redis]'."
+        ) from error
+    return redis

@@ -1,0 +1,152 @@
+"""Which hints concern a repository, found from what it declares and from the SQL that loads it.
+
+A table that is missed leaves stale rows behind, and one too many costs a load that was not needed. So every
+doubt is decided for the table: its name anywhere in the SQL counts.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.apps import apps
+from django.core.exceptions import EmptyResultSet
+from django.db import DatabaseError
+from django.db.models import Model, QuerySet
+from django.db.models.query import ValuesIterable
+
+from ..declaration import ordered, resolve_model
+from ..errors import InvalidRepository
+from .hints import Hint
+from .relations import related_models
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """What a repository reads.
+
+    Attributes:
+        alias: the database that it reads.
+        own: labels of models whose keys are those of its rows, so that a hint's keys name the rows.
+        related: labels of the other models; None: there is no telling, and each may be one.
+        tables: of all these that are known, with their labels.
+        to_key: makes a row's key of what a hint has.
+    """
+
+    alias: str
+    own: frozenset[str]
+    related: frozenset[str] | None
+    tables: Mapping[str, str]
+    to_key: Callable[[Any], Any]
+
+    def is_hit(self, hint: Hint) -> bool:
+        """Whether rows may have changed."""
+        return not hint.label or self.related is None or hint.label in self.own | self.related
+
+    def keys(self, hint: Hint) -> frozenset[Any] | None:
+        """Which ones; None: any."""
+        if hint.keys is None or hint.label not in self.own:
+            return None
+        try:
+            return frozenset(self.to_key(key) for key in hint.keys)
+        except Exception:  # whatever a field raises for what is no key of its
+            return None
+
+
+def concern_of(repository: Any) -> Concern:
+    """What a repository reads. On a database thread.
+
+    Raises:
+        UnknownModel: ``depends_on`` names a model that is not installed.
+        InvalidRepository: it is not a tuple of labels.
+    """
+    queryset = ordered(repository.queryset(), repository.ordering)
+    model: Any = queryset.model._meta.concrete_model  # which need not be the one that the repository names
+    named = set(_named(repository))
+    statement = _statement(queryset, repository.fields)
+    same_keys = {same._meta.label for same in _same_keys(model)}
+    if statement is None:
+        return _concern(queryset, named | same_keys, frozenset(), None)
+    found = {installed._meta.label for installed in _installed() if _mentions(statement, installed)}
+    found |= {related._meta.label for related in related_models(repository, queryset)}
+    exact = _is_row_by_row(queryset, statement)
+    own = {
+        same._meta.label
+        for same in _same_keys(model)
+        if exact and same._meta.label not in named and _mentions(statement, same) <= 1
+    }
+    every = found | named | same_keys
+    return _concern(queryset, every, frozenset(own), frozenset(every - own))
+
+
+def _concern(
+    queryset: QuerySet[Any], labels: Collection[str], own: frozenset[str], related: frozenset[str] | None
+) -> Concern:
+    tables = {
+        model._meta.db_table: model._meta.label for model in _installed() if model._meta.label in labels
+    }
+    return Concern(queryset.db, own, related, tables, _to_key(queryset.model))
+
+
+def _named(repository: Any) -> Iterator[str]:
+    depends_on = getattr(repository, "depends_on", ())
+    where = f"{repository.label}.depends_on"
+    if isinstance(depends_on, str):
+        raise InvalidRepository(f"{where}: write ({depends_on!r},), a tuple of models' labels.")
+    for model in depends_on:
+        yield resolve_model(where, model)._meta.concrete_model._meta.label  # type: ignore[union-attr]
+
+
+def _installed() -> Iterator[type[Model]]:
+    for model in apps.get_models(include_auto_created=True):
+        if not model._meta.proxy:
+            yield model
+
+
+def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
+    """The model, and those it inherits its key from by way of a link to their rows."""
+    yield model
+    for parent, link in model._meta.parents.items():
+        if link is not None and link is model._meta.pk:
+            yield from _same_keys(parent)
+
+
+def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None) -> str | None:
+    """The SQL that loads, or None if the database must be asked for it and is away."""
+    if fields is not None and not issubclass(queryset._iterable_class, ValuesIterable):
+        queryset = queryset.values(*fields)
+    try:
+        statement: str = queryset.query.chain().get_compiler(queryset.db).as_sql()[0]
+    except EmptyResultSet:
+        return ""
+    except DatabaseError:
+        return None
+    return statement
+
+
+def _mentions(statement: str, model: type[Model]) -> int:
+    """How often a table is read from: its name, unless a column's follows, or it is a column's itself."""
+    name = re.escape(model._meta.db_table.strip('"'))
+    return len(re.findall(rf"(?<![\w.])(?<!\.[\"`])[\"`]?\b{name}\b(?![\"`]?\s*\.)", statement))
+
+
+def _is_row_by_row(queryset: QuerySet[Any], statement: str) -> bool:
+    """Whether each row of the result has a key, and depends on the row of the model's table with that key."""
+    query = queryset.query
+    if query.is_sliced or query.combinator or query.distinct or " OVER " in statement:
+        return False
+    if issubclass(queryset._iterable_class, ValuesIterable):
+        keyed = {queryset.model._meta.pk.attname, "pk"} & {*query.values_select, *query.annotation_select}
+        return bool(keyed) and not isinstance(query.group_by, tuple)
+    return True
+
+
+def _to_key(model: type[Model]) -> Callable[[Any], Any]:
+    fields = model._meta.pk_fields
+    if len(fields) == 1:
+        return fields[0].to_python
+
+    def to_key(parts: Any) -> Any:
+        return tuple(field.to_python(part) for field, part in zip(fields, parts, strict=True))
+
+    return to_key

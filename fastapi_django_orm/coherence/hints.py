@@ -1,0 +1,138 @@
+"""What travels between processes: "these rows of bbs.Topic have changed", never the rows.
+
+A hint may be lost, doubled or late without harm, since whoever hears it reads the database. Hence reading one
+is total: what cannot be understood (a later version of this package, somebody else's message) means that
+something has changed and nobody knows what.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+# PostgreSQL's channel and Redis'; the names of the triggers begin with it.
+CHANNEL = "fastapi_django_orm"
+VERSION = 1
+
+# NOTIFY takes payloads of fewer than 8,000 bytes.
+# https://www.postgresql.org/docs/current/sql-notify.html
+MESSAGE_LIMIT = 7900  # bytes
+READ_LIMIT = 1_000_000  # bytes, beyond which a message is not even parsed
+MOST_KEYS = 10_000  # beyond which a hint says "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """Rows of a model have changed, or all may have.
+
+    Attributes:
+        label: the model's, ``"bbs.Topic"``; empty: any model.
+        keys: the primary keys; those of a composite key are tuples. None: all rows.
+    """
+
+    label: str
+    keys: tuple[Any, ...] | None = None
+
+
+EVERYTHING = Hint("")
+
+
+def encode(hint: Hint, limit: int = MESSAGE_LIMIT) -> list[bytes]:
+    """The messages that say it: JSON ``{"v":1,"m":"bbs.Topic","k":[1,2]}``, without ``k`` for all rows.
+
+    Keys are split over as many messages as they need. A hint with too many keys, or with a key that has no
+    form in JSON, becomes one for all rows.
+
+    Args:
+        hint: what to say.
+        limit: the most bytes of a message.
+    """
+    every = _message(hint.label)
+    if hint.keys is None or len(hint.keys) > MOST_KEYS:
+        return [every]
+    try:
+        keys = [_dumps(_written(key)) for key in hint.keys]
+    except (TypeError, ValueError):  # ValueError: an int of thousands of digits
+        return [every]
+    room = limit - len(_message(hint.label, []))
+    if any(len(key) > room for key in keys):
+        return [every]
+    return [_message(hint.label, part) for part in _parts(keys, room)]
+
+
+def decode(payload: bytes | str) -> Hint:
+    """What a message says.
+
+    Returns:
+        The hint; for all rows of the model if only its keys are unreadable; ``EVERYTHING`` if it is
+        longer than ``READ_LIMIT``, of another version, or no hint at all.
+    """
+    if len(payload) > READ_LIMIT:
+        return EVERYTHING
+    try:
+        message = json.loads(payload, parse_float=str)  # a float would not give a decimal key back
+    except (ValueError, RecursionError):
+        return EVERYTHING
+    match message:
+        case {"v": int(version), "m": str(label)} if version == VERSION:
+            return Hint(label, _keys(message.get("k")))
+    return EVERYTHING
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _message(label: str, keys: Sequence[bytes] | None = None) -> bytes:
+    listed = b"" if keys is None else b',"k":[' + b",".join(keys) + b"]"
+    return b'{"v":%d,"m":%s%s}' % (VERSION, _dumps(label), listed)
+
+
+def _parts(keys: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
+    part: list[bytes] = []
+    size = 0
+    for key in keys:
+        if part and size + len(key) > room:
+            yield part
+            part, size = [], 0
+        part.append(key)
+        size += len(key) + 1
+    if part:
+        yield part
+
+
+def _written(key: Any) -> Any:
+    """A key as JSON has it; the model's field turns it back into what it was (``to_python``)."""
+    match key:
+        case bool() | None:
+            raise TypeError
+        case int() | str():
+            return key
+        case tuple() | list():
+            return [_written(part) for part in key]
+        case UUID() | Decimal() | float() | date() | datetime() | time():
+            return str(key)
+    raise TypeError
+
+
+def _keys(written: Any) -> tuple[Any, ...] | None:
+    if not isinstance(written, list) or len(written) > MOST_KEYS:
+        return None
+    try:
+        return tuple(_read(key) for key in written)
+    except TypeError:
+        return None
+
+
+def _read(key: Any) -> Any:
+    match key:
+        case bool():
+            raise TypeError
+        case int() | str():
+            return key
+        case list():
+            return tuple(_read(part) for part in key)
+    raise TypeError

@@ -1,0 +1,76 @@
+"""HTTP carries hints where there is nothing else: a POST to the refresh route of each URL that is listed.
+
+Whoever answers at a URL is told, and of several workers behind it that is one. Workers need a URL each, or
+another transport.
+"""
+
+from http.client import HTTPException
+from urllib.error import HTTPError
+from urllib.parse import urlencode, urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
+
+from .hints import Hint, encode
+from .transport import TransportUnavailable
+
+PATIENCE = 5.0  # seconds for an answer
+MESSAGE_LIMIT = 100_000  # bytes
+
+# A proxy from the environment is for the world outside, not for the service next door.
+_opener = build_opener(ProxyHandler({}))
+
+
+class HTTPPublisher:
+    """Posts hints to one refresh route: ``?model=bbs.Topic&wait=0``, and the hint itself as the body."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            url: the refresh route, ``http://host:8000/refresh/``.
+            token: ``DJANGO_ORM_REFRESH_TOKEN`` of the application there.
+        """
+        parts = urlsplit(url)
+        self.name = f"http:{parts.hostname}:{parts.port or parts.scheme}"
+        self._url = url
+        self._headers = {"Content-Type": "application/json"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def publish(self, hint: Hint) -> None:
+        """Post it.
+
+        Raises:
+            TransportUnavailable: nobody answers, or refuses; the message has the status.
+        """
+        query = urlencode({"model": hint.label, "wait": 0} if hint.label else {"wait": 0})
+        for message in encode(hint, MESSAGE_LIMIT):
+            self._send(Request(f"{self._url}?{query}", message, self._headers, method="POST"))
+
+    def check(self) -> None:
+        """Ask the route what it takes.
+
+        Raises:
+            TransportUnavailable: nobody answers.
+        """
+        try:
+            self._send(Request(self._url, headers=self._headers, method="OPTIONS"))
+        except TransportUnavailable as error:
+            if not isinstance(error.__cause__, HTTPError):  # somebody is there
+                raise
+
+    def close(self) -> None:
+        """Let go of nothing."""
+
+    def _send(self, request: Request) -> None:
+        try:
+            with _opener.open(request, timeout=PATIENCE) as response:
+                response.read()
+        except HTTPError as error:
+            error.close()
+            refused = error.code in (401, 403)
+            raise TransportUnavailable(
+                f"{self.name} answers {error.code}."
+                + (" Set DJANGO_ORM_REFRESH_TOKEN to the application's, here too." if refused else "")
+            ) from error
+        except (OSError, HTTPException) as error:
+            raise TransportUnavailable(f"{self.name} does not answer: {error}") from error

@@ -1,0 +1,104 @@
+"""A transport kept up: listen, and after every loss connect again and distrust all that was loaded before."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from .hints import EVERYTHING, Hint
+from .transport import Listener
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+FIRST_DELAY = 0.1  # seconds
+LAST_DELAY = 5.0
+
+
+class Link:
+    """One listener and its state.
+
+    Attributes:
+        listener: the transport's end.
+        connected_since: None while it is down.
+        last_hint: when one has come, whatever it was about.
+        error: why it is down.
+    """
+
+    def __init__(self, listener: Listener, relied_on: bool, heard: Callable[["Link", Hint], None]) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            listener: what to keep up.
+            relied_on: whether it was asked for by name. Another is relied on when it is complete once.
+            heard: called on the event loop with what it hears, and with ``EVERYTHING`` when it connects.
+        """
+        self.listener = listener
+        self.connected_since: datetime | None = None
+        self.last_hint: datetime | None = None
+        self.error: BaseException | None = None
+        self.tried = asyncio.Event()  # whether it is up is known
+        self._heard = heard
+        self._failures = 0
+        self._relied_on = relied_on
+        self._up_since = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether hints are missed that should come."""
+        return self.connected_since is None or (self._relied_on and bool(self.listener.unheard))
+
+    def start(self) -> None:
+        """Listen, until stopped."""
+        self._task = asyncio.create_task(self._run(), name=f"coherence {self.listener.name}")
+
+    async def stop(self) -> None:
+        """Hang up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def connected(self) -> None:
+        """Note it, and have everything read anew."""
+        self.connected_since, self._up_since = datetime.now(UTC), time.monotonic()
+        self.error = None
+        self.tried.set()
+        _log("info", "coherence_connected", self)
+        self._pass_on(EVERYTHING)
+
+    def heard(self, hint: Hint) -> None:
+        """Pass a hint on."""
+        self.last_hint = datetime.now(UTC)
+        self._pass_on(hint)
+
+    def _pass_on(self, hint: Hint) -> None:
+        if not self.listener.unheard:
+            self._relied_on = True
+        self._heard(self, hint)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.listener.listen(self)
+            except Exception as error:
+                self._lost(error)
+            delay = min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(self._failures - 1, 10))
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
+
+    def _lost(self, error: Exception) -> None:
+        was_up, self.connected_since = self.connected_since is not None, None
+        if was_up or self._failures == 0:  # one line, however long it lasts
+            _log("error", "coherence_lost", self, error=type(error).__name__, cause=str(error))
+        if was_up and time.monotonic() - self._up_since > LAST_DELAY:
+            self._failures = 0
+        self._failures += 1
+        self.error = error
+        self.tried.set()
+
+
+def _log(level: str, event: str, link: Link, **fields: Any) -> None:
+    getattr(logger, level)(event, transport=link.listener.name, **fields)

@@ -1,0 +1,236 @@
+"""PostgreSQL's NOTIFY: the hint is part of the transaction, sent when it commits and not when it rolls back.
+
+Triggers in the database write the hints, so every writer counts. One connection of each worker LISTENs. The
+server queues notifications in the order of commits, and a worker uses that: when a message that it sends to
+itself comes back, all that was committed before has come too. And it shows that the connection lives.
+https://www.postgresql.org/docs/current/sql-notify.html
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import structlog
+from psycopg import AsyncConnection, sql
+from psycopg.pq import PGnotify
+
+from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
+from .postgresql_session import Session
+from .transport import Receiver, TransportUnavailable
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+PATIENCE = 3.0  # seconds for an answer
+
+USE_DIRECT_DSN = (
+    "LISTEN needs a session of its own with the primary server. Set DJANGO_ORM_COHERENCE_DSN to a DSN that "
+    "leads there directly, or DJANGO_ORM_COHERENCE to another transport."
+)
+
+# The bits of pg_trigger.tgtype: FOR EACH ROW 1, INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32.
+_WITHOUT_TRIGGERS = f"""
+SELECT wanted FROM unnest(%s::text[]) AS wanted
+WHERE NOT EXISTS (
+    SELECT 1 FROM pg_catalog.pg_trigger
+    WHERE tgrelid = to_regclass(quote_ident(wanted)) AND NOT tgisinternal
+    AND tgenabled IN ('O', 'A') AND tgtype & 1 = 0 AND starts_with(tgname, '{CHANNEL}')
+    HAVING bit_or(tgtype) & 60 = 60
+)"""
+
+
+class PostgreSQLListener:
+    """Hears what the triggers of a database, or anybody else, notify."""
+
+    def __init__(
+        self, alias: str, parameters: Mapping[str, Any], tables: Mapping[str, str], heartbeat: float
+    ) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            alias: the database's key in ``DATABASES``.
+            parameters: libpq's.
+            tables: those that should have triggers, and the labels of their models.
+            heartbeat: seconds between two tests of the connection.
+        """
+        self.name = f"postgresql:{alias}"
+        self.aliases: frozenset[str] | None = frozenset({alias})
+        self.unheard: frozenset[str] = frozenset()
+        self._parameters = parameters
+        self._tables = tables
+        self._heartbeat = heartbeat
+        self._private = f"{CHANNEL}_{uuid4().hex}"  # for messages to itself
+        self._session: Session | None = None
+        self._asking: list[asyncio.Future[bool]] = []
+        self._beats = 0
+        self._came = b""
+
+    async def listen(self, receiver: Receiver) -> None:
+        """Listen, and pass on what comes.
+
+        Raises:
+            TransportUnavailable: the database cannot be reached or was lost, or something between does not
+                let notifications through.
+        """
+        try:
+            connection = await AsyncConnection.connect(**self._parameters, autocommit=True)
+            async with Session(connection, lambda notify: self._hear(notify, receiver)) as session:
+                await self._subscribe(session, receiver)
+                self._session = session
+                await self._stay(session, receiver)
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise TransportUnavailable(f"{self.name} is a standby. {USE_DIRECT_DSN}") from error
+        except (psycopg.Error, OSError) as error:
+            raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
+        finally:
+            self._session = None
+            self._answer(False)
+
+    async def caught_up(self) -> bool:
+        """Wait until what was committed before this call has been passed on."""
+        if self._session is None:
+            return False
+        asking: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._asking.append(asking)
+        self._session.wake()
+        return await asking
+
+    async def _subscribe(self, session: Session, receiver: Receiver) -> None:
+        for channel in (CHANNEL, self._private):
+            listen = sql.SQL("LISTEN {}").format(sql.Identifier(channel))
+            await session.execute(listen, seconds=PATIENCE)
+        await self._test_from_elsewhere(session)
+        await self._look_at_triggers(session)
+        receiver.connected()
+
+    async def _test_from_elsewhere(self, session: Session) -> None:
+        """Find out whether an idle session hears, which one behind PgBouncer's transaction mode does not."""
+        async with await AsyncConnection.connect(**self._parameters, autocommit=True) as other:
+            await other.execute("SELECT pg_notify(%s, 'test')", [self._private])
+        if not await self._comes(session, b"test"):
+            raise TransportUnavailable(
+                f"{self.name}: notifications do not come through, as behind PgBouncer in transaction mode. "
+                f"{USE_DIRECT_DSN}"
+            )
+
+    async def _stay(self, session: Session, receiver: Receiver) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._heartbeat
+        while True:
+            await session.wait(due - loop.time())
+            if self._asking:
+                await self._beat(session)
+            if loop.time() >= due:
+                await self._beat(session)
+                await self._follow_triggers(session, receiver)
+                due = loop.time() + self._heartbeat
+
+    async def _beat(self, session: Session) -> None:
+        """Send a message to itself, and wait for it; who asks from now on waits for the next one."""
+        asking, self._asking = self._asking, []
+        self._beats += 1
+        beat = b"%d" % self._beats
+        try:
+            limit = min(PATIENCE, self._heartbeat)
+            await session.execute("SELECT pg_notify(%s, %s)", [self._private, beat.decode()], seconds=limit)
+            if not await self._comes(session, beat):
+                raise TransportUnavailable(f"{self.name} no longer passes notifications on. {USE_DIRECT_DSN}")
+        except BaseException:
+            self._asking += asking  # listen() answers them
+            raise
+        _answer(asking, True)
+
+    async def _comes(self, session: Session, message: bytes) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                while self._came != message:
+                    await session.wait(PATIENCE)
+                return True
+        return self._came == message
+
+    async def _look_at_triggers(self, session: Session) -> None:
+        rows = await session.execute(_WITHOUT_TRIGGERS, [list(self._tables)], seconds=PATIENCE)
+        before, self.unheard = self.unheard, frozenset(self._tables[table] for (table,) in rows)
+        if missing := sorted(self.unheard - before):
+            hint = f"python manage.py coherence install {' '.join(missing)}"
+            logger.warning("triggers_missing", transport=self.name, models=missing, hint=hint)
+
+    async def _follow_triggers(self, session: Session, receiver: Receiver) -> None:
+        before = self.unheard
+        await self._look_at_triggers(session)
+        if before - self.unheard:  # what was written without them is unknown
+            receiver.heard(EVERYTHING)
+
+    def _hear(self, notify: PGnotify, receiver: Receiver) -> None:
+        if notify.relname == self._private.encode():
+            self._came = notify.extra
+        else:
+            receiver.heard(decode(notify.extra))
+
+    def _answer(self, answer: bool) -> None:
+        asking, self._asking = self._asking, []
+        _answer(asking, answer)
+
+
+class PostgreSQLPublisher:
+    """Notifies without triggers: for ``manage.py refresh``, and for those who may not create any."""
+
+    def __init__(self, alias: str, parameters: Mapping[str, Any]) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            alias: the database's key in ``DATABASES``.
+            parameters: libpq's.
+        """
+        self.name = f"postgresql:{alias}"
+        self._parameters = parameters
+        self._connection: psycopg.Connection | None = None
+
+    def publish(self, hint: Hint) -> None:
+        """Notify.
+
+        Raises:
+            TransportUnavailable: the database does not take it.
+        """
+        messages = [message.decode() for message in encode(hint)]
+        try:
+            self._notify(messages)
+        except psycopg.OperationalError:  # the server has closed a connection that was used before
+            self.close()
+            self._notify_or_explain(messages)
+
+    def check(self) -> None:
+        """Connect.
+
+        Raises:
+            TransportUnavailable: that is not possible.
+        """
+        self._notify_or_explain([])
+
+    def close(self) -> None:
+        """Disconnect."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def _notify_or_explain(self, messages: list[str]) -> None:
+        try:
+            self._notify(messages)
+        except psycopg.Error as error:
+            self.close()
+            raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
+
+    def _notify(self, messages: list[str]) -> None:
+        if self._connection is None:
+            self._connection = psycopg.connect(**self._parameters, autocommit=True)
+        self._connection.execute(
+            "SELECT pg_notify(%s, message) FROM unnest(%s::text[]) AS message", [CHANNEL, messages]
+        )
+
+
+def _answer(asking: list["asyncio.Future[bool]"], answer: bool) -> None:
+    for asked in asking:
+        if not asked.done():
+            asked.set_result(answer)

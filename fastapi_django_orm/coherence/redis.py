@@ -1,0 +1,130 @@
+"""Redis or Valkey carry hints between machines: published after a commit, heard by every worker.
+
+A message is lost when nobody is connected, which is all right: whoever connects reads everything anew. It is
+therefore essential that a lost connection is noticed, and that redis-py does not mend it in silence.
+"""
+
+import asyncio
+from contextlib import aclosing
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from .hints import CHANNEL, Hint, decode, encode
+from .transport import Receiver, TransportUnavailable
+
+PATIENCE = 3.0  # seconds to connect, or to get an answer
+MESSAGE_LIMIT = 100_000  # bytes
+
+
+class RedisListener:
+    """Hears what is published on a server."""
+
+    aliases: frozenset[str] | None = None
+    unheard: frozenset[str] = frozenset()
+
+    def __init__(self, name: str, url: str, heartbeat: float) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            name: for logs.
+            url: ``redis://…`` or ``rediss://…``.
+            heartbeat: seconds of silence after which the server is asked for an answer.
+        """
+        self.name = name
+        self._url = url
+        self._heartbeat = heartbeat
+
+    async def listen(self, receiver: Receiver) -> None:
+        """Subscribe, and pass on what comes.
+
+        Raises:
+            TransportUnavailable: there is no server, or it was lost.
+        """
+        client = redis.asyncio.from_url(
+            self._url,
+            socket_connect_timeout=PATIENCE,
+            socket_timeout=PATIENCE,
+            socket_keepalive=True,
+            retry=AsyncRetry(NoBackoff(), 0),
+        )
+        try:
+            async with client, aclosing(client.pubsub()) as pubsub:
+                await pubsub.subscribe(CHANNEL)
+                await self._pass_on(pubsub, receiver)
+        except (redis.RedisError, OSError) as error:
+            raise TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}") from error
+
+    async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: Receiver) -> None:
+        waits_for_pong = False
+        while True:
+            limit = min(PATIENCE, self._heartbeat) if waits_for_pong else self._heartbeat
+            message = await pubsub.get_message(timeout=limit)
+            if message is not None:
+                waits_for_pong = False
+                _tell(message, receiver)
+            elif waits_for_pong:
+                raise redis.TimeoutError("the server does not answer")
+            else:
+                async with asyncio.timeout(PATIENCE):
+                    await pubsub.ping()
+                waits_for_pong = True
+
+    async def caught_up(self) -> bool:
+        """Tell nothing: a hint is published some time after its commit."""
+        return False
+
+
+def _tell(message: dict[str, object], receiver: Receiver) -> None:
+    match message:
+        case {"type": "subscribe"}:
+            receiver.connected()
+        case {"type": "message", "data": bytes(payload)}:
+            receiver.heard(decode(payload))
+
+
+class RedisPublisher:
+    """Publishes on a server."""
+
+    def __init__(self, name: str, url: str) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            name: for logs.
+            url: ``redis://…`` or ``rediss://…``.
+        """
+        self.name = name
+        # One retry, for a connection that the server has closed since it was used last.
+        self._client = redis.Redis.from_url(
+            url, socket_connect_timeout=PATIENCE, socket_timeout=PATIENCE, retry=Retry(NoBackoff(), 1)
+        )
+
+    def publish(self, hint: Hint) -> None:
+        """Publish it.
+
+        Raises:
+            TransportUnavailable: the server does not take it.
+        """
+        try:
+            for message in encode(hint, MESSAGE_LIMIT):
+                self._client.publish(CHANNEL, message)
+        except redis.RedisError as error:
+            raise TransportUnavailable(f"{self.name}: {error}") from error
+
+    def check(self) -> None:
+        """Ask the server for an answer.
+
+        Raises:
+            TransportUnavailable: it gives none.
+        """
+        try:
+            self._client.ping()
+        except redis.RedisError as error:
+            raise TransportUnavailable(f"{self.name}: {error}") from error
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.close()

@@ -1,0 +1,78 @@
+"""Models that a repository reads beside its query: by prefetching, or by what a schema takes of instances."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from django.core.exceptions import FieldDoesNotExist
+from django.db.models import Model, Prefetch, QuerySet
+from pydantic import BaseModel
+
+Path = tuple[str, ...]
+
+
+def related_models(repository: Any, queryset: QuerySet[Any]) -> Iterator[type[Model]]:
+    """Those models, as far as names tell; what a method or a property reads is for ``depends_on``."""
+    for lookup in queryset._prefetch_related_lookups:  # type: ignore[attr-defined]
+        name = lookup.prefetch_through if isinstance(lookup, Prefetch) else lookup
+        yield from _along(queryset.model, tuple(name.split("__")))
+    for path in _paths(repository.schema):
+        yield from _along(queryset.model, path)
+
+
+def _along(model: type[Model], path: Path) -> Iterator[type[Model]]:
+    """The models that a path of attributes leads through."""
+    for name in path:
+        relation = _relation(model, name)
+        if relation is None or relation.related_model is None:
+            return
+        through = getattr(relation, "through", None) or getattr(relation.remote_field, "through", None)
+        if through is not None:
+            yield through
+        model = relation.related_model
+        yield model._meta.concrete_model  # type: ignore[misc]
+        yield from model._meta.get_parent_list()
+
+
+def _relation(model: type[Model], name: str) -> Any:
+    try:
+        field: Any = model._meta.get_field(name)
+    except FieldDoesNotExist:
+        by_accessor = {found.get_accessor_name(): found for found in model._meta.related_objects}
+        return by_accessor.get(name)
+    return field if field.is_relation else None
+
+
+def _paths(schema: Any) -> Iterator[Path]:
+    """The attributes that a schema takes: a pydantic model's fields, a DRF serializer's sources."""
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        yield from _pydantic_paths(schema, ())
+    elif schema is not None:
+        yield from _serializer_paths(schema())
+
+
+def _pydantic_paths(schema: type[BaseModel], seen: tuple[type[BaseModel], ...]) -> Iterator[Path]:
+    for name, field in schema.model_fields.items():
+        alias = field.validation_alias
+        for source in {name, alias if isinstance(alias, str) else name}:
+            yield (source,)
+            for nested in _nested(field.annotation):
+                if nested not in seen:
+                    rest = _pydantic_paths(nested, (*seen, schema, nested))
+                    yield from ((source, *path) for path in rest)
+
+
+def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _nested(argument)
+
+
+def _serializer_paths(serializer: Any) -> Iterator[Path]:
+    serializer = getattr(serializer, "child", serializer)  # many=True
+    for field in getattr(serializer, "fields", {}).values():
+        source = tuple(name for name in (field.source or "").split(".") if name not in ("", "*"))
+        yield source
+        nested = getattr(field, "child", field)
+        if hasattr(nested, "fields"):
+            yield from ((*source, *path) for path in _serializer_paths(nested))

@@ -1,0 +1,148 @@
+"""Coherence of one application: its transports, and its repositories that follow the hints they bring."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from .. import running
+from ..errors import RefreshFailed
+from ..refresh import Refresher
+from ..settings import ORMSettings
+from .choice import is_named, listeners
+from .concerns import concern_of
+from .follower import Follower
+from .hints import Hint
+from .link import Link
+from .process import ProcessListener
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+HOW_TO_HEAR = (
+    "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes; "
+    "or off, if nobody else writes."
+)
+FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
+
+
+class Coherence:
+    """Hears of writes anywhere, and has the rows concerned refreshed.
+
+    Attributes:
+        links: the transports.
+    """
+
+    def __init__(self, settings: ORMSettings, repositories: Mapping[str, Any]) -> None:
+        """Find out what concerns whom. On a database thread.
+
+        Args:
+            settings: the application's.
+            repositories: by name.
+
+        Raises:
+            InvalidSettings: a transport is named whose package is not installed.
+            InvalidRepository: a ``depends_on`` cannot be used.
+        """
+        self._spread = settings.coherence_spread
+        self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
+        self._followers: dict[str, Follower] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.links = [
+            Link(listener, is_named(settings, listener), self._dispatch)
+            for listener in listeners(settings, self._concerns.values())
+        ]
+
+    async def start(self) -> None:
+        """Listen. Returns when all transports are up, or are known to be down, or after some seconds."""
+        self._loop = asyncio.get_running_loop()
+        for link in self.links:
+            link.start()
+        tried = [asyncio.create_task(link.tried.wait()) for link in self.links]
+        if tried:
+            _, slow = await asyncio.wait(tried, timeout=FIRST_CONNECTIONS_PATIENCE)
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+        if self.links and (deaf := [name for name in self._concerns if not self._hears_elsewhere(name)]):
+            logger.warning("writes_elsewhere_unheard", repositories=deaf, hint=HOW_TO_HEAR)
+
+    def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
+        """Have these follow the hints that come from now on. Their first loads must begin later.
+
+        Args:
+            refreshers: by the repositories' names.
+        """
+        self._followers = {name: Follower(refresher, self._spread) for name, refresher in refreshers.items()}
+
+    async def stop(self) -> None:
+        """Hang up, and follow nothing more."""
+        await asyncio.gather(*(link.stop() for link in self.links))
+        await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
+
+    def hear(self, hint: Hint) -> None:
+        """Follow a hint that has come another way. On the application's event loop."""
+        self._follow(hint, None)
+
+    async def seen(self, name: str) -> None:
+        """Wait until a repository has what was committed before this call. On any event loop.
+
+        Args:
+            name: the repository's.
+
+        Raises:
+            RefreshFailed: it could not be read.
+        """
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            elsewhere = asyncio.run_coroutine_threadsafe(self.seen(name), self._loop)
+            return await asyncio.wrap_future(elsewhere)
+        follower, link = self._followers[name], self._orderly(name)
+        if link is not None and await link.listener.caught_up() and link is self._orderly(name):
+            await follower.settle()
+            if follower.refresher.error is None:
+                return None
+        await follower.refresher.refresh("call")
+        return None
+
+    def _hears_elsewhere(self, name: str) -> bool:
+        """Whether a transport is there that carries writes of other processes."""
+        alias = self._concerns[name].alias
+        listeners = [link.listener for link in self.links if not isinstance(link.listener, ProcessListener)]
+        return any(listener.aliases is None or alias in listener.aliases for listener in listeners)
+
+    def _orderly(self, name: str) -> Link | None:
+        """A transport that carries all writes that concern a repository, in the order of commits."""
+        concern = self._concerns[name]
+        labels = frozenset(concern.tables.values())
+        for link in self.links:
+            aliases = link.listener.aliases
+            if aliases is None or concern.alias not in aliases or link.connected_since is None:
+                continue
+            if concern.related is not None and labels.isdisjoint(link.listener.unheard):
+                return link
+        return None
+
+    def _dispatch(self, link: Link, hint: Hint) -> None:
+        self._follow(hint, link.listener.aliases)
+
+    def _follow(self, hint: Hint, aliases: frozenset[str] | None) -> None:
+        for name, follower in self._followers.items():
+            concern = self._concerns[name]
+            if (aliases is None or concern.alias in aliases) and concern.is_hit(hint):
+                follower.follow(concern.keys(hint))
+
+
+async def seen(name: str) -> None:
+    """Wait until a repository of the application that this code runs under has all commits before this call.
+
+    Args:
+        name: the repository's.
+
+    Raises:
+        NotStarted: no lifespan of ``DjangoORM`` runs.
+        RefreshFailed: it could not be read.
+    """
+    coherence: Coherence | None = running.find("refreshed()").coherence
+    if coherence is None:
+        raise RefreshFailed(f"{name} cannot be refreshed: the application is still starting.")
+    await coherence.seen(name)

@@ -1,0 +1,19 @@
+"""The Django app. It has no models, so it needs no migration."""
+
+from django.apps import AppConfig
+
+
+class CoherenceConfig(AppConfig):
+    """Tells FastAPI's workers what this process writes."""
+
+    name = "fastapi_django_orm.django"
+    label = "fastapi_django_orm"
+    verbose_name = "FastAPI coherence"
+
+    def ready(self) -> None:
+        """Connect the signals and register the system checks."""
+        from .checks import register
+        from .signals import connect
+
+        register()
+        connect()

@@ -1,0 +1,187 @@
+"""System checks: what would leave FastAPI's workers with old data.
+
+They look at the FastAPI application's repositories, so they import it. Therefore none runs with every
+command: W001 with ``manage.py check --database default`` and ``migrate``, the others with
+``manage.py check --deploy``.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from django.core import checks
+from django.db import DatabaseError, connections, models, router
+from django.db.models import Model
+
+from ..cached import CachedRepository, declared_cached
+from ..coherence import choice
+from ..coherence.concerns import Concern, concern_of
+from ..coherence.transport import TransportUnavailable
+from ..errors import DjangoORMError
+from ..settings import ORMSettings, read_settings
+from . import selection, triggers
+from .application import import_application
+from .triggers import State
+
+Found = Iterator[checks.CheckMessage]
+
+# Since Django 6.1. The database follows these by itself, and Django sends no signal.
+_BY_DATABASE = [
+    getattr(models, name) for name in ("DB_CASCADE", "DB_SET_NULL", "DB_SET_DEFAULT") if hasattr(models, name)
+]
+
+
+def register() -> None:
+    """Have Django run them."""
+    checks.register(check_triggers, checks.Tags.database)
+    for check in (check_settings, check_transports, check_relations, check_many_to_many):
+        checks.register(check, deploy=True)
+
+
+def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W001: a table that a repository reads has no triggers, or old ones."""
+    settings = _settings()
+    if not databases or settings is None or not {"auto", "postgresql"} & set(settings.coherence):
+        return []
+    read = selection.named(sorted({label for concern in _concerns() for label in concern.tables.values()}))
+    found = selection.by_database(read, None)
+    return [
+        message
+        for alias in databases
+        if connections[alias].vendor == "postgresql"
+        for message in _without_triggers(alias, found.get(alias, []))
+    ]
+
+
+def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
+    """E001: the settings cannot be read, so this process tells nobody of anything."""
+    try:
+        choice.publishers(read_settings())
+    except DjangoORMError as error:
+        return [checks.Error(str(error), id="fastapi_django_orm.E001")]
+    return []
+
+
+def check_transports(**kwargs: Any) -> list[checks.CheckMessage]:
+    """W002: a transport does not answer. W003: a repository is without any."""
+    settings = _settings()
+    if settings is None or "off" in settings.coherence:
+        return []
+    publishers = choice.publishers(settings)
+    return [*_unreachable(publishers), *([] if publishers else _without_transport(settings))]
+
+
+def check_relations(**kwargs: Any) -> list[checks.CheckMessage]:
+    """W004: the database changes rows by itself, and only signals would tell of it."""
+    return [
+        checks.Warning(
+            f"{model._meta.label}.{field.name} has the database change rows by itself, of which Django sends "
+            "no signal: FastAPI's workers do not hear of it.",
+            hint="Use Django's own CASCADE or SET_NULL, or give the repository a `max_age`.",
+            obj=model,
+            id="fastapi_django_orm.W004",
+        )
+        for model in _heard_by_signals()
+        for field in model._meta.concrete_fields
+        if field.remote_field is not None and getattr(field.remote_field, "on_delete", None) in _BY_DATABASE
+    ]
+
+
+def check_many_to_many(**kwargs: Any) -> list[checks.CheckMessage]:
+    """I001: a repository with a schema does not follow a many-to-many relation of its model."""
+    return [
+        checks.Info(
+            f"{_name(cls)} is not refreshed when {field.name} of a {cls().model_class._meta.label} changes: "
+            "that is stored in a table of its own.",
+            hint=f"If its rows show it, write depends_on = ({_through(field)._meta.label!r},).",
+            obj=cls,
+            id="fastapi_django_orm.I001",
+        )
+        for cls, concern in _read()
+        if cls.schema is not None and concern.related is not None
+        for field in cls().model_class._meta.many_to_many
+        if _through(field)._meta.db_table not in concern.tables
+    ]
+
+
+def _through(field: Any) -> type[Model]:
+    return field.remote_field.through  # type: ignore[no-any-return]
+
+
+def _settings() -> ORMSettings | None:
+    try:
+        return read_settings()
+    except DjangoORMError:
+        return None  # E001 tells
+
+
+def _read() -> list[tuple[type[CachedRepository[Any]], Concern]]:
+    """What the repositories of the application read; nothing where there is no application."""
+    try:
+        import_application()
+        return [(cls, concern_of(cls())) for cls in declared_cached()]
+    except Exception:  # an application that cannot be imported has errors of its own to show
+        return []
+
+
+def _name(cls: type[Any]) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _concerns() -> list[Concern]:
+    return [concern for _, concern in _read()]
+
+
+def _without_triggers(alias: str, tables: Iterable[Any]) -> Found:
+    for table in tables:
+        try:
+            state = triggers.state(alias, table)
+        except (DjangoORMError, DatabaseError):
+            continue  # no table yet, or none that can have triggers
+        if state is not State.INSTALLED:
+            yield checks.Warning(
+                f"The triggers of {table.model._meta.db_table} are {state}: FastAPI's workers are not told "
+                f"of all writes to {table.label}.",
+                hint=f"Run `manage.py coherence install {table.label} --database {alias}`.",
+                obj=table.model,
+                id="fastapi_django_orm.W001",
+            )
+
+
+def _unreachable(publishers: Iterable[Any]) -> Found:
+    for publisher in publishers:
+        try:
+            publisher.check()
+        except TransportUnavailable as error:
+            yield checks.Warning(
+                f"FastAPI's workers cannot be told of writes: {error}",
+                hint="Start it, or correct DJANGO_ORM_COHERENCE.",
+                id="fastapi_django_orm.W002",
+            )
+        finally:
+            publisher.close()
+
+
+def _without_transport(settings: ORMSettings) -> Found:
+    for cls, concern in _read():
+        if not choice.database_publishers(settings, [concern.alias]):
+            yield checks.Warning(
+                f"{_name(cls)} does not hear of writes by other processes: nothing carries them from the "
+                f"database {concern.alias!r} ({connections[concern.alias].display_name}).",
+                hint="Let DJANGO_ORM_COHERENCE name a Redis or Valkey, redis://host, here and for FastAPI; "
+                "or give the repository a `max_age`.",
+                obj=cls,
+                id="fastapi_django_orm.W003",
+            )
+
+
+def _heard_by_signals() -> list[type[Model]]:
+    """The models that repositories read from databases that tell nothing by themselves."""
+    settings = _settings()
+    labels = {label for concern in _concerns() for label in concern.tables.values()}
+    if settings is None:
+        return []
+    return [
+        model
+        for model in selection.named(sorted(labels))
+        if not choice.database_publishers(settings, [router.db_for_write(model)])
+    ]

@@ -1,0 +1,1 @@
+"""``manage.py coherence`` and ``manage.py refresh``."""

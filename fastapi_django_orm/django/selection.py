@@ -1,0 +1,112 @@
+"""Which models a command is about: those that are named, or all that the application's repositories read."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.db import router
+from django.db.models import Model
+
+from ..cached import CachedRepository, declared_cached
+from ..coherence.concerns import concern_of
+from ..errors import ConfigurationError, UnknownModel, nearest
+from .application import import_application
+from .tables import Table, tables_of
+
+
+class NoRepository(ConfigurationError):
+    """No model was named, and the application has no repository."""
+
+
+class UnknownRepository(ConfigurationError, LookupError):
+    """No repository has this name."""
+
+
+def model_named(label: str) -> type[Model]:
+    """The model with this label; a proxy's is the model that it stands for.
+
+    Raises:
+        UnknownModel: no installed app has one; the message has the nearest labels.
+    """
+    try:
+        model = apps.get_model(label)
+    except (LookupError, ValueError):
+        labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
+        raise UnknownModel(
+            f"There is no model {label!r} in INSTALLED_APPS. {nearest(label, labels)}"
+        ) from None
+    return model._meta.concrete_model or model
+
+
+def model_of(name: str, application: str | None) -> type[Model]:
+    """The model of an application's repository.
+
+    Args:
+        name: the repository's.
+        application: as in ``read_by_repositories()``.
+
+    Raises:
+        UnknownRepository: there is none; the message has the nearest names.
+        ApplicationNotFound: there is no such application.
+    """
+    known = {cls.name: cls for cls in declared_by(application)}
+    if name not in known:
+        raise UnknownRepository(f"There is no repository {name!r}. {nearest(name, known)}")
+    model = known[name]().model_class
+    return model._meta.concrete_model or model
+
+
+def named(labels: Iterable[str]) -> list[type[Model]]:
+    """The models with these labels.
+
+    Raises:
+        UnknownModel: no installed app has one; the message has the nearest labels.
+    """
+    return [model_named(label) for label in labels]
+
+
+def read_by_repositories(application: str | None) -> list[type[Model]]:
+    """Every model that a repository of the application reads.
+
+    Args:
+        application: ``main:app``; by default as FastAPI's command line finds it.
+
+    Raises:
+        ApplicationNotFound: there is none.
+        NoRepository: it has no repository.
+    """
+    concerns = [concern_of(cls()) for cls in declared_by(application)]
+    return named(sorted({label for concern in concerns for label in concern.tables.values()}))
+
+
+def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
+    """The repositories of an application, which is imported for it.
+
+    Args:
+        application: ``main:app``; by default as FastAPI's command line finds it.
+
+    Raises:
+        ApplicationNotFound: there is none.
+        NoRepository: it has no repository.
+    """
+    app = import_application(application)
+    if not (found := declared_cached()):
+        raise NoRepository(
+            f"The application {app.title!r} has no repository. Name the models, as in "
+            "manage.py coherence install bbs.Topic."
+        )
+    return found
+
+
+def by_database(models: Sequence[type[Model]], database: str | None) -> dict[str, list[Table]]:
+    """The tables that these models are read from, by the database where they are written.
+
+    Args:
+        models: which ones.
+        database: an alias to take for all of them; by default the routers decide.
+    """
+    found: dict[str, list[Table]] = {}
+    for table in tables_of(models):
+        alias = database or router.db_for_write(table.model)
+        found.setdefault(alias, []).append(table)
+    return found

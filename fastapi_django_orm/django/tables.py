@@ -1,0 +1,130 @@
+"""Whose rows a table holds: what to announce when it changes, and which tables a model is read from.
+
+A model that inherits from another has its row in two tables, and several models may share one. A hint names a
+model, so whoever writes a table announces every model that has something in it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from django.apps import apps
+from django.db.models import Model
+
+# Keys of these types look the same in JSON, whoever writes them, and `to_python` gives the key back. Others
+# have several forms (a decimal's zeros, a moment's time zone, an address's mask) or none.
+PLAIN_KEYS = frozenset(
+    {"AutoField", "BigAutoField", "SmallAutoField"}
+    | {"IntegerField", "BigIntegerField", "SmallIntegerField"}
+    | {"PositiveIntegerField", "PositiveBigIntegerField", "PositiveSmallIntegerField"}
+    | {"CharField", "SlugField", "TextField", "UUIDField"}
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A model's own table, and what to announce when it changes.
+
+    Attributes:
+        model: the model that Django makes the table for.
+        keyed: the labels of the models whose rows have the table's primary key.
+        unkeyed: the labels of the other models with something in this table: all their rows may have changed.
+    """
+
+    model: type[Model]
+    keyed: tuple[str, ...]
+    unkeyed: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The model's label."""
+        return self.model._meta.label
+
+    @property
+    def key(self) -> str:
+        """The column of the primary key."""
+        return str(self.model._meta.pk.column)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Every model that is announced."""
+        return self.keyed + self.unkeyed
+
+
+def table_of(model: type[Model]) -> Table:
+    """What to announce when this model's own table changes."""
+    own = _concrete(model)
+    keyed: list[str] = []
+    unkeyed: list[str] = []
+    for other in _concerned(own):
+        plain = _has_plain_key(own) and _shares_key(own, other)
+        (keyed if plain else unkeyed).append(other._meta.label)
+    return Table(own, tuple(keyed), tuple(unkeyed))
+
+
+def tables_of(models: Iterable[type[Model]]) -> list[Table]:
+    """The tables that the rows of these models are read from, parents' included, each once."""
+    found: dict[str, Table] = {}
+    for model in models:
+        for part in lineage(model):
+            found.setdefault(part._meta.db_table, table_of(part))
+    return list(found.values())
+
+
+def lineage(model: type[Model]) -> list[type[Model]]:
+    """The models with a table that a row of this model lies in: its own, and its parents'."""
+    own = _concrete(model)
+    return list(dict.fromkeys([own, *(_concrete(parent) for parent in own._meta.get_parent_list())]))
+
+
+@cache
+def announced(model: type[Model]) -> tuple[tuple[str, bool], ...]:
+    """What to announce when a row of this model was written, in all its tables.
+
+    Returns:
+        The labels, and whether a row of that model has the same primary key.
+    """
+    found: dict[str, bool] = {}
+    own = _concrete(model)
+    for part in lineage(own):
+        table = table_of(part)
+        same = part is own or _shares_key(own, part)
+        for label in table.labels:
+            found[label] = found.get(label, True) and same and label in table.keyed
+    return tuple(found.items())
+
+
+def _concrete(model: type[Model]) -> type[Model]:
+    return model._meta.concrete_model or model
+
+
+def _concerned(own: type[Model]) -> Iterator[type[Model]]:
+    """The model, its parents, and all that have something in its table."""
+    yield from lineage(own)
+    for other in apps.get_models(include_auto_created=True):
+        if other is own or other._meta.proxy or other in lineage(own):
+            continue
+        if own._meta.db_table in {part._meta.db_table for part in lineage(other)}:
+            yield other
+
+
+def _has_plain_key(model: type[Model]) -> bool:
+    field: Any = model._meta.pk
+    while field.remote_field is not None:
+        field = field.target_field
+    converted = hasattr(field, "from_db_value")  # what the column holds is not what Python sees
+    return field.column is not None and not converted and field.get_internal_type() in PLAIN_KEYS
+
+
+def _shares_key(own: type[Model], other: type[Model]) -> bool:
+    """Whether the same row has the same primary key in both."""
+    if other._meta.db_table == own._meta.db_table:
+        return bool(other._meta.pk.column == own._meta.pk.column)
+    child, parent = (other, own) if own in other._meta.get_parent_list() else (own, other)
+    link: Any = child._meta.pk
+    while link.remote_field is not None and link.remote_field.parent_link:
+        if link.related_model is parent:
+            return True
+        link = link.related_model._meta.pk
+    return False

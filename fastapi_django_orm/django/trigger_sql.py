@@ -1,0 +1,212 @@
+"""The triggers' SQL: readable, printable, and the same for the same table.
+
+PostgreSQL calls one function for each statement, with the rows that it has changed, so ``bulk_create``,
+``update()``, ``COPY``, cascades and psql all count; ``NOTIFY`` goes out when the transaction commits, and not
+when it rolls back. Each table has a function of its own, because a query that names its column is planned
+once. One function for all tables, which takes the column as an argument, costs a write of one row nearly
+three times as much.
+
+django-pgtrigger was looked at. It writes a function for each trigger and leaves it behind, asks a function
+with a subtransaction before each call, and puts the triggers into the migrations of the model's app, which is
+often somebody else's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..coherence.hints import CHANNEL, VERSION
+from .tables import Table
+
+MOST_KEYS = 1000  # of one statement; beyond them a hint says "all"
+PART = 7000  # bytes of keys in one notification, which must be shorter than 8,000 with all else
+LONGEST_KEY = 700  # bytes
+REKEY = f"{CHANNEL}_rekey"
+
+_STATEMENT = " FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+
+# Only the new rows: to collect the old ones, too, would slow an update of 10,000 rows by another 3 %. They
+# matter where a key itself changes, and then the last trigger says "all".
+_TRIGGERS = {
+    f"{CHANNEL}_insert": "AFTER INSERT ON {table} REFERENCING NEW TABLE AS changed" + _STATEMENT,
+    f"{CHANNEL}_update": "AFTER UPDATE ON {table} REFERENCING NEW TABLE AS changed" + _STATEMENT,
+    f"{CHANNEL}_delete": "AFTER DELETE ON {table} REFERENCING OLD TABLE AS changed" + _STATEMENT,
+    f"{CHANNEL}_truncate": "AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}('all')",
+    REKEY: "AFTER UPDATE OF {key} ON {table} FOR EACH ROW WHEN (OLD.{key} IS DISTINCT FROM NEW.{key})"
+    " EXECUTE FUNCTION {function}('all')",
+}
+
+# Every name is qualified, so that no search_path of a writer can put something else in its place.
+_FUNCTION = """\
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint$
+DECLARE
+    keys pg_catalog.text[];
+    parts pg_catalog.text[];
+    part pg_catalog.text;
+BEGIN
+    IF TG_NARGS OPERATOR(pg_catalog.=) 0 THEN
+{read}
+    END IF;
+{send}
+    RETURN NULL;
+END
+$hint$"""
+
+# What fits into one notification is sent at once; the rest is rare enough to be slow.
+_READ_KEYS = """\
+        keys := ARRAY(SELECT pg_catalog.to_json({key})::pg_catalog.text FROM changed LIMIT {limit});
+        IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.=) 0 THEN
+            RETURN NULL;
+        ELSIF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} THEN
+            part := pg_catalog.array_to_string(keys, ',');
+            IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part} THEN
+{send}
+                RETURN NULL;
+            END IF;
+            parts := ARRAY(
+                SELECT pg_catalog.string_agg(numbered.key, ',')
+                FROM (
+                    SELECT one.key,
+                        pg_catalog.max(pg_catalog.octet_length(one.key)) OVER () AS longest,
+                        pg_catalog.sum(pg_catalog.octet_length(one.key) OPERATOR(pg_catalog.+) 1)
+                            OVER (ROWS UNBOUNDED PRECEDING) OPERATOR(pg_catalog./) {part} AS number
+                    FROM pg_catalog.unnest(keys) AS one(key)
+                ) AS numbered
+                WHERE numbered.longest OPERATOR(pg_catalog.<=) {longest}
+                GROUP BY numbered.number
+            );
+        END IF;"""
+
+_READ_ANY = """\
+        PERFORM FROM changed LIMIT 1;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;"""
+
+_SEND_PARTS = """\
+    IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.>) 0 THEN
+        FOREACH part IN ARRAY parts LOOP
+{keyed}
+        END LOOP;
+    ELSE
+{every}
+    END IF;"""
+
+_SEND = "PERFORM pg_catalog.pg_notify('{channel}', {payload});"
+
+# What only triggers of an earlier version, of a renamed table or of a removed model may have needed.
+DROP_UNUSED = f"""\
+DO $unused$
+DECLARE
+    unused pg_catalog.regprocedure;
+BEGIN
+    FOR unused IN
+        SELECT p.oid FROM pg_catalog.pg_proc p
+        WHERE p.proname LIKE '{CHANNEL}\\_%' AND p.prorettype = 'pg_catalog.trigger'::pg_catalog.regtype
+            AND pg_catalog.pg_has_role(p.proowner, 'USAGE')
+            AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgfoid = p.oid)
+    LOOP
+        EXECUTE pg_catalog.format('DROP FUNCTION %s', unused);
+    END LOOP;
+END
+$unused$"""
+
+
+class TriggerSQL:
+    """The statements that install a table's triggers, and those that remove them."""
+
+    def __init__(self, table: Table, connection: BaseDatabaseWrapper) -> None:
+        """Write them; nothing is executed.
+
+        Args:
+            table: what to announce.
+            connection: whose names to quote; it is not opened.
+        """
+        quote = connection.ops.quote_name
+        self.table = quote(table.model._meta.db_table)
+        self.function = f"{CHANNEL}_{_digest(self.table)}"
+        self._names = {"table": self.table, "function": self.function}
+        self._triggers = dict(_TRIGGERS)
+        if table.keyed:
+            self._names["key"] = quote(table.key)
+        else:
+            del self._triggers[REKEY]  # every change says "all" already
+        self._body = _FUNCTION.format(
+            function=self.function, read=_read(table, self._names), send="\n".join(_send(table))
+        )
+
+    @property
+    def triggers(self) -> frozenset[str]:
+        """The triggers' names."""
+        return frozenset(self._triggers)
+
+    @property
+    def mark(self) -> str:
+        """The function's comment: by it a database with the triggers of another version is told."""
+        return f"{CHANNEL} {VERSION} {_digest(''.join(self._created()))}"
+
+    def install(self) -> list[str]:
+        """What brings the triggers to this version, from any other or none."""
+        comment = f"COMMENT ON FUNCTION {self.function}() IS '{self.mark}'"
+        return [*self._dropped(set(_TRIGGERS) - self.triggers), *self._created(), comment]
+
+    def uninstall(self) -> list[str]:
+        """What removes the triggers; ``DROP_UNUSED`` removes the function."""
+        return self._dropped(_TRIGGERS)
+
+    def _created(self) -> list[str]:
+        triggers = (
+            f"CREATE OR REPLACE TRIGGER {name} {definition.format(**self._names)}"
+            for name, definition in self._triggers.items()
+        )
+        return [self._body, *triggers]
+
+    def _dropped(self, names: Iterable[str]) -> list[str]:
+        return [f"DROP TRIGGER IF EXISTS {name} ON {self.table}" for name in sorted(names)]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _read(table: Table, names: dict[str, str]) -> str:
+    """What to do for a statement with rows, most often all."""
+    if not table.keyed:
+        return _READ_ANY
+    send = [*_keyed(table), *map(_literal, table.unkeyed)]
+    return _READ_KEYS.format(
+        key=names["key"],
+        limit=MOST_KEYS + 1,
+        most=MOST_KEYS,
+        part=PART,
+        longest=LONGEST_KEY,
+        send=_notify(send, 16),
+    )
+
+
+def _send(table: Table) -> Iterator[str]:
+    """What to do otherwise."""
+    if table.keyed:
+        every = [_literal(label) for label in table.keyed]
+        yield _SEND_PARTS.format(keyed=_notify(_keyed(table), 12), every=_notify(every, 8))
+    if table.unkeyed:
+        yield _notify(map(_literal, table.unkeyed), 4)
+
+
+def _notify(payloads: Iterable[str], indent: int) -> str:
+    return "\n".join(" " * indent + _SEND.format(channel=CHANNEL, payload=payload) for payload in payloads)
+
+
+def _keyed(table: Table) -> list[str]:
+    """The payloads for a part of the keys."""
+    around = [_literal(label, keys="|").split("|") for label in table.keyed]
+    concatenated = " OPERATOR(pg_catalog.||) "
+    return [concatenated.join((f"{before}'", "part", f"'{after}")) for before, after in around]
+
+
+def _literal(label: str, keys: str | None = None) -> str:
+    """A hint as `hints.encode` writes it, as a text constant."""
+    listed = "" if keys is None else f',"k":[{keys}]'
+    return f"""'{{"v":{VERSION},"m":{json.dumps(label)}{listed}}}'"""

@@ -1,0 +1,135 @@
+"""Which hints concern a repository: what it declares, and what its SQL reads."""
+
+from typing import Any
+
+import pytest
+from django.db.models import Count, Exists, F, OuterRef, Prefetch, Window
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Rank
+from pydantic import BaseModel
+from rest_framework import serializers
+
+from fastapi_django_orm.coherence.concerns import Concern, concern_of
+from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
+from fastapi_django_orm.errors import InvalidRepository, UnknownModel
+from tests.project.board.models import Author, LoudTopic, Poem, Seat, Topic
+from tests.repositories import declare, of
+
+
+class AuthorOut(BaseModel):
+    name: str
+
+
+class TopicOut(BaseModel):
+    id: int
+    author: AuthorOut | None
+
+
+class TopicWithName(serializers.ModelSerializer):  # type: ignore[type-arg]
+    by = serializers.CharField(source="author.name")
+
+    class Meta:
+        model = Topic
+        fields = ("id", "by")
+
+
+def concern(repository: Any) -> Concern:
+    return concern_of(repository())
+
+
+OWN_ROWS = {
+    "plain": declare(),
+    "a proxy": declare(model="board.LoudTopic"),
+    "some fields": declare(fields=("id", "author_id")),
+    "filtered": of(lambda: Topic.objects.filter(comment="x", author__isnull=True), model="board.Topic"),
+}
+
+WITH_AUTHORS = {
+    "select_related": of(lambda: Topic.objects.select_related("author")),
+    "values": of(lambda: Topic.objects.values("id", "author__name")),
+    "fields": declare(fields=("id", "author__name")),
+    "ordering": declare(ordering=("author__name",)),
+    "a filter": of(lambda: Topic.objects.filter(author__name="x")),
+    "an annotation": of(lambda: Topic.objects.annotate(by=F("author__name"))),
+    "a subquery": of(lambda: Topic.objects.filter(Exists(Author.objects.filter(pk=OuterRef("author"))))),
+    "raw SQL": of(lambda: Topic.objects.annotate(n=RawSQL("select count(*) from board_author", ()))),
+    "a union": of(lambda: Topic.objects.values("id").union(Author.objects.values("id"))),
+    "prefetching": of(lambda: Topic.objects.prefetch_related("author")),
+    "Prefetch": of(lambda: Topic.objects.prefetch_related(Prefetch("author", Author.objects.all()))),
+    "a pydantic schema": declare(schema=TopicOut),
+    "a serializer": declare(schema=TopicWithName),
+    "depends_on": declare(depends_on=("board.Author",)),
+}
+
+
+@pytest.mark.parametrize("repository", OWN_ROWS.values(), ids=OWN_ROWS)
+def test_rows_of_one_table(repository: Any) -> None:
+    """A hint about the model says which rows, and one about another model is for others."""
+    found = concern(repository)
+    assert found.is_hit(Hint("board.Topic", (1,)))
+    assert found.keys(Hint("board.Topic", (1, "2"))) == {1, 2}
+    assert found.keys(Hint("board.Topic")) is None
+    assert not found.is_hit(Hint("board.Author"))
+    assert not found.is_hit(Hint("nobody.Knows", (1,)))
+
+
+@pytest.mark.parametrize("repository", WITH_AUTHORS.values(), ids=WITH_AUTHORS)
+def test_related_tables_are_found(repository: Any) -> None:
+    """A hint about a related model concerns all rows; one about another model, none."""
+    found = concern(repository)
+    assert found.is_hit(Hint("board.Author", (1,)))
+    assert found.keys(Hint("board.Author", (1,))) is None
+    assert not found.is_hit(Hint("board.Poem"))
+
+
+def test_a_hint_about_everything_concerns_all() -> None:
+    """So does one that could not be read."""
+    assert concern(declare()).is_hit(EVERYTHING)
+    assert concern(declare()).keys(EVERYTHING) is None
+
+
+ROW_BESIDE_ROW = {
+    "a slice": of(lambda: Topic.objects.all()[:10]),
+    "a rank": of(lambda: Topic.objects.annotate(place=Window(Rank(), order_by="comment"))),
+    "a join with itself": of(lambda: Topic.objects.annotate(siblings=Count("author__topic"))),
+    "a subquery": of(lambda: Topic.objects.filter(pk__in=Topic.objects.filter(comment="x"))),
+    "a union": of(lambda: Topic.objects.filter(pk=1).union(Topic.objects.filter(pk=2))),
+    "distinct": of(lambda: Topic.objects.values("id", "comment").distinct()),
+    "groups": of(lambda: Topic.objects.values("comment").annotate(pk=Count("id"))),
+    "no key": of(lambda: Topic.objects.values("comment")),
+    "depends_on": declare(depends_on=("board.Topic",)),
+}
+
+
+@pytest.mark.parametrize("repository", ROW_BESIDE_ROW.values(), ids=ROW_BESIDE_ROW)
+def test_rows_that_depend_on_other_rows_are_all_refreshed(repository: Any) -> None:
+    """The keys in a hint do not suffice then; the model's own label in `depends_on` says so."""
+    assert concern(repository).is_hit(Hint("board.Topic", (1,)))
+    assert concern(repository).keys(Hint("board.Topic", (1,))) is None
+
+
+def test_keys_get_their_types_back() -> None:
+    """Composite keys are tuples; what is no key of the model's means all rows."""
+    assert concern(of(Seat.objects.all)).keys(Hint("board.Seat", (("1", 2),))) == {(1, 2)}
+    assert concern(of(Seat.objects.all)).keys(Hint("board.Seat", (1,))) is None
+    assert concern(of(Poem.objects.all)).keys(Hint("board.Poem", ("x",))) is None
+
+
+def test_a_proxy_has_the_label_of_its_table() -> None:
+    """Triggers and signals name the model whose table it is."""
+    assert concern(of(LoudTopic.objects.all, model="board.LoudTopic")).is_hit(Hint("board.Topic", (1,)))
+
+
+@pytest.mark.parametrize(
+    ("depends_on", "error", "told"),
+    [
+        (("board.Athor",), UnknownModel, "board.Author"),
+        ("board.Author", InvalidRepository, "('board.Author',)"),
+    ],
+)
+def test_depends_on_is_checked(depends_on: Any, error: type[Exception], told: str) -> None:
+    """A label that is not installed, or no tuple, is told with what to write instead."""
+    with pytest.raises(error) as failure:
+        concern(declare(depends_on=depends_on))
+    assert told in str(failure.value)
+    assert "Topics.depends_on" in str(failure.value)

@@ -1,0 +1,507 @@
+"""PostgreSQL's notifications: exact at commit, in order, and found out when they do not come."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+from django.conf import settings as django_settings
+from django.db import connections
+from structlog.testing import capture_logs
+
+from fastapi_django_orm.coherence.choice import libpq_parameters
+from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
+from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
+from fastapi_django_orm.coherence.service import Coherence, seen
+from tests.databases import BOARD, DEADLINE
+from tests.gates import Gate, comments, gated
+from tests.hearing import (
+    create,
+    eventually,
+    execute,
+    follows,
+    hearing,
+    install_triggers,
+    link,
+    notify,
+    roll_back,
+    uninstall_triggers,
+    write,
+)
+from tests.playing import outside
+from tests.project import router
+from tests.project.board.models import Author, Topic
+from tests.projects import Project
+from tests.repositories import declare, of
+from tests.servers import PgBouncer, PostgreSQL, TCPProxy
+
+HEARTBEAT = 0.4  # seconds
+NAME = "fastapi-django-orm"  # by which the server knows listeners
+
+
+@pytest.fixture
+def board(_databases: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
+    """A server with empty tables and the triggers, chosen for every query."""
+    router.choose(_databases("postgresql"))
+    uninstall_triggers()
+    Topic.objects.all().delete()
+    Author.objects.all().delete()
+    install_triggers()
+    yield postgresql
+    uninstall_triggers()
+    connections.close_all()
+    router.choose("default")
+
+
+@pytest.fixture
+def proxy(board: PostgreSQL) -> Iterator[TCPProxy]:
+    """What stands between the listeners and the server, and nobody else."""
+    with TCPProxy("127.0.0.1", board.port) as proxy:
+        yield proxy
+        proxy.resume()
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[list[Any]]:
+    """What is logged, instead of the output."""
+    with capture_logs() as entries:
+        yield entries
+
+
+def listener(coherence: Coherence) -> Any:
+    return link(coherence, "postgresql")
+
+
+def through(proxy: TCPProxy) -> dict[str, Any]:
+    return {
+        "coherence_dsn": f"host=127.0.0.1 port={proxy.port} connect_timeout=2",
+        "coherence_heartbeat": HEARTBEAT,
+    }
+
+
+def end_listeners() -> None:
+    """Have the server cut every listener off."""
+    execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", NAME)
+
+
+def write_unheard() -> None:
+    """A topic that no trigger announces, as if its hint were lost."""
+    execute("SET session_replication_role = replica")
+    create(["unheard"])
+    execute("SET session_replication_role = origin")
+
+
+def run(main: Any) -> None:
+    asyncio.run(main())
+
+
+# Writes
+
+
+def test_every_kind_of_write(board: PostgreSQL) -> None:
+    """What the ORM does in bulk, raw SQL and TRUNCATE count, at once and by key."""
+
+    async def main() -> None:
+        async with hearing(declare()) as (topics, coherence):
+            assert not listener(coherence).degraded
+            await write("one")
+            await follows(topics, "one")
+            await outside(lambda: Topic.objects.bulk_create([Topic(comment="two"), Topic(comment="three")]))
+            await follows(topics, "one", "two", "three")
+            await outside(lambda: Topic.objects.filter(comment="two").update(comment="2"))
+            await follows(topics, "one", "2", "three")
+            await outside(lambda: execute("UPDATE board_topic SET comment = comment || '!'"))
+            await follows(topics, "one!", "2!", "three!")
+            await outside(lambda: execute("DELETE FROM board_topic WHERE comment = '2!'"))
+            await follows(topics, "one!", "three!")
+            await outside(lambda: execute("TRUNCATE board_topic"))
+            await follows(topics)
+
+    run(main)
+
+
+def test_what_is_rolled_back_is_not_heard(board: PostgreSQL) -> None:
+    """No hint comes of it, and the next commit's does."""
+
+    async def main() -> None:
+        async with hearing(declare()) as (_, coherence):
+            await outside(roll_back)
+            assert await listener(coherence).listener.caught_up()
+            assert listener(coherence).last_hint is None
+            await write("one")
+            assert await listener(coherence).listener.caught_up()
+            assert listener(coherence).last_hint is not None
+
+    run(main)
+
+
+def test_related_tables(board: PostgreSQL) -> None:
+    """A repository that joins authors follows a change of an author."""
+
+    async def main() -> None:
+        repository = of(lambda: Topic.objects.values("id", "author__name"))
+        async with hearing(repository) as (topics, _):
+            await outside(lambda: Topic.objects.create(comment="x", author=Author.objects.create(name="a")))
+            await outside(lambda: Author.objects.update(name="b"))
+            await eventually(lambda: [row["author__name"] for row in topics.all()] == ["b"], "the new name")
+
+    run(main)
+
+
+def test_other_databases(board: PostgreSQL) -> None:
+    """A hint from one database does not concern rows of the same model in another."""
+
+    async def main() -> None:
+        here, elsewhere = declare(), of(lambda: Topic.objects.using("default"), name="elsewhere")
+        async with hearing(here, elsewhere) as (topics, _):
+            await write("one")
+            await follows(topics, "one")
+            await seen("elsewhere")
+            assert (await elsewhere.current()).snapshot.version == 1
+
+    run(main)
+
+
+def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
+    """A hint may come from anybody who can connect; a connection that was cut meanwhile is replaced."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with hearing(gated(gate), gate=gate) as (_, coherence):
+            publisher = PostgreSQLPublisher("postgresql", libpq_parameters("postgresql"))
+            await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
+            await gate.load_begun()
+            await outside(end_listeners)
+            await eventually(lambda: listener(coherence).connected_since is None, "the cut is noticed")
+            await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
+            await asyncio.to_thread(publisher.close)
+
+    run(main)
+
+
+def test_a_burst_ends_exact(board: PostgreSQL) -> None:
+    """Two thousand commits of single rows cost a bounded number of loads, and none is lost."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with hearing(gated(gate), gate=gate) as (topics, _):
+            started = time.monotonic()
+            await outside(lambda: [create([str(number)]) for number in range(2000)] and None)
+            await seen("topics")
+            assert len(topics) == 2000
+            assert gate.loads <= 110 * (time.monotonic() - started) + 2
+
+    run(main)
+
+
+# Seeing what was committed
+
+
+def test_seen_waits_for_the_commits_before(board: PostgreSQL) -> None:
+    """The caller's own commit is served after it; where nothing was written it costs no load."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with hearing(gated(gate), gate=gate) as (topics, _):
+            for number in range(5):
+                await Topic.objects.acreate(comment=str(number))
+                await seen("topics")
+                assert len(topics) == number + 1
+            loads = gate.loads
+            await asyncio.gather(*(seen("topics") for _ in range(20)))
+            assert gate.loads == loads
+
+    run(main)
+
+
+def test_seen_while_the_connection_is_down(proxy: TCPProxy) -> None:
+    """It reads the database instead, and does not wait for the connection."""
+
+    async def main() -> None:
+        async with hearing(declare(), **through(proxy)) as (topics, coherence):
+            proxy.refuse()
+            proxy.reset()
+            await eventually(lambda: listener(coherence).degraded, "the loss is noticed")
+            await write("one")
+            await seen("topics")
+            assert comments(topics) == ["one"]
+
+    run(main)
+
+
+# Faults
+
+
+def test_a_listener_that_the_server_cuts_off(board: PostgreSQL, logs: list[Any]) -> None:
+    """It connects again and reads everything anew; what was written between is served."""
+
+    async def main() -> None:
+        async with hearing(declare()) as (topics, coherence):
+            before = listener(coherence).connected_since
+            await outside(write_unheard)
+            assert comments(topics) == []
+            await outside(end_listeners)
+            await follows(topics, "unheard")
+            assert listener(coherence).connected_since > before
+
+    run(main)
+    assert [entry["log_level"] for entry in logs if entry["event"] == "coherence_lost"] == ["error"]
+
+
+@pytest.mark.parametrize("mortal", ["postgresql"], indirect=True)
+def test_a_server_that_dies_and_comes_back(mortal: PostgreSQL) -> None:
+    """What was written before the listener is back is served when it is."""
+    install_triggers()
+
+    async def main() -> None:
+        async with hearing(declare()) as (topics, coherence):
+            await write("before")
+            await follows(topics, "before")
+            await asyncio.to_thread(mortal.kill)
+            await eventually(lambda: listener(coherence).degraded, "the loss is noticed")
+            assert comments(topics) == ["before"]
+            await asyncio.to_thread(mortal.start)
+            await write("after")
+            await follows(topics, "before", "after")
+            await eventually(lambda: not listener(coherence).degraded, "it is back")
+
+    run(main)
+
+
+def test_a_connection_that_goes_silent(proxy: TCPProxy) -> None:
+    """The heartbeat finds it within twice its time, and what was written meanwhile is served afterwards."""
+
+    async def main() -> None:
+        async with hearing(declare(), **through(proxy)) as (topics, coherence):
+            await asyncio.to_thread(proxy.black_hole)
+            started = time.monotonic()
+            await write("one")
+            await eventually(lambda: listener(coherence).degraded, "the silence is noticed")
+            assert time.monotonic() - started < 2 * HEARTBEAT + 0.5
+            assert comments(topics) == []
+            await asyncio.to_thread(proxy.resume)
+            await follows(topics, "one")
+
+    run(main)
+
+
+def test_a_server_that_is_away_at_startup(proxy: TCPProxy) -> None:
+    """The application starts and serves; when the listener gets through, everything is read anew."""
+
+    async def main() -> None:
+        async with hearing(declare(), **through(proxy)) as (topics, coherence):
+            assert listener(coherence).degraded
+            await write("one")
+            await asyncio.to_thread(proxy.resume)
+            await follows(topics, "one")
+
+    proxy.refuse()
+    run(main)
+
+
+def test_an_end_in_the_middle_of_silence(proxy: TCPProxy) -> None:
+    """Shutting down does not wait for a server that does not answer."""
+
+    async def main() -> None:
+        async with hearing(declare(), **through(proxy)):
+            await asyncio.to_thread(proxy.black_hole)
+            ended = time.monotonic()
+        assert time.monotonic() - ended < 3
+
+    run(main)
+
+
+def test_a_pool_in_transaction_mode(board: PostgreSQL, logs: list[Any]) -> None:
+    """Notifications do not come through it: the error names the setting for a direct DSN."""
+    if reason := PgBouncer.unavailable():
+        pytest.skip(reason)
+
+    async def main(dsn: str) -> None:
+        async with hearing(declare(), coherence_dsn=dsn) as (topics, coherence):
+            assert listener(coherence).degraded
+            assert "DJANGO_ORM_COHERENCE_DSN" in str(listener(coherence).error)
+            await write("one")
+            await seen("topics")
+            assert comments(topics) == ["one"]
+
+    with PgBouncer(board.url(BOARD)) as pool:
+        run(lambda: main(pool.url()))
+    (lost,) = [entry for entry in logs if entry["event"] == "coherence_lost"]
+    assert "DJANGO_ORM_COHERENCE_DSN" in lost["cause"]
+
+
+def test_django_behind_the_pool_and_the_listener_not(board: PostgreSQL) -> None:
+    """With a direct DSN the listener works, wherever Django's connections lead."""
+
+    async def main() -> None:
+        dsn = f"host=127.0.0.1 port={board.port}"
+        async with hearing(declare(), coherence_dsn=dsn) as (topics, coherence):
+            assert listener(coherence).error is None
+            await write("one")
+            await follows(topics, "one")
+
+    before = django_settings.DATABASES["postgresql"]["PORT"]
+    connections["postgresql"].close()
+    if reason := PgBouncer.unavailable():
+        pytest.skip(reason)
+    with PgBouncer(board.url(BOARD)) as pool:
+        config = connections.settings["postgresql"]
+        config.update(PORT=pool.port, DISABLE_SERVER_SIDE_CURSORS=True)
+        try:
+            run(main)
+        finally:
+            connections["postgresql"].close()
+            config.update(PORT=before, DISABLE_SERVER_SIDE_CURSORS=False)
+
+
+@pytest.mark.parametrize(
+    "payload", ["", "hello", '{"v":2,"m":"board.Topic"}', "[" * 7000, '{"v":1,"m":"board.Topic","k":["x"]}']
+)
+def test_messages_that_cannot_be_understood(board: PostgreSQL, payload: str) -> None:
+    """Malformed, or of another version: everything is read anew, and the next one is heard."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with hearing(gated(gate), gate=gate) as (topics, _):
+            await outside(lambda: notify(payload))
+            await gate.load_begun()
+            await write("one")
+            await follows(topics, "one")
+
+    run(main)
+
+
+def test_bytes_that_are_no_text(board: PostgreSQL) -> None:
+    """In a database without an encoding a payload may be anything: nothing breaks."""
+
+    class Receiver:
+        def __init__(self) -> None:
+            self.hints: list[Hint] = []
+            self.up = asyncio.Event()
+
+        def connected(self) -> None:
+            self.up.set()
+
+        def heard(self, hint: Hint) -> None:
+            self.hints.append(hint)
+
+    async def main(parameters: dict[str, Any]) -> None:
+        receiver = Receiver()
+        listener = PostgreSQLListener("bytes", parameters, {}, 10)
+        listening = asyncio.create_task(listener.listen(receiver))
+        await asyncio.wait_for(receiver.up.wait(), DEADLINE)
+        for payload in (r"E'\\xff'", """'{"v":1,"m":"board.Topic"}'"""):
+            with psycopg.connect(**parameters) as writer:
+                writer.execute(f"SELECT pg_notify('fastapi_django_orm', {payload})")
+        assert await listener.caught_up()
+        assert receiver.hints == [EVERYTHING, Hint("board.Topic")]
+        listening.cancel()
+        await asyncio.gather(listening, return_exceptions=True)
+
+    with psycopg.connect(board.url(), autocommit=True) as server:
+        server.execute("DROP DATABASE IF EXISTS bytes")
+        server.execute("CREATE DATABASE bytes ENCODING SQL_ASCII LOCALE 'C' TEMPLATE template0"
+                       " LOCALE_PROVIDER libc")  # fmt: skip
+        try:
+            run(lambda: main({**libpq_parameters("postgresql"), "dbname": "bytes"}))
+        finally:
+            server.execute("DROP DATABASE bytes WITH (FORCE)")
+
+
+def test_unknown_models_cost_nothing(board: PostgreSQL) -> None:
+    """A hint about somebody else's table loads nothing."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with hearing(gated(gate), gate=gate):
+            await outside(lambda: notify('{"v":1,"m":"nobody.Knows","k":[1]}'))
+            await seen("topics")
+            assert gate.loads == 0
+
+    run(main)
+
+
+# Triggers
+
+
+def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> None:
+    """The log names the models and the command; only a transport that was asked for is degraded by it."""
+    uninstall_triggers()
+
+    async def main() -> None:
+        async with hearing(declare()) as (topics, coherence):
+            assert listener(coherence).listener.unheard == {"board.Topic"}
+            assert not listener(coherence).degraded
+            await write("one")
+            await seen("topics")  # nobody has announced it
+            assert comments(topics) == ["one"]
+        async with hearing(declare(), coherence="postgresql") as (topics, coherence):
+            assert listener(coherence).degraded
+
+    run(main)
+    missing = [entry for entry in logs if entry["event"] == "triggers_missing"]
+    assert missing[0]["hint"].endswith("coherence install board.Topic")
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [
+        "DROP TRIGGER fastapi_django_orm_update ON board_topic",
+        "ALTER TABLE board_topic DISABLE TRIGGER USER",
+        # Another one for some updates only, such as those of the key, does not make up for it.
+        "DROP TRIGGER fastapi_django_orm_update ON board_topic;"
+        "CREATE TRIGGER fastapi_django_orm_rekey AFTER UPDATE ON board_topic FOR EACH ROW"
+        " WHEN (OLD.id <> NEW.id) EXECUTE FUNCTION fastapi_django_orm_board_topic()",
+    ],
+    ids=["dropped", "disabled", "replaced"],
+)
+def test_triggers_that_go_and_come_back(board: PostgreSQL, removal: str) -> None:
+    """A heartbeat later it is known; when they are back, everything is read anew."""
+
+    async def main() -> None:
+        async with hearing(declare(), coherence_heartbeat=HEARTBEAT) as (topics, coherence):
+            await write("one")
+            await follows(topics, "one")
+            await outside(lambda: execute(removal))
+            await eventually(lambda: listener(coherence).degraded, "the missing trigger is noticed")
+            await outside(lambda: execute("UPDATE board_topic SET comment = 'two'"))
+            await outside(lambda: execute("ALTER TABLE board_topic ENABLE TRIGGER USER"))
+            await outside(install_triggers)
+            await follows(topics, "two")
+            assert not listener(coherence).degraded
+
+    run(main)
+
+
+# Processes
+
+
+def test_a_write_in_another_process(project: Project, board: PostgreSQL) -> None:
+    """A uvicorn with two workers serves what psql has written, without a call."""
+    url = board.create_database("elsewhere")
+    try:
+        project.use_server(url)
+        with psycopg.connect(url, autocommit=True) as writer:
+            writer.execute("CREATE TABLE bbs_topic (id serial PRIMARY KEY, comment varchar(2000) NOT NULL)")
+            writer.execute(
+                "CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS"
+                """ $$ BEGIN NOTIFY fastapi_django_orm, '{"v":1,"m":"bbs.Topic"}'; RETURN NULL; END $$"""
+            )
+            for event in ("insert", "update", "delete", "truncate"):
+                writer.execute(
+                    f"CREATE TRIGGER fastapi_django_orm_{event} AFTER {event} ON bbs_topic"
+                    " FOR EACH STATEMENT EXECUTE FUNCTION announce()"
+                )
+            with project.uvicorn("--workers", "2") as server:
+                connected = "coherence_connected +transport=postgresql"
+                server.wait_for_output(f"{connected}(.*\n)*.*{connected}")
+                writer.execute("INSERT INTO bbs_topic (comment) VALUES ('psql')")
+                end = time.monotonic() + DEADLINE
+                for _ in range(20):  # whichever worker answers
+                    server._close_client()
+                    while server.get("/").json()["topics"] != [{"id": 1, "comment": "psql"}]:
+                        assert time.monotonic() < end, "it is not served"
+    finally:
+        board.drop_database("elsewhere")

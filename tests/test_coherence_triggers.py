@@ -1,0 +1,343 @@
+"""What PostgreSQL says of writes, whoever writes: which rows, when it is committed, and nothing otherwise."""
+
+from collections.abc import Callable, Iterator
+from uuid import UUID
+
+import pytest
+from django.db import connections, transaction
+
+from fastapi_django_orm.coherence.hints import MESSAGE_LIMIT, Hint
+from fastapi_django_orm.django.tables import announced as announced_by_signals
+from fastapi_django_orm.django.trigger_sql import MOST_KEYS
+from tests.announcing import (
+    EXOTIC_TABLES,
+    WITHOUT_EXOTIC_TABLES,
+    Ear,
+    announced,
+    ear,
+    execute,
+    keys,
+    plain_connection,
+)
+from tests.project.board.models import Author, Everything, LoudTopic, Seat, Topic
+from tests.project.places.models import Bar, Elsewhere, Note, Odd, Place, PlaceName, Reading, Restaurant, Tag
+
+TOPICS = "board.Topic"
+
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+@pytest.fixture
+def topics(database: str) -> Iterator[Ear]:
+    """What is announced of topics, of which there are three."""
+    Topic.objects.bulk_create(Topic(pk=pk, comment="old") for pk in (1, 2, 3))
+    with announced(Topic), ear() as heard:
+        yield heard
+
+
+@pytest.fixture
+def exotic(database: str) -> Iterator[Ear]:
+    """What is announced of tables that Django would not make."""
+    execute("TRUNCATE places_place, places_tag CASCADE", EXOTIC_TABLES)
+    try:
+        with ear() as heard:
+            yield heard
+    finally:
+        connections[database].close()
+        execute(WITHOUT_EXOTIC_TABLES)
+
+
+def _copy() -> None:
+    with plain_connection() as connection, connection.cursor() as cursor:
+        statement = "COPY board_topic (id, comment, tags, created_at) FROM STDIN"
+        with cursor.copy(statement) as copy:
+            copy.write_row((8, "new", "[]", "2026-01-01"))
+            copy.write_row((9, "new", "[]", "2026-01-01"))
+
+
+def _plain(statement: str) -> Callable[[], None]:
+    def run() -> None:
+        with plain_connection() as connection:
+            connection.execute(statement)
+
+    return run
+
+
+COLUMNS = "(id, comment, tags, created_at)"
+MERGE = f"""
+MERGE INTO board_topic USING (VALUES (1), (9)) AS given (id) ON board_topic.id = given.id
+WHEN MATCHED THEN UPDATE SET comment = 'new'
+WHEN NOT MATCHED THEN INSERT {COLUMNS} VALUES (given.id, 'new', '[]', now())"""
+
+WRITES: dict[str, tuple[Callable[[], object], set[int]]] = {
+    "create": (lambda: Topic.objects.create(pk=9, comment="new"), {9}),
+    "save": (lambda: Topic.objects.get(pk=2).save(), {2}),
+    "delete": (lambda: Topic.objects.get(pk=2).delete(), {2}),
+    "proxy": (lambda: LoudTopic.objects.get(pk=2).save(), {2}),
+    "update": (lambda: Topic.objects.filter(pk__gt=1).update(comment="new"), {2, 3}),
+    "bulk_create": (lambda: Topic.objects.bulk_create([Topic(pk=8), Topic(pk=9)]), {8, 9}),
+    "bulk_update": (lambda: Topic.objects.bulk_update([Topic(pk=1), Topic(pk=3)], ["comment"]), {1, 3}),
+    "bulk delete": (lambda: Topic.objects.filter(pk__lt=3).delete(), {1, 2}),
+    "raw SQL": (lambda: execute("UPDATE board_topic SET comment = 'new' WHERE id = 3"), {3}),
+    "psql": (_plain("DELETE FROM board_topic WHERE id IN (1, 3)"), {1, 3}),
+    "COPY": (_copy, {8, 9}),
+    "MERGE": (_plain(MERGE), {1, 9}),
+    "upsert": (
+        _plain(
+            f"INSERT INTO board_topic {COLUMNS} SELECT id, 'new', '[]', now() FROM generate_series(3, 4) id"
+            " ON CONFLICT (id) DO UPDATE SET comment = 'new'"
+        ),
+        {3, 4},
+    ),
+    "a writing WITH": (
+        _plain(
+            "WITH gone AS (DELETE FROM board_topic WHERE id = 1 RETURNING id)"
+            " UPDATE board_topic SET comment = 'new' WHERE id = 2"
+        ),
+        {1, 2},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRITES)
+def test_whoever_writes(topics: Ear, kind: str) -> None:
+    """Every way to write announces the keys of the rows that it changes, and no others."""
+    write, changed = WRITES[kind]
+    write()
+    hints = topics.hints()
+    assert {hint.label for hint in hints} == {TOPICS}
+    assert set(keys(hints)) == changed
+
+
+NO_CHANGES = [
+    "UPDATE board_topic SET comment = 'new' WHERE id = 99",
+    "UPDATE board_topic SET id = 7 WHERE id = 99",
+    "DELETE FROM board_topic WHERE id = 99",
+    "INSERT INTO board_topic SELECT * FROM board_topic WHERE id = 99",
+    "SELECT * FROM board_topic FOR UPDATE",
+]
+
+
+@pytest.mark.parametrize("statement", NO_CHANGES)
+def test_what_changes_nothing(topics: Ear, statement: str) -> None:
+    """A statement that changes no row is not announced."""
+    execute(statement)
+    assert topics.messages() == []
+
+
+def test_truncate(topics: Ear) -> None:
+    """TRUNCATE announces all rows."""
+    execute("TRUNCATE board_topic")
+    assert topics.hints() == [Hint(TOPICS)]
+
+
+def test_exactly_at_commit(topics: Ear, database: str) -> None:
+    """Nothing is heard of a transaction before it is committed, and all of it then."""
+    with transaction.atomic(using=database):
+        Topic.objects.filter(pk=1).update(comment="new")
+        Topic.objects.filter(pk=2).delete()
+        assert topics.messages() == []
+    assert keys(topics.hints()) == [1, 2]
+
+
+def test_rolled_back(topics: Ear, database: str) -> None:
+    """What is rolled back is not announced: a transaction, nor a savepoint of one that is committed."""
+    with transaction.atomic(using=database):
+        Topic.objects.all().delete()
+        transaction.set_rollback(True, using=database)
+    assert topics.messages() == []
+    with transaction.atomic(using=database):
+        Topic.objects.filter(pk=1).update(comment="new")
+        with transaction.atomic(using=database):
+            Topic.objects.filter(pk=2).update(comment="new")
+            transaction.set_rollback(True, using=database)
+    assert topics.hints() == [Hint(TOPICS, (1,))]
+
+
+def test_a_transaction_repeats_nothing(topics: Ear, database: str) -> None:
+    """A row that one transaction writes ten times is announced once."""
+    with transaction.atomic(using=database):
+        for number in range(10):
+            Topic.objects.filter(pk=1).update(comment=number)
+    assert topics.hints() == [Hint(TOPICS, (1,))]
+
+
+def test_many_keys(database: str) -> None:
+    """Keys that one notification cannot hold come in several, each short enough for NOTIFY."""
+    rows = [Everything() for _ in range(MOST_KEYS)]
+    with announced(Everything), ear() as heard:
+        Everything.objects.bulk_create(rows)
+        messages = heard.messages()
+        assert len(messages) > 1
+        assert max(len(message.encode()) for message in messages) <= MESSAGE_LIMIT
+        Everything.objects.update(integer=1)
+        found = [UUID(key) for key in keys(heard.hints())]
+        assert sorted(found) == sorted(row.pk for row in rows)
+
+
+def test_too_many_keys(database: str) -> None:
+    """A statement that changes more rows than the documented number announces all rows, in one message."""
+    with announced(Topic), ear() as heard:
+        Topic.objects.bulk_create([Topic(comment="new") for _ in range(MOST_KEYS + 1)])
+        assert heard.hints() == [Hint(TOPICS)]
+        Topic.objects.all().delete()
+        assert heard.hints() == [Hint(TOPICS)]
+
+
+def test_a_key_changes(topics: Ear) -> None:
+    """When a primary key itself changes, all rows are announced, since one of them is gone."""
+    Topic.objects.filter(pk=1).update(id=7)
+    assert set(topics.hints()) == {Hint(TOPICS), Hint(TOPICS, (7,))}
+
+
+def test_a_key_is_set_to_itself(topics: Ear) -> None:
+    """Naming the primary key in an update is no change of it."""
+    execute("UPDATE board_topic SET id = id, comment = 'new' WHERE id = 1")
+    assert topics.hints() == [Hint(TOPICS, (1,))]
+
+
+TEXTS = ["plain", 'quoted "and" \\slashed\n', "掲示板 🍣", "%s %% $hint$ '", ""]
+
+
+@pytest.mark.parametrize("key", TEXTS)
+def test_texts_as_keys(exotic: Ear, key: str) -> None:
+    """A key that is text arrives as it is, from a table and a column whose names need quotes."""
+    with announced(Odd):
+        Odd.objects.create(pk=key)
+        assert exotic.hints() == [Hint("places.Odd", (key,))]
+
+
+def test_long_texts_as_keys(exotic: Ear) -> None:
+    """Keys that are too long for NOTIFY become a hint for all rows, and no error of the writer's."""
+    with announced(Odd):
+        Odd.objects.bulk_create([Odd(pk=f"{number}" + "键" * 1900) for number in range(4)])
+        assert exotic.hints() == [Hint("places.Odd")]
+        Odd.objects.bulk_create([Odd(pk=f"{number:03}" + "x" * 600) for number in range(40)])
+        assert len(keys(exotic.hints())) == 40
+
+
+def test_composite_keys(database: str) -> None:
+    """A model whose key is several columns is announced without keys."""
+    with announced(Seat), ear() as heard:
+        Seat.objects.create(row=1, number=2, guest="a")
+        assert heard.hints() == [Hint("board.Seat")]
+        Seat.objects.filter(row=9).update(guest="b")
+        assert heard.messages() == []
+
+
+def test_inherited_models(exotic: Ear) -> None:
+    """A change in the parent's table is one of the child's, and the reverse; with keys where they agree."""
+    with announced(Restaurant, Bar):
+        pk = Restaurant.objects.create(name="a", serves="b").pk
+        exotic.messages()
+        both = {Hint("places.Place", (pk,)), Hint("places.Restaurant", (pk,))}
+        others = {Hint("places.PlaceName", (pk,)), Hint("places.Bar")}
+        Place.objects.filter(pk=pk).update(name="c")
+        assert set(exotic.hints()) == both | others
+        Restaurant.objects.filter(pk=pk).update(serves="d")
+        assert set(exotic.hints()) == both
+        Bar.objects.create(name="e", code="f")
+        exotic.messages()
+        execute("UPDATE places_bar SET code = 'g'")
+        assert {hint for hint in exotic.hints() if hint.label == "places.Place"} == {Hint("places.Place")}
+
+
+def test_two_models_of_a_table(exotic: Ear) -> None:
+    """Every model of a table is announced, whichever was named."""
+    with announced(PlaceName):
+        pk = Place.objects.create(name="a").pk
+        assert {Hint("places.Place", (pk,)), Hint("places.PlaceName", (pk,))} <= set(exotic.hints())
+
+
+def test_signals_say_the_same(database: str) -> None:
+    """What a model's signals announce is what the triggers of its tables do."""
+    assert dict(announced_by_signals(Restaurant)) == {
+        "places.Restaurant": True,
+        "places.Place": True,
+        "places.PlaceName": True,
+        "places.Bar": False,
+    }
+    assert dict(announced_by_signals(LoudTopic)) == {TOPICS: True}
+    assert dict(announced_by_signals(Seat)) == {"board.Seat": False}
+
+
+def test_many_to_many(exotic: Ear) -> None:
+    """The table between two models is announced under its own label."""
+    place, tag = Place.objects.create(name="a"), Tag.objects.create(word="b")
+    with announced(Place.tags.through):
+        place.tags.add(tag)
+        (hint,) = exotic.hints()
+        assert hint.label == "places.Place_tags"
+
+
+def test_another_schema(exotic: Ear) -> None:
+    """A table in a schema that is not in the search path is announced."""
+    with announced(Elsewhere):
+        execute("""INSERT INTO "Else where".thing (name) VALUES ('a')""")
+        assert exotic.hints() == [Hint("places.Elsewhere", (1,))]
+
+
+def test_partitions(exotic: Ear) -> None:
+    """Writes to a partitioned table are announced, those that move a row to another partition included."""
+    with announced(Reading):
+        execute("INSERT INTO places_reading VALUES (1, 50), (2, 150)")
+        assert keys(exotic.hints()) == [1, 2]
+        execute("UPDATE places_reading SET value = 160 WHERE id = 1")
+        assert keys(exotic.hints()) == [1]
+        execute("DELETE FROM places_reading WHERE id = 2")
+        assert keys(exotic.hints()) == [2]
+        execute("TRUNCATE places_reading")
+        assert exotic.hints() == [Hint("places.Reading")]
+
+
+def test_cascades_of_the_database(exotic: Ear) -> None:
+    """Rows that a foreign key's ON DELETE CASCADE deletes are announced, though Django sees none of it."""
+    place = Place.objects.create(name="a")
+    note = Note.objects.create(place=place)
+    with announced(Note):
+        execute(f"DELETE FROM places_place WHERE id = {place.pk}")
+        assert exotic.hints() == [Hint("places.Note", (note.pk,))]
+
+
+HOSTILE = """
+CREATE SCHEMA hostile;
+CREATE FUNCTION hostile.pg_notify(text, text) RETURNS void LANGUAGE plpgsql AS 'BEGIN RAISE ''hostile''; END';
+CREATE FUNCTION hostile.no(int, int) RETURNS bool LANGUAGE plpgsql AS 'BEGIN RAISE ''hostile''; END';
+CREATE OPERATOR hostile.= (LEFTARG = int, RIGHTARG = int, FUNCTION = hostile.no);
+CREATE OPERATOR hostile.<= (LEFTARG = int, RIGHTARG = int, FUNCTION = hostile.no);
+CREATE OPERATOR hostile.> (LEFTARG = int, RIGHTARG = int, FUNCTION = hostile.no);
+CREATE TABLE hostile.changed (id text);
+CREATE DOMAIN hostile.text AS int;
+"""
+
+
+def test_search_path(topics: Ear) -> None:
+    """No search_path of a writer changes what is announced: an empty one, nor one that leads astray."""
+    execute(HOSTILE)
+    try:
+        for path in ("''", "hostile, pg_catalog"):
+            with plain_connection() as connection:
+                connection.execute(f"SET search_path = {path}")
+                connection.execute("UPDATE public.board_topic SET comment = 'new' WHERE id < 3")
+            assert keys(topics.hints()) == [1, 2]
+    finally:
+        execute("DROP SCHEMA hostile CASCADE")
+
+
+def test_a_writer_without_rights(topics: Ear) -> None:
+    """A role that may only write the table needs no right to anything else."""
+    execute("CREATE ROLE writer", "GRANT INSERT ON board_topic TO writer")
+    try:
+        with plain_connection() as connection:
+            connection.execute("SET ROLE writer")
+            connection.execute(f"INSERT INTO board_topic {COLUMNS} VALUES (9, 'new', '[]', now())")
+        assert topics.hints() == [Hint(TOPICS, (9,))]
+    finally:
+        execute("DROP OWNED BY writer", "DROP ROLE writer")
+
+
+def test_other_tables(topics: Ear) -> None:
+    """A table that nobody has asked for is not announced."""
+    Author.objects.create(name="a")
+    assert topics.messages() == []

@@ -1,0 +1,338 @@
+"""``manage.py coherence`` and ``manage.py refresh``, run as they are typed."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
+from tests.announcing import Ear
+from tests.databases import wait_until
+from tests.projects import MAIN, Project
+from tests.servers import PostgreSQL, Valkey
+
+DATABASE = "commands"
+
+TABLE = "CREATE TABLE bbs_topic (id bigserial PRIMARY KEY, comment varchar(2000) NOT NULL)"
+APP = 'INSTALLED_APPS += ["fastapi_django_orm.django"]\n'
+
+# `depends_on` and joined tables count as well.
+AUTHORS = """
+
+class Authors(CachedRepository):
+    model = "auth.Group"
+    depends_on = ("auth.User",)
+"""
+
+
+@pytest.fixture(scope="module")
+def valkey() -> Iterator[Valkey]:
+    """A broker."""
+    if reason := Valkey.unavailable():
+        pytest.skip(reason)
+    with Valkey() as server:
+        yield server
+
+
+@pytest.fixture
+def board(project: Project, postgresql: PostgreSQL) -> Iterator[Project]:
+    """The project with its tables on PostgreSQL, and the app installed."""
+    project.use_server(postgresql.create_database(DATABASE))
+    project.append("config/settings.py", APP)
+    with psycopg.connect(postgresql.url(DATABASE), autocommit=True) as connection:
+        connection.execute(TABLE)  # as a migration would make it, and sooner
+    yield project
+    postgresql.drop_database(DATABASE)
+
+
+@pytest.fixture
+def connection(board: Project, postgresql: PostgreSQL) -> Iterator[psycopg.Connection]:
+    """A connection to the project's database."""
+    with psycopg.connect(postgresql.url(DATABASE), autocommit=True) as connection:
+        yield connection
+
+
+def manage(project: Project, *arguments: str, **variables: str) -> str:
+    """The output of a command that must succeed."""
+    code, output = project.run("manage.py", *arguments, **variables)
+    assert code == 0, output
+    return output
+
+
+def refused(project: Project, *arguments: str, **variables: str) -> str:
+    """The output of a command that must fail, in one message and without a traceback."""
+    code, output = project.run("manage.py", *arguments, **variables)
+    assert code == 1, output
+    assert "Traceback" not in output
+    return output
+
+
+def with_users(project: Project) -> None:
+    """Let the project have Django's users, and their tables."""
+    apps = '["django.contrib.auth", "django.contrib.contenttypes"]'
+    project.append("config/settings.py", f"INSTALLED_APPS += {apps}\n")
+    manage(project, "migrate", "auth")
+
+
+def ours(connection: psycopg.Connection) -> list[str]:
+    """Everything in the database that bears our name."""
+    rows = connection.execute(
+        "SELECT tgrelid::regclass || ' ' || tgname FROM pg_trigger WHERE starts_with(tgname, %(name)s)"
+        " UNION ALL SELECT proname FROM pg_proc WHERE starts_with(proname, %(name)s)",
+        {"name": CHANNEL},
+    )
+    return sorted(str(row[0]) for row in rows)
+
+
+def heard_of_a_topic(connection: psycopg.Connection) -> list[Hint]:
+    """What is announced when a topic is written."""
+    ear = Ear(connection)
+    connection.execute("INSERT INTO bbs_topic (comment) VALUES ('new')")
+    return ear.hints()
+
+
+def test_install_status_uninstall(board: Project, connection: psycopg.Connection) -> None:
+    """The triggers of every repository are installed, shown and removed, and nothing is left of them."""
+    assert "bbs.Topic (bbs_topic, database default): missing" in refused(board, "coherence", "status")
+    assert "bbs.Topic (bbs_topic, database default): installed" in manage(board, "coherence", "install")
+    assert "bbs.Topic (bbs_topic, database default): installed" in manage(board, "coherence", "status")
+    assert [hint.label for hint in heard_of_a_topic(connection)] == ["bbs.Topic"]
+    assert "bbs.Topic (bbs_topic, database default): removed" in manage(board, "coherence", "uninstall")
+    assert ours(connection) == []
+    assert "not there" in manage(board, "coherence", "uninstall")
+
+
+def test_install_twice(board: Project, connection: psycopg.Connection) -> None:
+    """Installing again changes nothing, and says so."""
+    manage(board, "coherence", "install")
+    before = connection.execute("SELECT oid, xmin FROM pg_trigger ORDER BY oid").fetchall()
+    assert "up to date already" in manage(board, "coherence", "install")
+    assert connection.execute("SELECT oid, xmin FROM pg_trigger ORDER BY oid").fetchall() == before
+
+
+SPOILT = {
+    "disabled": "ALTER TABLE bbs_topic DISABLE TRIGGER fastapi_django_orm_update",
+    "dropped": "DROP TRIGGER fastapi_django_orm_update ON bbs_topic",
+    "another version": "COMMENT ON FUNCTION {function}() IS 'fastapi_django_orm 0'",
+    "made for another table": "COMMENT ON FUNCTION {function}() IS 'fastapi_django_orm 1 other';"
+    " ALTER FUNCTION {function}() RENAME TO fastapi_django_orm_other",
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_outdated(board: Project, connection: psycopg.Connection, how: str) -> None:
+    """Triggers that are not those of this version are told from missing ones, and replaced without a rest."""
+    manage(board, "coherence", "install")
+    before = ours(connection)
+    (function,) = (name for name in before if " " not in name)
+    connection.execute(SPOILT[how].format(function=function).encode())
+    assert "outdated" in refused(board, "coherence", "status")
+    assert "brought up to date" in manage(board, "coherence", "install")
+    assert "installed" in manage(board, "coherence", "status")
+    assert ours(connection) == before
+    connection.execute("UPDATE bbs_topic SET comment = 'new'")
+
+
+def test_printed_sql(board: Project, connection: psycopg.Connection) -> None:
+    """--sql executes nothing; what it prints does the same as the command, both ways."""
+    installing = manage(board, "coherence", "install", "--sql")
+    assert ours(connection) == []
+    connection.execute(installing.encode())
+    assert "installed" in manage(board, "coherence", "status")
+    removing = manage(board, "coherence", "uninstall", "--sql")
+    assert ours(connection) != []
+    connection.execute(removing.encode())
+    assert ours(connection) == []
+
+
+def test_models_by_name(board: Project, connection: psycopg.Connection) -> None:
+    """Models that are named are meant alone, and no application is looked for."""
+    board.remove("main.py")
+    with_users(board)
+    output = manage(board, "coherence", "install", "bbs.Topic", "auth.User_groups")
+    assert "auth.User_groups (auth_user_groups, database default): installed" in output
+    assert {name.partition(" ")[0] for name in ours(connection) if " " in name} == {
+        "bbs_topic",
+        "auth_user_groups",
+    }
+
+
+def test_all_that_repositories_read(board: Project) -> None:
+    """Without names the models of every repository count, and those that they depend on."""
+    with_users(board)
+    board.append("main.py", AUTHORS)
+    output = manage(board, "coherence", "install")
+    assert {line.partition(" ")[0] for line in output.splitlines()} == {
+        "bbs.Topic",
+        "auth.User",
+        "auth.Group",
+    }
+
+
+PLACES = {
+    "named": ("somewhere/board.py", ["--app", "somewhere.board:app"], ""),
+    "app.py": ("app.py", [], ""),
+    "a package": ("app/api.py", [], ""),
+    "pyproject.toml": ("somewhere.py", [], '[tool.fastapi]\nentrypoint = "somewhere:app"\n'),
+}
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_where_the_application_is(board: Project, where: str) -> None:
+    """The application is found where FastAPI's own command line finds it, or where --app says."""
+    file, arguments, pyproject = PLACES[where]
+    board.remove("main.py")
+    board.write(file, MAIN)
+    board.write("pyproject.toml", pyproject)
+    assert "bbs.Topic" in manage(board, "coherence", "install", *arguments)
+
+
+MISTAKES: list[tuple[list[str], str]] = [
+    (["install", "bbs.Topik"], "There is no model 'bbs.Topik' in INSTALLED_APPS. Did you mean 'bbs.Topic'?"),
+    (["install", "topic"], "There is no model 'topic' in INSTALLED_APPS."),
+    (["install", "--app", "main"], "'main' does not say where the application is. Write module:app."),
+    (["install", "--app", "mein:app"], "There is no module 'mein' in"),
+    (["install", "--app", "main:api"], "main.api is not a FastAPI application"),
+    (["status", "--database", "other"], "DATABASES has no 'other', only default"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=str)
+def test_mistakes(board: Project, arguments: list[str], message: str) -> None:
+    """A mistake is answered in a sentence that says what to write."""
+    assert message in refused(board, "coherence", *arguments)
+
+
+def test_no_application(board: Project) -> None:
+    """Without an application the places are listed where it was looked for."""
+    board.remove("main.py")
+    output = refused(board, "coherence", "install")
+    assert "none of main.py, app.py" in output
+    assert "Name it: --app main:app." in output
+
+
+def test_no_repository(board: Project) -> None:
+    """An application without repositories needs the models named."""
+    board.write("main.py", "from fastapi import FastAPI\n\napp = FastAPI(title='Empty')\n")
+    assert "The application 'Empty' has no repository. Name the models" in refused(
+        board, "coherence", "install"
+    )
+
+
+def test_no_table(board: Project, connection: psycopg.Connection) -> None:
+    """A table that is missing is a matter for migrate."""
+    connection.execute("DROP TABLE bbs_topic")
+    assert "Create it with `python manage.py migrate`." in refused(board, "coherence", "install")
+
+
+def test_a_view(board: Project, connection: psycopg.Connection) -> None:
+    """A view has no triggers that tell of rows; the models behind it are to be named."""
+    connection.execute("ALTER TABLE bbs_topic RENAME TO behind")
+    connection.execute("CREATE VIEW bbs_topic AS SELECT * FROM behind")
+    assert "`depends_on`" in refused(board, "coherence", "install")
+
+
+def test_not_postgresql(project: Project) -> None:
+    """On another database the command says what to do there."""
+    project.append("config/settings.py", APP)
+    output = refused(project, "coherence", "install")
+    assert "The database 'default' is SQLite" in output
+    assert "DJANGO_ORM_COHERENCE" in output
+
+
+def test_not_allowed(board: Project, connection: psycopg.Connection, postgresql: PostgreSQL) -> None:
+    """Who may not create triggers is told of --sql."""
+    connection.execute("CREATE ROLE guest LOGIN")
+    try:
+        board.use_server(postgresql.url(DATABASE).replace("postgres@", "guest@"))
+        output = refused(board, "coherence", "install")
+        assert "only the table's owner may" in output
+        assert "--sql" in output
+    finally:
+        connection.execute("DROP ROLE guest")
+
+
+def test_a_locked_table(board: Project, connection: psycopg.Connection) -> None:
+    """A table that a transaction keeps is given up soon, since its writers would queue behind the command."""
+    with connection.transaction():
+        connection.execute("LOCK TABLE bbs_topic")
+        assert "Try again when it has ended." in refused(board, "coherence", "install")
+
+
+@pytest.fixture
+def ear(connection: psycopg.Connection) -> Ear:
+    """What is announced in the project's database."""
+    return Ear(connection)
+
+
+def test_refresh(board: Project, ear: Ear) -> None:
+    """`manage.py refresh` has everything loaded again, or what is named, and says through what."""
+    assert "postgresql:default: workers that listen load everything again" in manage(board, "refresh")
+    assert ear.hints() == [EVERYTHING]
+    assert "load bbs.Topic again" in manage(board, "refresh", "topics")
+    assert ear.hints() == [Hint("bbs.Topic")]
+    manage(board, "refresh", "bbs.Topic")
+    assert ear.hints() == [Hint("bbs.Topic")]
+
+
+def test_refresh_of_an_unknown_repository(board: Project) -> None:
+    """A name that no repository has is answered with the nearest."""
+    assert "There is no repository 'topic'. Did you mean 'topics'?" in refused(board, "refresh", "topic")
+
+
+def test_refresh_through_a_broker(board: Project, ear: Ear, valkey: Valkey) -> None:
+    """Every transport is told."""
+    with redis.Redis.from_url(valkey.url()) as client, client.pubsub() as pubsub:
+        pubsub.subscribe(CHANNEL)
+        assert pubsub.get_message(timeout=20)["type"] == "subscribe"
+        output = manage(board, "refresh", "topics", DJANGO_ORM_COHERENCE=f"auto,{valkey.url()}")
+        message: Any = pubsub.get_message(timeout=20)
+        assert decode(message["data"]) == Hint("bbs.Topic")
+    assert "redis: workers" in output
+    assert ear.hints() == [Hint("bbs.Topic")]
+
+
+def test_refresh_without_a_broker(board: Project, ear: Ear, valkey: Valkey) -> None:
+    """A transport that is down makes the command fail, after the others were told."""
+    valkey.kill()
+    try:
+        output = refused(board, "refresh", DJANGO_ORM_COHERENCE=f"{valkey.url()},auto")
+    finally:
+        valkey.start()
+    assert "redis" in output
+    assert ear.hints() == [EVERYTHING]
+
+
+def test_refresh_without_a_transport(project: Project) -> None:
+    """Where nothing can carry a hint, the command says what to set."""
+    project.append("config/settings.py", APP)
+    assert "There is no transport" in refused(project, "refresh", DJANGO_ORM_COHERENCE="process")
+
+
+WRITE = "from bbs.models import Topic; Topic.objects.bulk_create([Topic(comment='from a command')])"
+
+
+def test_a_worker_follows_a_command(board: Project, connection: psycopg.Connection) -> None:
+    """A running worker serves what a management command writes in bulk, and psql changes, without a call."""
+    manage(board, "coherence", "install")
+    with board.uvicorn() as server:
+
+        def served() -> list[str]:
+            return [topic["comment"] for topic in server.get("/").json()["topics"]]
+
+        manage(board, "shell", "-c", WRITE)
+        wait_until(lambda: served() == ["from a command"], "the command's topic")
+        connection.execute("UPDATE bbs_topic SET comment = 'from psql'")
+        wait_until(lambda: served() == ["from psql"], "psql's change")
+        connection.execute("TRUNCATE bbs_topic")
+        wait_until(lambda: served() == [], "nothing")
+
+
+def test_a_worker_is_refreshed(board: Project, connection: psycopg.Connection) -> None:
+    """Without triggers a running worker loads again when `manage.py refresh` says so."""
+    with board.uvicorn() as server:
+        connection.execute("INSERT INTO bbs_topic (comment) VALUES ('unannounced')")
+        manage(board, "refresh", "topics")
+        wait_until(lambda: len(server.get("/").json()["topics"]) == 1, "the topic")
