@@ -90,8 +90,9 @@ def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
     if query.combinator or query.distinct_fields or issubclass(queryset._iterable_class, ValuesIterable):
         return queryset.order_by(*ordering) if ordering else queryset
     wanted = ordering or query.order_by or queryset.model._meta.ordering
-    names = {str(item).lstrip("-") for item in wanted}
-    if names & {"pk", queryset.model._meta.pk.name, "?"}:
+    names, pk = {str(item).lstrip("-") for item in wanted}, queryset.model._meta.pk
+    # A key that is a relation sorts, by its name, as the other model does.
+    if names & {"pk", pk.attname, "?", *(() if pk.is_relation else (pk.name,))}:
         return queryset.order_by(*wanted)
     return queryset.order_by(*wanted, "pk")
 

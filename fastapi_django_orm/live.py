@@ -6,8 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 from asgiref.sync import AsyncToSync
-from django.core.exceptions import FieldDoesNotExist, ValidationError
-from django.db import DataError
+from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Field, Model
 
 from . import running
@@ -17,18 +16,15 @@ from .database.executor import DatabaseExecutor
 from .database.reachable import table_explained
 from .database.turns import asking_block
 from .encoding import CLOSING, opening
-from .errors import LazyValue, NotUnique, nearest
+from .errors import NotUnique, nearest
 from .pages import Chunk
-from .readers import AnyQuerySet, Reader
+from .readers import OF_ONE_KEY, AnyQuerySet, Reader
 from .sharing import copied
 from .snapshot import value_of
 from .sql_json import NotExpressible
 
 Unique = tuple[str, Hashable]  # a unique field, or "pk", and a value
 Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
-
-# What one key of a batch can be to blame for.
-_OF_ONE_KEY = (DataError, ValueError, TypeError, OverflowError, ValidationError, LazyValue)
 
 
 class LiveReads:
@@ -158,13 +154,13 @@ class LiveReads:
                 return dict(self._read_one(name, values[0]))
             try:
                 return dict(self._read_together(name, values))
-            except _OF_ONE_KEY:
+            except OF_ONE_KEY:
                 return {value: found for one in values for value, found in self._outcome(name, one)}
 
     def _outcome(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow | Exception]]:
         try:
             return [*self._read_one(name, value)]
-        except _OF_ONE_KEY as error:
+        except OF_ONE_KEY as error:
             return [(value, error)]
 
     def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:

@@ -76,7 +76,7 @@ class Order:
             if not isinstance(item, str):
                 return None
             name, down = item.lstrip("-"), item.startswith("-")
-            if name in ("pk", pk.name):
+            if name in ("pk", pk.attname) or (name == pk.name and not pk.is_relation):
                 columns.append((None, down))
             elif name in names and name not in relations:  # a relation sorts by its model's own order
                 columns.append((name, down))
@@ -107,4 +107,4 @@ class Order:
             return self._null, 0
         if type(value) not in self._types:
             raise NotComparable
-        return (1, 0) if type(value) is float and isnan(value) else (0, value)
+        return (1, 0) if isinstance(value, float | Decimal) and isnan(value) else (0, value)

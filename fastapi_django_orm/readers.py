@@ -9,18 +9,23 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
+from django.core.exceptions import ValidationError as ValidationErrorOfDjango
+from django.db import DataError
 from django.db.models import Model, QuerySet
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from .codec import RowCodec
 from .encoding import Encoder
-from .errors import InvalidRow
+from .errors import InvalidRow, LazyValue
 from .pages import Chunk
 from .rows import Row, freeze
 from .sharing import frozen_type, is_shareable
 from .sql_json import DatabaseJSON
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
+
+# What one key can be to blame for when several are read together.
+OF_ONE_KEY = (DataError, ValueError, TypeError, OverflowError, ValidationErrorOfDjango, LazyValue)
 
 AnyQuerySet = QuerySet[Any, Any]
 Encoded = tuple[Hashable, bytes, Any]  # a row's key, its JSON, and itself if the JSON does not say it all

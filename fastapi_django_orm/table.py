@@ -46,10 +46,10 @@ class Table:
         """A fingerprint of all rows' JSON, the same in every process that has the same rows."""
         return digest(self.listed.digests)
 
-    @cached_property
-    def all_in_json(self) -> bool:
-        """Whether the JSON says all of every row."""
-        return all(page.objects is None for page in self.pages)
+    def has_same_pages(self, other: "Table") -> bool:
+        """Whether the other table is made of this one's pages."""
+        same = (one is another for one, another in zip(self.pages, other.pages, strict=False))
+        return len(self.pages) == len(other.pages) and all(same)
 
     @cached_property
     def positions(self) -> dict[Hashable, int]:
