@@ -96,15 +96,16 @@ async def follows(repository: Any, *expected: str) -> None:
     await eventually(lambda: sorted(comments(repository)) == sorted(expected), f"{expected} are served")
 
 
-async def write(*new: str) -> None:
-    """Topics, written elsewhere in one transaction."""
-    await outside(lambda: create(new))
+async def write(*new: str) -> list[int]:
+    """Topics, written elsewhere in one transaction; their keys."""
+    keys: list[int] = []
+    await outside(lambda: keys.extend(create(new)))
+    return keys
 
 
-def create(new: Collection[str]) -> None:
+def create(new: Collection[str]) -> list[int]:
     with transaction.atomic(using=router.chosen):
-        for comment in new:
-            Topic.objects.create(comment=comment)
+        return [Topic.objects.create(comment=comment).pk for comment in new]
 
 
 def roll_back() -> None:

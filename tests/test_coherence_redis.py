@@ -77,8 +77,8 @@ def test_a_published_hint_is_followed(valkey: Valkey, publisher: RedisPublisher,
 
     async def main() -> None:
         async with hearing(declare(), coherence=valkey.url().replace("redis", scheme)) as (topics, _):
-            await write("one")
-            await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
+            (key,) = await write("one")
+            await asyncio.to_thread(publisher.publish, Hint("board.Topic", (key,)))
             await follows(topics, "one")
 
     run(main)

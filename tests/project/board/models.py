@@ -102,3 +102,61 @@ class Everything(models.Model):
 
     def __str__(self) -> str:
         return str(self.key)
+
+
+class Writer(models.Model):
+    """Has an order of its own, by which relations to it sort."""
+
+    name = models.CharField(max_length=100)
+
+    class Meta:
+        ordering = ("name",)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Desk(models.Model):
+    """Its key is a relation."""
+
+    writer = models.OneToOneField(Writer, models.CASCADE, primary_key=True)
+    number = models.IntegerField(null=True)
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class Entry(models.Model):
+    """A column of each type that a list is sorted by."""
+
+    id = models.BigIntegerField(primary_key=True)
+    number = models.IntegerField(null=True)
+    moment = models.DateTimeField(null=True)
+    ratio = models.FloatField(null=True)
+    price = models.DecimalField(max_digits=12, decimal_places=3, null=True)
+    flag = models.BooleanField(null=True)
+    day = models.DateField(null=True)
+    word = models.CharField(max_length=100, null=True)
+    token = models.UUIDField(null=True)
+    shown = models.BooleanField(default=True)
+    writer = models.ForeignKey(Writer, models.CASCADE, null=True)
+
+    class Meta:
+        ordering = ("-number",)
+
+    def __str__(self) -> str:
+        return str(self.word)
+
+
+class Page(models.Model):
+    """Its key is a text, and it can be found by columns of which no two rows have the same value."""
+
+    slug = models.CharField(max_length=100, primary_key=True)
+    address = models.CharField(max_length=100, unique=True)
+    number = models.IntegerField(unique=True, null=True)
+    token = models.UUIDField(unique=True, null=True)
+    title = models.CharField(max_length=100, default="")
+    shown = models.BooleanField(default=True)
+
+    def __str__(self) -> str:
+        return self.title
