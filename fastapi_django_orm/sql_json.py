@@ -6,6 +6,7 @@ is done by way of Python instead.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import partial
@@ -112,7 +113,10 @@ class DatabaseJSON:
         if not _is_plain(queryset) or not _streams(connection):
             return None
         compiler = queryset.values_list(*names, "pk").query.get_compiler(using=queryset.db)
-        sql, params = compiler.as_sql()
+        try:
+            sql, params = compiler.as_sql()
+        except EmptyResultSet:  # no row can be like this, and nothing tells what others would be
+            return None
         if compiler.get_converters([expression for expression, _, _ in compiler.select or ()]):
             return None  # a field makes something else of what is stored
         with connection.cursor() as cursor:
@@ -124,7 +128,8 @@ class DatabaseJSON:
 
     def fits(self, queryset: AnyQuerySet) -> bool:
         """Whether this query of the same model can be read so as well."""
-        return _is_plain(queryset)
+        # In a transaction it could not be broken off half-way without ending the transaction.
+        return _is_plain(queryset) and not connections[queryset.db].in_atomic_block
 
     def read(self, queryset: AnyQuerySet, size: int) -> Iterator[tuple[list[Any], list[bytes]]]:
         """The rows' keys and their JSON, in lists of up to this size.
@@ -138,12 +143,13 @@ class DatabaseJSON:
             sql, params = query.get_compiler(using=queryset.db).as_sql()
         except EmptyResultSet:  # no row can be like this, so Django would not ask
             return
-        rows = _stream(connections[queryset.db], sql, params, size)
-        while chunk := list(islice(rows, size)):
-            texts, keys = zip(*chunk, strict=True)
-            if None in texts:
-                raise NotExpressible
-            yield list(keys), [text.encode() for text in texts]
+        # Closed here and not by the collector: an open stream keeps the connection from any other query.
+        with closing(_stream(connections[queryset.db], sql, params, size)) as rows:
+            while chunk := list(islice(rows, size)):
+                texts, keys = zip(*chunk, strict=True)
+                if None in texts:
+                    raise NotExpressible
+                yield list(keys), [text.encode() for text in texts]
 
 
 def _is_plain(queryset: AnyQuerySet) -> bool:

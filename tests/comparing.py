@@ -54,7 +54,12 @@ async def sent_by_fastapi(name: str, rows: list[Row]) -> bytes:
 
 def typed(rows: Iterable[Row]) -> list[list[tuple[str, type, str]]]:
     """Rows in a form that tells 1 from True and -0.0 from 0.0, and has NaN equal to NaN."""
-    return [[(name, type(value), repr(value)) for name, value in row.items()] for row in rows]
+    return [[(name, _kind(value), repr(value)) for name, value in row.items()] for row in rows]
+
+
+def _kind(value: Any) -> type:
+    """A value's type; of what cannot be changed, the one that can."""
+    return next((kind for kind in (dict, list) if isinstance(value, kind)), type(value))
 
 
 async def assert_as_loaded_anew(
