@@ -5,7 +5,7 @@ Where a value has no such form in SQL (NaN, a date beyond Python's calendar) the
 is done by way of Python instead.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
@@ -173,7 +173,7 @@ def _streams(connection: Any) -> bool:
     return bool(capabilities.has_stream_chunked())
 
 
-def _stream(connection: Any, sql: str, params: Any, size: int) -> Iterator[Any]:
+def _stream(connection: Any, sql: str, params: Any, size: int) -> Generator[Any, None, None]:
     # A named cursor, which Django's iterator() has, makes the server wait while we work, and the other
     # way round.
     from psycopg import ClientCursor, Cursor
