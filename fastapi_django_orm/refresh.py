@@ -19,6 +19,7 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
+from . import metrics
 from .errors import DatabaseBusy, DjangoORMError, RefreshFailed
 from .snapshot import RowT, Snapshot
 
@@ -167,11 +168,13 @@ class Refresher(Generic[RowT]):
     def start(self) -> None:
         """Begin to load when asked, in a task of the running loop."""
         self._loop = asyncio.get_running_loop()
+        metrics.show_repository(self)
         self._task = self._loop.create_task(self._run(), name=f"refresh {self.name}")
 
     async def stop(self) -> None:
         """End the task. Who waits for a load is told that the application has shut down."""
         self._loop = None
+        metrics.hide_repository(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -209,12 +212,14 @@ class Refresher(Generic[RowT]):
             raise
         except Exception as error:
             asked.done.set_exception(error)
+            metrics.count_load(self.name, asked.trigger, time.perf_counter() - started, error)
             asked.done.exception()  # seen: asyncio need not complain when nobody waits for it any more
             self._failed(error, asked.trigger)
         else:
             keys = None if asked.keys is None else len(asked.keys)
             pieces = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
             load = Load(snapshot, time.perf_counter() - started, asked.trigger, keys)
+            metrics.count_load(self.name, asked.trigger, load.duration)
             self._succeeded(load)
             asked.done.set_result(load)
             if len(pieces) > AT_ONCE:

@@ -3,18 +3,24 @@
 import asyncio
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import structlog
 from django.db import connections, transaction
-from fastapi import APIRouter, Depends, FastAPI, Query, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel, Field
 from starlette._utils import get_route_path
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from . import running
 from .access import may_refresh
+from .coherence.hints import READ_LIMIT, VERSION, Hint, decode
+from .coherence.roll_call import Attendance
+from .coherence.service import Coherence
+from .coherence.workers import LONGEST_WAIT
 from .encoding import combine
 from .errors import NotFound, RefreshFailed, nearest
 from .health import DatabaseProbe, Health, report
@@ -26,6 +32,22 @@ logger = structlog.get_logger("fastapi_django_orm")
 Refreshers = Mapping[str, Refresher[Any]]
 
 
+DEFAULT_WAIT = 5.0  # seconds
+
+
+class Workers(BaseModel):
+    """Which worker processes serve what was committed before the request."""
+
+    asked_by: list[str] = Field(
+        description="The transports by which other workers were asked. Empty: only this one has answered, "
+        "for itself, since no transport connects workers, or wait is 0."
+    )
+    down: list[str] = Field(description="Transports by which workers should be asked and could not be.")
+    have: list[str] = Field(description="They serve it. A worker's name is host:pid: and a random part.")
+    failed: list[str] = Field(description="They could not read it, and serve what they had.")
+    missing: list[str] = Field(description="They are connected and have not answered in time.")
+
+
 class RefreshReport(BaseModel):
     """What one repository's refresh did."""
 
@@ -34,6 +56,7 @@ class RefreshReport(BaseModel):
     duration_ms: float | None = Field(description="How long the load took, in milliseconds.")
     trigger: str | None = Field(description="Who asked first for the load that this request shared.")
     error: str | None = Field(default=None, description="The class of the error, if the load failed.")
+    workers: Workers
 
 
 def build_router(
@@ -50,6 +73,16 @@ def build_router(
         for alias in connections:
             transaction.non_atomic_requests(using=alias)(getattr(route, "endpoint"))  # noqa: B009
     return router
+
+
+Wait = Annotated[
+    float,
+    Query(
+        ge=0,
+        le=LONGEST_WAIT,
+        description="The most seconds to wait for the other workers that are connected; 0: do not ask them.",
+    ),
+]
 
 
 def _add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers) -> None:
@@ -76,13 +109,18 @@ def _add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refresher
         responses={**refusals, 503: {"description": "A load failed; the old rows are served on."}},
         summary="Reload, and return the rows",
     )
-    async def refresh_and_return_rows(selected: Selected) -> Response:
-        loads = await _refresh(selected)
-        for load in loads:
+    async def refresh_and_return_rows(selected: Selected, wait: Wait = DEFAULT_WAIT) -> Response:
+        """Have every worker load again, and return this one's rows.
+
+        The header `Workers-Missing` names workers that do not serve them yet, and transports by which none
+        could be asked, if there are any.
+        """
+        refreshed = await _refresh(selected, wait)
+        for load in refreshed.loads:
             if isinstance(load, BaseException):
                 raise load
-        body = combine(load.snapshot.json for load in loads if isinstance(load, Load))
-        return Response(body, media_type="application/json")
+        body = combine(load.snapshot.json for load in refreshed.loads if isinstance(load, Load))
+        return Response(body, media_type="application/json", headers=refreshed.headers)
 
     @router.post(
         settings.refresh_path,
@@ -90,22 +128,108 @@ def _add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refresher
         dependencies=guard,
         responses={
             **refusals,
-            503: {"model": dict[str, RefreshReport], "description": "At least one load failed."},
+            202: {"model": None, "description": "A hint was heard, and is followed from now on."},
+            413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
+            503: {"model": dict[str, RefreshReport], "description": "At least one load failed here."},
+            504: {"model": dict[str, RefreshReport], "description": "Not all other workers have it yet."},
         },
-        summary="Reload, and report what was done",
+        openapi_extra=_HINT,
+        summary="Reload, and report what was done; or hear a hint",
     )
-    async def refresh_and_report(selected: Selected, response: Response) -> dict[str, RefreshReport]:
-        loads = await _refresh(selected)
-        if any(isinstance(load, BaseException) for load in loads):
-            response.status_code = 503
-        pairs = zip(selected, loads, strict=True)
-        return {refresher.name: _report(refresher, load) for refresher, load in pairs}
+    async def refresh_and_report(
+        request: Request,
+        selected: Selected,
+        response: Response,
+        wait: Wait = DEFAULT_WAIT,
+        model: Annotated[
+            str | None, Query(description="Rows of this model have changed: a hint, answered at once.")
+        ] = None,
+    ) -> Any:
+        """Have every worker load again, and report which have; 200 means all that are connected.
+
+        With a model, or a hint as the body, this worker alone follows it, as it follows those that come by
+        other ways, and the answer does not wait for that.
+        """
+        body = await _body(request)
+        if body or model:
+            _coherence().hear(decode(body) if body else Hint(model or ""))
+            return Response(status_code=202)
+        refreshed = await _refresh(selected, wait)
+        response.status_code = refreshed.status
+        response.headers.update(refreshed.headers)
+        return refreshed.report()
 
 
-async def _refresh(selected: Sequence[Refresher[Any]]) -> list[Load[Any] | BaseException]:
-    return await asyncio.gather(
-        *(refresher.refresh("route") for refresher in selected), return_exceptions=True
+_HINT: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "description": "A hint, as Django processes post it.",
+        "content": {"application/json": {"example": {"v": VERSION, "m": "bbs.Topic", "k": [1, 2]}}},
+    }
+}
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > READ_LIMIT:
+            raise HTTPException(413, f"A hint has at most {READ_LIMIT:,} bytes.")
+    return body
+
+
+def _coherence() -> Coherence:
+    coherence: Coherence = running.find("The refresh route").coherence
+    return coherence
+
+
+@dataclass(frozen=True, slots=True)
+class _Refreshed:
+    """What was loaded here, and by whom else."""
+
+    selected: Sequence[Refresher[Any]]
+    loads: Sequence[Load[Any] | BaseException]
+    attendance: Mapping[str, Attendance]
+    worker: str
+
+    @property
+    def status(self) -> int:
+        if any(isinstance(load, BaseException) for load in self.loads):
+            return 503
+        return 200 if all(found.complete for found in self.attendance.values()) else 504
+
+    @property
+    def headers(self) -> dict[str, str]:
+        every = self.attendance.values()
+        late = set[str]().union(*(found.failed | found.missing | found.down for found in every))
+        return {"Workers-Missing": ", ".join(sorted(late))} if late else {}
+
+    def report(self) -> dict[str, RefreshReport]:
+        return {
+            refresher.name: _report(refresher, load, self._workers(refresher.name, isinstance(load, Load)))
+            for refresher, load in zip(self.selected, self.loads, strict=True)
+        }
+
+    def _workers(self, name: str, have: bool) -> Workers:
+        others = self.attendance[name]
+        own = {self.worker}
+        return Workers(
+            asked_by=sorted(others.asked),
+            down=sorted(others.down),
+            have=sorted(others.have | own if have else others.have),
+            failed=sorted(others.failed if have else others.failed | own),
+            missing=sorted(others.missing),
+        )
+
+
+async def _refresh(selected: Sequence[Refresher[Any]], wait: float) -> _Refreshed:
+    """Load here, and meanwhile elsewhere."""
+    coherence, names = _coherence(), [refresher.name for refresher in selected]
+    loads, attendance = await asyncio.gather(
+        asyncio.gather(*(refresher.refresh("route") for refresher in selected), return_exceptions=True),
+        coherence.call_roll(names, wait),
     )
+    return _Refreshed(selected, loads, attendance, coherence.roll_call.worker)
 
 
 def _named(name: str, refreshers: Refreshers) -> Refresher[Any]:
@@ -115,13 +239,14 @@ def _named(name: str, refreshers: Refreshers) -> Refresher[Any]:
         raise NotFound(f"There is no repository {name!r}. {nearest(name, refreshers)}") from None
 
 
-def _report(refresher: Refresher[Any], load: Load[Any] | BaseException) -> RefreshReport:
+def _report(refresher: Refresher[Any], load: Load[Any] | BaseException, workers: Workers) -> RefreshReport:
     if isinstance(load, Load):
         return RefreshReport(
             rows=len(load.snapshot),
             version=load.snapshot.version,
             duration_ms=round(load.duration * 1000, 3),
             trigger=load.trigger,
+            workers=workers,
         )
     if not isinstance(load, RefreshFailed):
         raise load
@@ -132,6 +257,7 @@ def _report(refresher: Refresher[Any], load: Load[Any] | BaseException) -> Refre
         duration_ms=None,
         trigger=None,
         error=type(cause).__name__,
+        workers=workers,
     )
 
 

@@ -38,7 +38,7 @@ from tests.repositories import declare, of
 from tests.servers import PgBouncer, PostgreSQL, TCPProxy
 
 HEARTBEAT = 0.4  # seconds
-NAME = "fastapi-django-orm"  # by which the server knows listeners
+NAME = "fastapi-django-orm%"  # by which the server knows listeners
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def through(proxy: TCPProxy) -> dict[str, Any]:
 
 def end_listeners() -> None:
     """Have the server cut every listener off."""
-    execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s", NAME)
+    execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE %s", NAME)
 
 
 def write_unheard() -> None:

@@ -84,6 +84,7 @@ def test_post_reloads_every_repository_and_reports() -> None:
     report = answer.json()
     assert list(report) == ["topics", "authors"]
     assert report["topics"].pop("duration_ms") >= 0
+    assert len(report["topics"].pop("workers")["have"]) == 1
     assert report["topics"] == {"rows": 2, "version": 2, "trigger": "route", "error": None}
     assert report["authors"]["rows"] == 0
     assert report["authors"]["version"] == 2
@@ -169,7 +170,9 @@ def test_post_with_a_failing_load_reports_every_repository() -> None:
         Author.objects.create(name="Ayano")
         answer = client.post("/refresh/", headers=BEARER)
     assert answer.status_code == 503
-    assert answer.json()["topics"] == {
+    report = answer.json()
+    assert len(report["topics"].pop("workers")["failed"]) == 1
+    assert report["topics"] == {
         "rows": 1,
         "version": 1,
         "duration_ms": None,
@@ -448,14 +451,16 @@ def test_the_routes_are_documented_with_what_they_answer() -> None:
     assert (rows["type"], rows["items"]["type"]) == ("array", "object")
     for status in ("200", "503"):
         report = resolved(document, schema(document, post["responses"][status])["additionalProperties"])
-        assert set(report["properties"]) == {"rows", "version", "duration_ms", "trigger", "error"}
+        assert set(report["properties"]) == {"rows", "version", "duration_ms", "trigger", "error", "workers"}
         state = schema(document, health["responses"][status])
         assert set(state["properties"]) == {"status", "databases", "repositories", "transports"}
         repository = resolved(document, state["properties"]["repositories"]["additionalProperties"])
         assert set(repository["properties"]) == {"rows", "version", "age", "stale", "error"}
+    parameters = [{parameter["name"] for parameter in each["parameters"]} for each in (get, post)]
+    assert parameters == [{"repository", "wait"}, {"repository", "wait", "model"}]
+    assert {"202", "413", "504"} <= set(post["responses"])
     for operation in (get, post):
         assert {"401", "403", "404", "503"} <= set(operation["responses"])
-        assert [parameter["name"] for parameter in operation["parameters"]] == ["repository"]
         (scheme,) = operation["security"][0]
         assert document["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
     assert "security" not in health

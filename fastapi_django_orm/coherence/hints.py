@@ -60,7 +60,7 @@ def encode(hint: Hint, limit: int = MESSAGE_LIMIT) -> list[bytes]:
     room = limit - len(_message(hint.label, []))
     if any(len(key) > room for key in keys):
         return [every]
-    return [_message(hint.label, part) for part in _parts(keys, room)]
+    return [_message(hint.label, part) for part in parts(keys, room)]
 
 
 def decode(payload: bytes | str) -> Hint:
@@ -91,10 +91,11 @@ def _message(label: str, keys: Sequence[bytes] | None = None) -> bytes:
     return b'{"v":%d,"m":%s%s}' % (VERSION, _dumps(label), listed)
 
 
-def _parts(keys: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
+def parts(written: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
+    """As many at a time as there is room for, in bytes, with commas between."""
     part: list[bytes] = []
     size = 0
-    for key in keys:
+    for key in written:
         if part and size + len(key) > room:
             yield part
             part, size = [], 0

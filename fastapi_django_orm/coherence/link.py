@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from .. import metrics
 from .hints import EVERYTHING, Hint
 from .transport import Listener
 
@@ -28,13 +29,20 @@ class Link:
         error: why it is down.
     """
 
-    def __init__(self, listener: Listener, relied_on: bool, heard: Callable[["Link", Hint], None]) -> None:
+    def __init__(
+        self,
+        listener: Listener,
+        relied_on: bool,
+        heard: Callable[["Link", Hint], None],
+        said: Callable[["Link", bytes], None],
+    ) -> None:
         """Connect to nothing yet.
 
         Args:
             listener: what to keep up.
             relied_on: whether it was asked for by name. Another is relied on when it is complete once.
             heard: called on the event loop with what it hears, and with ``EVERYTHING`` when it connects.
+            said: called on the event loop with what other workers say.
         """
         self.listener = listener
         self.connected_since: datetime | None = None
@@ -42,10 +50,16 @@ class Link:
         self.error: BaseException | None = None
         self.tried = asyncio.Event()  # whether it is up is known
         self._heard = heard
+        self._said = said
         self._failures = 0
         self._relied_on = relied_on
         self._up_since = 0.0
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        """The transport's."""
+        return self.listener.name
 
     @property
     def degraded(self) -> bool:
@@ -54,10 +68,12 @@ class Link:
 
     def start(self) -> None:
         """Listen, until stopped."""
+        metrics.show_transport(self)
         self._task = asyncio.create_task(self._run(), name=f"coherence {self.listener.name}")
 
     async def stop(self) -> None:
         """Hang up."""
+        metrics.hide_transport(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -73,7 +89,12 @@ class Link:
     def heard(self, hint: Hint) -> None:
         """Pass a hint on."""
         self.last_hint = datetime.now(UTC)
+        metrics.count_hint(self.name)
         self._pass_on(hint)
+
+    def said(self, message: bytes) -> None:
+        """Pass on what another worker has said."""
+        self._said(self, message)
 
     def _pass_on(self, hint: Hint) -> None:
         if not self.listener.unheard:

@@ -7,8 +7,9 @@ https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from psycopg.pq import PGnotify
 from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
 from .postgresql_session import Session
 from .transport import Receiver, TransportUnavailable
+from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -41,6 +43,13 @@ WHERE NOT EXISTS (
 )"""
 
 
+# Everybody may see names of applications, whose sessions these ever are.
+_WORKERS = """
+SELECT convert_to(application_name, 'UTF8') FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND starts_with(application_name, %s)"""
+APPLICATION = "fastapi-django-orm "  # and the worker's name
+
+
 class PostgreSQLListener:
     """Hears what the triggers of a database, or anybody else, notify."""
 
@@ -58,12 +67,14 @@ class PostgreSQLListener:
         self.name = f"postgresql:{alias}"
         self.aliases: frozenset[str] | None = frozenset({alias})
         self.unheard: frozenset[str] = frozenset()
+        self.worker = new_worker()
         self._parameters = parameters
         self._tables = tables
         self._heartbeat = heartbeat
         self._private = f"{CHANNEL}_{uuid4().hex}"  # for messages to itself
         self._session: Session | None = None
         self._asking: list[asyncio.Future[bool]] = []
+        self._errands: list[_Errand] = []
         self._beats = 0
         self._came = b""
 
@@ -87,6 +98,7 @@ class PostgreSQLListener:
         finally:
             self._session = None
             self._answer(False)
+            self._give_up_errands()
 
     async def caught_up(self) -> bool:
         """Wait until what was committed before this call has been passed on."""
@@ -97,12 +109,33 @@ class PostgreSQLListener:
         self._session.wake()
         return await asking
 
+    async def workers(self) -> frozenset[str]:
+        """Whose sessions there are in this database, on any of its clients' machines."""
+        rows = await self._run_errand(_WORKERS, [APPLICATION])
+        names = (bytes(name).decode("ascii", "replace").removeprefix(APPLICATION) for (name,) in rows)
+        return frozenset(filter(is_worker, names))
+
+    async def say(self, channel: str, message: bytes) -> None:
+        """Notify."""
+        await self._run_errand("SELECT pg_notify(%s, %s)", [channel, message.decode()])
+
+    async def _run_errand(self, query: str, parameters: Sequence[Any]) -> list[Any]:
+        if self._session is None:
+            raise TransportUnavailable(f"{self.name} is not connected.")
+        errand = _Errand(query, parameters, asyncio.get_running_loop().create_future())
+        self._errands.append(errand)
+        self._session.wake()
+        return await errand.rows
+
     async def _subscribe(self, session: Session, receiver: Receiver) -> None:
-        for channel in (CHANNEL, self._private):
+        for channel in (CHANNEL, self._private, EVERY_WORKER, channel_of(self.worker)):
             listen = sql.SQL("LISTEN {}").format(sql.Identifier(channel))
             await session.execute(listen, seconds=PATIENCE)
         await self._test_from_elsewhere(session)
         await self._look_at_triggers(session)
+        # Not before it hears: whoever is seen is expected to answer.
+        name = sql.SQL("SET application_name TO {}").format(APPLICATION + self.worker)
+        await session.execute(name, seconds=PATIENCE)
         receiver.connected()
 
     async def _test_from_elsewhere(self, session: Session) -> None:
@@ -120,12 +153,32 @@ class PostgreSQLListener:
         due = loop.time() + self._heartbeat
         while True:
             await session.wait(due - loop.time())
+            await self._do_errands(session)
             if self._asking:
                 await self._beat(session)
             if loop.time() >= due:
                 await self._beat(session)
                 await self._follow_triggers(session, receiver)
                 due = loop.time() + self._heartbeat
+
+    async def _do_errands(self, session: Session) -> None:
+        errands, self._errands = self._errands, []
+        for errand in errands:
+            if errand.rows.done():  # nobody waits any more
+                continue
+            try:
+                rows = await session.execute(errand.query, errand.parameters, seconds=PATIENCE)
+            except BaseException:
+                self._errands += errands  # listen() gives them up
+                raise
+            if not errand.rows.done():
+                errand.rows.set_result(rows)
+
+    def _give_up_errands(self) -> None:
+        errands, self._errands = self._errands, []
+        for errand in errands:
+            if not errand.rows.done():
+                errand.rows.set_exception(TransportUnavailable(f"{self.name} was lost."))
 
     async def _beat(self, session: Session) -> None:
         """Send a message to itself, and wait for it; who asks from now on waits for the next one."""
@@ -166,12 +219,23 @@ class PostgreSQLListener:
     def _hear(self, notify: PGnotify, receiver: Receiver) -> None:
         if notify.relname == self._private.encode():
             self._came = notify.extra
-        else:
+        elif notify.relname == CHANNEL.encode():
             receiver.heard(decode(notify.extra))
+        else:
+            receiver.said(notify.extra)
 
     def _answer(self, answer: bool) -> None:
         asking, self._asking = self._asking, []
         _answer(asking, answer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Errand:
+    """A query for somebody else than the one task that may use the session."""
+
+    query: str
+    parameters: Sequence[Any]
+    rows: "asyncio.Future[list[Any]]"
 
 
 class PostgreSQLPublisher:

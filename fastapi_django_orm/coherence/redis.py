@@ -15,6 +15,7 @@ from redis.retry import Retry
 
 from .hints import CHANNEL, Hint, decode, encode
 from .transport import Receiver, TransportUnavailable
+from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
 
 PATIENCE = 3.0  # seconds to connect, or to get an answer
 MESSAGE_LIMIT = 100_000  # bytes
@@ -35,8 +36,10 @@ class RedisListener:
             heartbeat: seconds of silence after which the server is asked for an answer.
         """
         self.name = name
+        self.worker = new_worker()
         self._url = url
         self._heartbeat = heartbeat
+        self._client: redis.asyncio.Redis | None = None
 
     async def listen(self, receiver: Receiver) -> None:
         """Subscribe, and pass on what comes.
@@ -53,10 +56,14 @@ class RedisListener:
         )
         try:
             async with client, aclosing(client.pubsub()) as pubsub:
-                await pubsub.subscribe(CHANNEL)
+                # Hints at last: when that is confirmed, so are the others.
+                await pubsub.subscribe(EVERY_WORKER, channel_of(self.worker), CHANNEL)
+                self._client = client
                 await self._pass_on(pubsub, receiver)
         except (redis.RedisError, OSError) as error:
-            raise TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}") from error
+            raise self._unavailable(error) from error
+        finally:
+            self._client = None
 
     async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: Receiver) -> None:
         waits_for_pong = False
@@ -77,13 +84,45 @@ class RedisListener:
         """Tell nothing: a hint is published some time after its commit."""
         return False
 
+    async def workers(self) -> frozenset[str]:
+        """Who is subscribed to a channel of its own for answers."""
+        prefix = channel_of("").encode()
+        try:
+            channels = await self._connected().pubsub_channels(prefix + b"*")
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        names = (
+            channel.removeprefix(prefix).decode("ascii", "replace")
+            for channel in channels
+            if isinstance(channel, bytes)
+        )
+        return frozenset(filter(is_worker, names))
+
+    async def say(self, channel: str, message: bytes) -> None:
+        """Publish it."""
+        try:
+            await self._connected().publish(channel, message)
+        except (redis.RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def _connected(self) -> "redis.asyncio.Redis":
+        if self._client is None:
+            raise TransportUnavailable(f"{self.name} is not connected.")
+        return self._client
+
+    def _unavailable(self, error: Exception) -> TransportUnavailable:
+        return TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}")
+
 
 def _tell(message: dict[str, object], receiver: Receiver) -> None:
     match message:
-        case {"type": "subscribe"}:
+        case {"type": "subscribe", "channel": bytes(channel)} if channel == CHANNEL.encode():
             receiver.connected()
-        case {"type": "message", "data": bytes(payload)}:
-            receiver.heard(decode(payload))
+        case {"type": "message", "channel": bytes(channel), "data": bytes(payload)}:
+            if channel == CHANNEL.encode():
+                receiver.heard(decode(payload))
+            else:
+                receiver.said(payload)
 
 
 class RedisPublisher:

@@ -1,7 +1,7 @@
 """Coherence of one application: its transports, and its repositories that follow the hints they bring."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import structlog
@@ -16,6 +16,8 @@ from .follower import Follower
 from .hints import Hint
 from .link import Link
 from .process import ProcessListener
+from .roll_call import Attendance, RollCall
+from .workers import Connecting
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -31,6 +33,7 @@ class Coherence:
 
     Attributes:
         links: the transports.
+        roll_call: asks the other workers, and answers them.
     """
 
     def __init__(self, settings: ORMSettings, repositories: Mapping[str, Any]) -> None:
@@ -48,10 +51,14 @@ class Coherence:
         self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.roll_call = RollCall(self._load, self._followers)
         self.links = [
-            Link(listener, is_named(settings, listener), self._dispatch)
+            Link(listener, is_named(settings, listener), self._dispatch, self.roll_call.said)
             for listener in listeners(settings, self._concerns.values())
         ]
+        for link in self.links:
+            if isinstance(link.listener, Connecting):
+                link.listener.worker = self.roll_call.worker
 
     async def start(self) -> None:
         """Listen. Returns when all transports are up, or are known to be down, or after some seconds."""
@@ -73,11 +80,12 @@ class Coherence:
         Args:
             refreshers: by the repositories' names.
         """
-        self._followers = {name: Follower(refresher, self._spread) for name, refresher in refreshers.items()}
+        for name, refresher in refreshers.items():
+            self._followers[name] = Follower(refresher, self._spread)
 
     async def stop(self) -> None:
         """Hang up, and follow nothing more."""
-        await asyncio.gather(*(link.stop() for link in self.links))
+        await asyncio.gather(*(link.stop() for link in self.links), self.roll_call.stop())
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
 
     def hear(self, hint: Hint) -> None:
@@ -103,6 +111,32 @@ class Coherence:
                 return None
         await follower.refresher.refresh("call")
         return None
+
+    async def call_roll(self, names: Collection[str], wait: float) -> dict[str, Attendance]:
+        """Have the other workers that are connected refresh.
+
+        Args:
+            names: the repositories'.
+            wait: the most seconds to wait for them; 0: do not ask.
+
+        Returns:
+            For each name, which other workers have now what was committed before this call.
+        """
+        return await self.roll_call.ask(
+            {name: self._connecting(name) if wait else [] for name in names}, wait
+        )
+
+    def _connecting(self, name: str) -> list[Link]:
+        """The transports through which the workers can be reached that read a repository's database."""
+        alias = self._concerns[name].alias
+        links = [link for link in self.links if isinstance(link.listener, Connecting)]
+        return [link for link in links if link.listener.aliases is None or alias in link.listener.aliases]
+
+    async def _load(self, name: str) -> bool:
+        follower = self._followers[name]
+        follower.follow(None)
+        await follower.settle()
+        return follower.refresher.error is None
 
     def _hears_elsewhere(self, name: str) -> bool:
         """Whether a transport is there that carries writes of other processes."""

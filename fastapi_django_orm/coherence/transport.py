@@ -51,6 +51,9 @@ class Receiver(Protocol):
     def heard(self, hint: Hint) -> None:
         """A hint has come; one without a label means everything that this transport carries."""
 
+    def said(self, message: bytes) -> None:
+        """Another worker has said something, on a transport that connects workers."""
+
 
 class Listener(Protocol):
     """The end that a worker holds. Made without I/O.

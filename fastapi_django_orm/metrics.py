@@ -1,0 +1,116 @@
+"""What is counted and measured, through OpenTelemetry's API. Exporting it is the application's business.
+
+Without an SDK nothing is kept: each call ends in a check for one. The instruments are made at import, and
+turn into real ones whenever an SDK is configured.
+https://opentelemetry.io/docs/specs/otel/metrics/api/
+"""
+
+from collections.abc import Iterable, Iterator, Sized
+from datetime import datetime
+from typing import Protocol
+
+from opentelemetry.metrics import CallbackOptions, Observation, get_meter
+
+# Seconds. The API's own are for milliseconds.
+_BOUNDARIES = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
+
+
+class Repository(Protocol):
+    """Rows in memory."""
+
+    name: str
+
+    @property
+    def snapshot(self) -> Sized | None: ...  # noqa: D102
+    @property
+    def age(self) -> float | None: ...  # noqa: D102
+
+
+class Transport(Protocol):
+    """A way by which hints come."""
+
+    connected_since: datetime | None
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+
+# Replaced and never changed, since an exporter's thread reads them.
+_repositories: tuple[Repository, ...] = ()
+_transports: tuple[Transport, ...] = ()
+
+
+def show_repository(repository: Repository) -> None:
+    """Show how many rows a repository has, and how old they are."""
+    global _repositories
+    _repositories = (*_repositories, repository)
+
+
+def hide_repository(repository: Repository) -> None:
+    """Show it no more."""
+    global _repositories
+    _repositories = tuple(each for each in _repositories if each is not repository)
+
+
+def show_transport(transport: Transport) -> None:
+    """Show whether a transport is up."""
+    global _transports
+    _transports = (*_transports, transport)
+
+
+def hide_transport(transport: Transport) -> None:
+    """Show it no more."""
+    global _transports
+    _transports = tuple(each for each in _transports if each is not transport)
+
+
+def count_load(repository: str, trigger: str, seconds: float, error: BaseException | None = None) -> None:
+    """Count a load, and measure it.
+
+    Args:
+        repository: its name.
+        trigger: who asked first.
+        seconds: how long it took.
+        error: why it failed.
+    """
+    attributes = {"repository": repository, "trigger": trigger, "outcome": "failed" if error else "loaded"}
+    if error is not None:
+        attributes["error.type"] = type(error).__name__
+    _loads.add(1, attributes)
+    _durations.record(seconds, attributes)
+
+
+def count_hint(transport: str) -> None:
+    """Count a hint that a transport has brought."""
+    _hints.add(1, {"transport": transport})
+
+
+def _rows(options: CallbackOptions) -> Iterator[Observation]:
+    for repository in _repositories:
+        if (snapshot := repository.snapshot) is not None:
+            yield Observation(len(snapshot), {"repository": repository.name})
+
+
+def _ages(options: CallbackOptions) -> Iterable[Observation]:
+    for repository in _repositories:
+        if (age := repository.age) is not None:
+            yield Observation(age, {"repository": repository.name})
+
+
+def _up(options: CallbackOptions) -> Iterable[Observation]:
+    for transport in _transports:
+        yield Observation(int(transport.connected_since is not None), {"transport": transport.name})
+
+
+_meter = get_meter("fastapi_django_orm")
+_loads = _meter.create_counter("django_orm.loads", "{load}", "Loads of repositories.")
+_durations = _meter.create_histogram(
+    "django_orm.load.duration",
+    "s",
+    "How long loads took.",
+    explicit_bucket_boundaries_advisory=_BOUNDARIES,
+)
+_hints = _meter.create_counter("django_orm.hints", "{hint}", "Hints of changes that have come.")
+_meter.create_observable_gauge("django_orm.rows", [_rows], "{row}", "Rows that are served.")
+_meter.create_observable_gauge("django_orm.age", [_ages], "s", "Time since the rows were read.")
+_meter.create_observable_gauge("django_orm.transport.up", [_up], "1", "1 while a transport is connected.")
