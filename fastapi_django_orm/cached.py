@@ -62,14 +62,17 @@ class CachedRepository(Repository[RowT]):
         super().prepare()
         assert self._reader is not None, "made by what is called above"
         declaration.check_cached(self, self._reader)
-        loader = Loader(
+        here = running.find(self.label)
+        loader: Any = Loader(
             self.ordered_queryset,
             self._reader,
             name=self.name,
             indexes=self.indexes,
             rows_kept=self.rows_kept,
-            pace=Pace(running.find(self.label).count_requests),
+            pace=Pace(here.count_requests),
         )
+        if here.shared is not None:
+            loader = here.shared.loader(loader, self, self._reader)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

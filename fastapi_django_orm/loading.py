@@ -3,7 +3,7 @@
 All of them, or those of some keys alone, which costs in proportion to the keys.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -76,6 +76,32 @@ class Loader:
                 table = self._read_table(queryset, before, in_python=False)
             except NotExpressible:
                 table = self._read_table(queryset, before, in_python=True)
+        return self._made(table, loaded_at, before)
+
+    def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
+        """Have the rows that another process has read.
+
+        Args:
+            pages: all of them, cut as this process would have.
+            before: the snapshot that there is.
+            loaded_at: a time by this process's clock at which the other had not begun to read.
+
+        Raises:
+            InvalidRow: ``indexes`` name a field whose values cannot be looked up by.
+        """
+        self._pace.begin()
+        known = None if before is None else before.table
+        listed = PageList(self._taken(pages, known))
+        where = self._where(listed.pages, known) if self._reader.keyed else None
+        return self._made(Table(listed, where), loaded_at, before)
+
+    def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
+        for number, page in enumerate(pages):
+            yield _known(page, known)
+            if number % STEP == 0:
+                self._pace.rest()
+
+    def _made(self, table: Table, loaded_at: datetime, before: Snapshot[Any] | None) -> Snapshot[Any]:
         if before is not None and before.table.has_same_pages(table):
             # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
             # good.

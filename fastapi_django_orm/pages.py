@@ -94,6 +94,15 @@ class Page:
         self.decoded: Sequence[Any] | None = None
 
     @classmethod
+    def restored(
+        cls, start: Hashable, keys: tuple[Hashable, ...], json: bytes, sizes: "array[int]"
+    ) -> "Page":
+        """A page that another process has had, of rows whose JSON says all; its digest is made anew."""
+        page = cls(start, Chunk([], [], []))
+        page.keys, page.json, page.sizes, page.digest = keys, json, sizes, digest(json)
+        return page
+
+    @classmethod
     def empty(cls) -> "Page":
         """A page to put the first rows of a table into."""
         return cls(HEAD, Chunk([], [], []))

@@ -21,6 +21,7 @@ from . import repository, running
 from .access import HOW_TO_ALLOW
 from .answers import handlers_instrumented
 from .cached import CachedRepository
+from .coherence.choice import shared_snapshots
 from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
@@ -113,6 +114,7 @@ class DjangoORM:
             await sync_to_async(set_up_django)(settings.settings_module)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
+            here.shared = shared_snapshots(settings)
             refreshers, aliases = await sync_to_async(self._prepare)(here)
             found = await sync_to_async(publications)(here.repositories.values())
             for refresher in refreshers.values():

@@ -24,6 +24,7 @@ class Running:
         self.repositories: dict[type[Any], Any] = {}
         self.executor: Any = None  # database.executor's, which is above this room
         self.coherence: Any = None  # coherence.service's, as well
+        self.shared: Any = None  # coherence.shared_loader's, if loads are shared
         self.ended = False
         self.requests = 0
 

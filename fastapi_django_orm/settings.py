@@ -47,6 +47,9 @@ COHERENCE = ("auto", "off", "process", "postgresql", "sqlite")  # or URLs:
 COHERENCE_URL = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|http|https)://[^/]")
 
 
+SHARED_URL = re.compile(r"(redis|valkey)s?://([^/]*@)?[^/@:]+(:\d{1,5})?(/\S*)?|unix://\S*/\S+")
+
+
 def _transports(value: Any) -> Any:
     """The names and URLs that ``DJANGO_ORM_COHERENCE`` lists."""
     items = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else list(value)
@@ -60,6 +63,13 @@ def _transports(value: Any) -> Any:
     if "off" in items and len(items) > 1:
         raise ValueError("off goes with nothing else")
     return tuple(items)
+
+
+def _shared_url(value: Any) -> Any:
+    url = _token(value)
+    if isinstance(url, str) and not SHARED_URL.fullmatch(url):
+        raise ValueError("write redis://host:6379/0, valkey://…, rediss://… or unix:///path")
+    return url
 
 
 URLPath = Annotated[str, BeforeValidator(_path)]
@@ -135,6 +145,10 @@ class ORMSettings(BaseSettings):
         description="The most seconds that a full load waits which a hint causes, for workers not to load at "
         "once; at most four times what the last load took.",
     )
+    shared: Annotated[SecretStr | None, BeforeValidator(_shared_url)] = Field(
+        default=None,
+        description="A Redis or Valkey server through which one worker's full load serves all of them.",
+    )
 
     @model_validator(mode="after")
     def _paths_differ(self) -> Self:
@@ -180,7 +194,9 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
         return message.removeprefix("Value error, ")
     variable = PREFIX + str(loc[0]).upper()
     value = EnvSettingsSource(ORMSettings).env_vars.get(variable.lower())
-    secret = variable.endswith(("TOKEN", "DSN", "COHERENCE"))  # a transport's URL may have a password
+    secret = variable.endswith(
+        ("TOKEN", "DSN", "COHERENCE", "SHARED")
+    )  # a transport's URL may have a password
     shown = " in .env" if value is None else "" if secret else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
 
