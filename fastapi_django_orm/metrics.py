@@ -6,6 +6,7 @@ https://opentelemetry.io/docs/specs/otel/metrics/api/
 """
 
 from collections.abc import Iterable, Iterator, Sized
+from contextlib import suppress
 from datetime import datetime
 from typing import Protocol
 
@@ -76,13 +77,15 @@ def count_load(repository: str, trigger: str, seconds: float, error: BaseExcepti
     attributes = {"repository": repository, "trigger": trigger, "outcome": "failed" if error else "loaded"}
     if error is not None:
         attributes["error.type"] = type(error).__name__
-    _loads.add(1, attributes)
-    _durations.record(seconds, attributes)
+    with suppress(Exception):  # whatever an SDK's extensions raise must not be the end of refreshing
+        _loads.add(1, attributes)
+        _durations.record(seconds, attributes)
 
 
 def count_hint(transport: str) -> None:
     """Count a hint that a transport has brought."""
-    _hints.add(1, {"transport": transport})
+    with suppress(Exception):
+        _hints.add(1, {"transport": transport})
 
 
 def _rows(options: CallbackOptions) -> Iterator[Observation]:

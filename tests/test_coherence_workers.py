@@ -20,7 +20,16 @@ from fastapi_django_orm import DjangoORM, ORMSettings
 from fastapi_django_orm.coherence.workers import EVERY_WORKER
 from tests.databases import get_all
 from tests.gates import Gate, comments, gated
-from tests.hearing import DEADLINE, eventually, hearing, install_triggers, uninstall_triggers, write
+from tests.hearing import (
+    DEADLINE,
+    eventually,
+    execute,
+    hearing,
+    install_triggers,
+    uninstall_triggers,
+    write,
+)
+from tests.playing import outside
 from tests.project import router
 from tests.project.board.models import Topic
 from tests.projects import Project
@@ -99,13 +108,13 @@ class Application:
 
 
 @asynccontextmanager
-async def worker(cls: type[Any], **settings: Any) -> AsyncIterator[Application]:
+async def worker(*classes: type[Any], **settings: Any) -> AsyncIterator[Application]:
     app = FastAPI()
-    plugin = DjangoORM(ORMSettings(refresh_token=TOKEN, **settings), repositories=[cls])
+    plugin = DjangoORM(ORMSettings(refresh_token=TOKEN, **settings), repositories=classes)
     async with asyncio.timeout(3 * DEADLINE), plugin.lifespan(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=DEADLINE) as client:
-            yield Application(await cls.current(), client)
+            yield Application(await classes[0].current(), client)
 
 
 def run(main: Any) -> None:
@@ -345,6 +354,49 @@ def test_messages_that_cannot_be_understood(valkey: Valkey, sqlite: str) -> None
                     await client.publish(channel, message)
             assert len((await one.report())["have"]) == 2
             assert gate.loads == 1
+
+    run(main)
+
+
+def test_a_connection_with_a_name_of_the_projects_own(board: PostgreSQL) -> None:
+    """Who has named the project's connections is found by the others all the same."""
+    dsn = "application_name=ours"
+
+    async def main() -> None:
+        async with (
+            worker(declare(), coherence="postgresql", coherence_dsn=dsn) as one,
+            worker(declare(), coherence="postgresql", coherence_dsn=dsn),
+        ):
+            assert len((await one.report())["have"]) == 2
+
+    run(main)
+
+
+@pytest.mark.parametrize("message", ["", "hello", '{"v":1,"c":"x","w":"a:1:00000000","r":[1],"s":5}'])
+def test_notifications_that_cannot_be_understood(board: PostgreSQL, message: str) -> None:
+    """On the channel of questions they are nothing, and no hints either."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with worker(gated(gate), coherence="postgresql") as one:
+            assert (await one.refresh()).status_code == 200
+            gate.reset()
+            await outside(lambda: execute("SELECT pg_notify(%s, %s)", EVERY_WORKER, message))
+            assert (await one.refresh()).status_code == 200
+            assert gate.loads == 1
+
+    run(main)
+
+
+def test_many_repositories(board: PostgreSQL) -> None:
+    """Names that do not fit into one message are asked for in several."""
+    classes = [gated(Gate(), name="x" * 300 + str(number)) for number in range(60)]
+
+    async def main() -> None:
+        async with worker(*classes, coherence="postgresql") as one, worker(*classes, coherence="postgresql"):
+            report = (await one.refresh("?wait=30")).json()
+            assert len(report) == 60
+            assert {len(entry["workers"]["have"]) for entry in report.values()} == {2}
 
     run(main)
 

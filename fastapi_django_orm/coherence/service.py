@@ -85,7 +85,8 @@ class Coherence:
 
     async def stop(self) -> None:
         """Hang up, and follow nothing more."""
-        await asyncio.gather(*(link.stop() for link in self.links), self.roll_call.stop())
+        await asyncio.gather(*(link.stop() for link in self.links))
+        await self.roll_call.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
 
     def hear(self, hint: Hint) -> None:
