@@ -10,8 +10,8 @@ interpreter doing the work of all of them: compare it between lines, and nothing
 when a worker asks the pooler until it has the rows.
 
 With the shared snapshot the loads go with the time over which workers ask, divided by what a load takes,
-since whoever asks while a load runs must have the next one. Workers that all ask during one load cost one more;
-a thousand that share an interpreter ask over seconds.
+since whoever asks while a load runs must have the next one. Workers that all ask during one load cost one
+more; a thousand that share an interpreter ask over seconds.
 """
 
 from __future__ import annotations
