@@ -9,11 +9,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import CHANNEL, Hint
-from fastapi_django_orm.coherence.redis import RedisPublisher
+from fastapi_django_orm.coherence.redis import RedisListener, RedisPublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.transport import TransportUnavailable
 from tests.gates import Gate, comments, gated
-from tests.hearing import create, eventually, follows, hearing, link, write
+from tests.hearing import DEADLINE, create, eventually, follows, hearing, link, write
 from tests.playing import outside
 from tests.repositories import declare
 from tests.servers import TCPProxy, Valkey
@@ -172,6 +172,36 @@ def test_silence_without_a_fault(proxy: TCPProxy) -> None:
             since = broker(coherence).connected_since
             await asyncio.sleep(5 * HEARTBEAT)
             assert broker(coherence).connected_since == since
+
+    run(main)
+
+
+def test_an_end_at_a_heartbeat(running_valkey: Valkey) -> None:
+    """A listener that is cancelled at the moment of a heartbeat ends."""
+
+    class Receiver:
+        def __init__(self) -> None:
+            self.up = asyncio.Event()
+
+        def connected(self) -> None:
+            self.up.set()
+
+        def heard(self, hint: Hint) -> None: ...
+
+        def said(self, message: bytes) -> None: ...
+
+    async def end(delay: float) -> None:
+        receiver = Receiver()
+        listener = RedisListener("redis", running_valkey.url(), 0.01)
+        listening = asyncio.create_task(listener.listen(receiver))
+        await asyncio.wait_for(receiver.up.wait(), DEADLINE)
+        await asyncio.sleep(delay)
+        listening.cancel()
+        done, _ = await asyncio.wait([listening], timeout=DEADLINE)
+        assert done
+
+    async def main() -> None:
+        await asyncio.gather(*(end(0.0095 + number * 0.00002) for number in range(50)))
 
     run(main)
 

@@ -67,9 +67,12 @@ class RedisListener:
 
     async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: Receiver) -> None:
         waits_for_pong = False
+        task = asyncio.current_task()
         while True:
             limit = min(PATIENCE, self._heartbeat) if waits_for_pong else self._heartbeat
             message = await pubsub.get_message(timeout=limit)
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError  # redis-py takes one at the end of its own timeout for that
             if message is not None:
                 waits_for_pong = False
                 _tell(message, receiver)
