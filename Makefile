@@ -11,7 +11,7 @@ help:
 	@echo "make test    run the tests, on servers that they start themselves"
 	@echo "make lint    formatting, rules, types, layers"
 	@echo "make demo    serve the sample on http://$(HOST):$(PORT)"
-	@echo "make bench   measure against other ways to do it"
+	@echo "make bench   measure against other ways to do it (40 minutes; BENCH=--quick: 8)"
 	@echo "make pin     renew requirements/*.txt (needs uv)"
 
 $(VENV)/%.installed: requirements/%.txt pyproject.toml
@@ -44,8 +44,7 @@ demo: $(VENV)/dev.installed
 	cd sample && ../$(BIN)/python -m uvicorn main:app --host $(HOST) --port $(PORT)
 
 bench: $(VENV)/bench.installed
-	$(BIN)/python -m benchmarks cached
-	$(BIN)/python -m benchmarks live
+	$(BIN)/python -m benchmarks all $(BENCH)
 
 pin:
 	for group in dev bench; do \

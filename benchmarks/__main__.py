@@ -1,17 +1,25 @@
-"""`python -m benchmarks cached|live`: measure, print the table, write RESULTS.md."""
+"""`python -m benchmarks cached|live|loading|refreshing|calm|all`: measure, print, write RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import report
+from benchmarks import calm, harness, loading, refreshing, report
 from benchmarks.catalog import choose
-from benchmarks.harness import Plan, measure_all
+from benchmarks.plan import DEFAULT, QUICK, Plan, Results, Say
 
-ROWS = {"cached": "10,100,1000,10000", "live": "10000"}
-CLIENTS = {"cached": "32", "live": "1,32,256"}
+MEASURES: dict[str, Callable[[Plan, Say], Results]] = {
+    "cached": harness.measure_all,
+    "live": harness.measure_all,
+    "loading": loading.measure_all,
+    "refreshing": refreshing.measure_all,
+    "calm": calm.measure_all,
+}
+RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -22,42 +30,65 @@ def numbers(text: str) -> tuple[int, ...]:
     return found
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
+def parser() -> argparse.ArgumentParser:
+    """Return the command line; what is not given there is as `plan.py` has it for each part."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("part", choices=sorted(ROWS))
+    parser.add_argument("part", choices=[*MEASURES, "all"])
+    parser.add_argument("--quick", action="store_true", help="fewer cells, one short round")
     parser.add_argument("--peers", default="", help="names, separated by commas (default: all)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=3, help="measured in each run")
-    parser.add_argument("--rows", type=numbers, help=f"default: {ROWS}")
-    parser.add_argument("--clients", type=numbers, help=f"default: {CLIENTS}")
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).with_name("RESULTS.md"), help="the report"
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--seconds", type=int, help="measured in each run of a load")
+    parser.add_argument("--rows", type=numbers, help="of the table: 10,1000")
+    parser.add_argument("--clients", type=numbers, help="of the load: 1,32")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the report")
+    return parser
+
+
+def plan_of(part: str, options: argparse.Namespace) -> Plan:
+    """Return what to measure.
+
+    Raises `LookupError` for a peer that does not exist.
+    """
+    sizes = (QUICK if options.quick else DEFAULT)[part]
+    return Plan(
+        part=part,
+        peers=choose(part, [name for name in options.peers.split(",") if name]),
+        rows=options.rows or sizes.rows,
+        clients=options.clients or sizes.clients,
+        rounds=options.rounds or sizes.rounds,
+        seconds=options.seconds or sizes.seconds,
     )
-    options = parser.parse_args()
-    try:
-        options.peers = choose(options.part, [name for name in options.peers.split(",") if name])
-    except LookupError as error:
-        parser.error(str(error))
-    return options
+
+
+def carry_out(plan: Plan, output: Path) -> bool:
+    """Measure and report one part; return whether every peer could be measured."""
+    started = time.monotonic()
+    results = MEASURES[plan.part](plan, say)
+    section = report.render(results)
+    print(section, flush=True)
+    report.write(section, plan.part, output)
+    say(f"{plan.part} took {(time.monotonic() - started) / 60:.1f} minutes")
+    return not results.failed
+
+
+def say(text: str) -> None:
+    """Tell how far it is."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def main() -> int:
     """Measure and report; 1 if a peer could not be measured."""
-    options = arguments()
-    plan = Plan(
-        part=options.part,
-        peers=options.peers,
-        rows=options.rows or numbers(ROWS[options.part]),
-        clients=options.clients or numbers(CLIENTS[options.part]),
-        rounds=options.rounds,
-        seconds=options.seconds,
-    )
-    results = measure_all(plan, lambda text: print(text, file=sys.stderr, flush=True))
-    section = report.render(results)
-    print(section)
-    report.write(section, options.part, options.output)
-    return 1 if results.failed else 0
+    command = parser()
+    options = command.parse_args()
+    if options.part == "all" and (options.peers or options.rows):
+        command.error("--peers and --rows are for one part: they mean something else in each")
+    parts = list(MEASURES) if options.part == "all" else [options.part]
+    try:
+        plans = [plan_of(part, options) for part in parts]
+    except LookupError as error:
+        command.error(str(error))
+    complete = [carry_out(plan, options.output) for plan in plans]  # all of them, whichever fails
+    return 0 if all(complete) else 1
 
 
 if __name__ == "__main__":

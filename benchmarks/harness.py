@@ -1,4 +1,4 @@
-"""One run: every cell is measured for every peer in turn, round after round, on the same rows.
+"""The parts that answer requests: every cell is measured for every peer in turn, round after round.
 
 A machine's speed drifts by more than the differences that matter. So peers take turns (A, B, C, A,
 B, C…), each in a fresh process, and a ratio is always to the limit of the same round.
@@ -7,58 +7,53 @@ B, C…), each in a fresh process, and a ratio is always to the limit of the sam
 from __future__ import annotations
 
 import contextlib
-import http.client
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from benchmarks import same
-from benchmarks.catalog import Part, Peer
+from benchmarks.databases import name_of, seeded, wait_until_quiet
 from benchmarks.load import Load, Outcome, measure
-from benchmarks.serving import ROOT, PeerError, apart, environment, serve
+from benchmarks.peer import Peer
+from benchmarks.plan import Plan, Results, Say
+from benchmarks.serving import apart, serve
 from tests.servers.postgresql import PostgreSQL
-
-SETTLE_SECONDS = 10
-FAILURES = (
-    PeerError,
-    OSError,
-    ValueError,  # what should be JSON is not
-    http.client.HTTPException,
-    subprocess.SubprocessError,
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to measure and for how long."""
-
-    part: Part
-    peers: tuple[Peer, ...]
-    rows: tuple[int, ...]
-    clients: tuple[int, ...]
-    rounds: int
-    seconds: int
-    warm_up: int = 1
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One column of the report: a path, over so many rows, for so many clients."""
+    """One table of the report: a kind of answer, from so many rows, for so many clients.
 
+    Attributes:
+        kind: what peers name in `kinds`, `apps` and `paths`.
+        random_keys: whether a random key is appended to the path.
+        conditional: whether clients have the answer already and ask whether there is a newer one.
+        for_all: whether peers that name no kinds take part.
+    """
+
+    kind: str
     path: str
     rows: int
     clients: int
     random_keys: bool = False
+    conditional: bool = False
+    for_all: bool = True
 
-    def paths(self) -> list[str]:
+    def includes(self, peer: Peer) -> bool:
+        """Return whether a peer takes part."""
+        return self.kind in peer.kinds or (self.for_all and not peer.kinds)
+
+    def path_of(self, peer: Peer) -> str:
+        """Return the path at which a peer gives the answer."""
+        return peer.paths.get(self.kind, self.path)
+
+    def compared(self, path: str) -> list[str]:
         """Return the paths on which all peers must agree."""
         if not self.random_keys:
-            return [self.path]
-        return [f"{self.path}{key}" for key in sorted({1, (self.rows + 1) // 2, self.rows})]
+            return [path]
+        return [f"{path}{key}" for key in sorted({1, (self.rows + 1) // 2, self.rows})]
 
 
 @dataclass(frozen=True)
@@ -71,43 +66,47 @@ class Run:
     outcome: Outcome
     connections: int
 
-
-@dataclass
-class Results:
-    """All runs, and why peers are missing."""
-
-    plan: Plan
-    pinned: bool = False
-    runs: list[Run] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
+    def __str__(self) -> str:
+        return (
+            f"{self.cell.kind} of {self.cell.rows} rows, {self.cell.clients} clients, round "
+            f"{self.round + 1}: {self.peer} {self.outcome.rate:.0f}/s, {self.outcome.errors} errors, "
+            f"{self.connections} connections"
+        )
 
 
-def cells(plan: Plan) -> Iterator[Cell]:
-    """Yield what a part measures."""
+def cached_cells(plan: Plan) -> Iterator[Cell]:
+    """Yield lists of all sizes; of the largest also single rows, and 304s."""
+    for clients in plan.clients:
+        for rows in plan.rows:
+            yield Cell("list", "/topics", rows, clients)
+        most = max(plan.rows)
+        yield Cell("row", "/topics/", most, clients, random_keys=True, for_all=False)
+        yield Cell("unchanged", "/topics", most, clients, conditional=True, for_all=False)
+
+
+def live_cells(plan: Plan) -> Iterator[Cell]:
+    """Yield single rows for all numbers of clients, and the latest rows for the one in the middle."""
     for rows in plan.rows:
         for clients in plan.clients:
-            if plan.part == "cached":
-                yield Cell("/topics", rows, clients)
-            else:
-                yield Cell("/topics/", rows, clients, random_keys=True)
-                yield Cell("/latest", rows, clients)
+            yield Cell("row", "/topics/", rows, clients, random_keys=True)
+        yield Cell("latest", "/latest", rows, plan.clients[(len(plan.clients) - 1) // 2])
 
 
-def measure_all(plan: Plan, say: Callable[[str], None]) -> Results:
-    """Carry out the plan; a peer that fails is left out from there on, and the others go on.
+CELLS = {"cached": cached_cells, "live": live_cells}
 
-    Without the limit there are no ratios: if it fails, the run ends with what it has.
-    """
-    results, limit = Results(plan), plan.peers[0]
+
+def measure_all(plan: Plan, say: Say) -> Results:
+    """Carry out the plan; a peer that fails is left out from there on, and the others go on."""
+    results = Results(plan)
     with apart() as processor, PostgreSQL() as server:
         results.pinned = processor is not None
-        bench = Bench(results, server, processor, say)
-        urls = {rows: bench.seeded(rows) for rows in plan.rows}
-        for cell in cells(plan):
+        urls = {rows: seeded(server, rows) for rows in plan.rows}
+        bench = Bench(plan, server, processor, urls)
+        for cell in CELLS[plan.part](plan):
             for number in range(plan.rounds):
                 for peer in plan.peers:
-                    if not {peer.name, limit.name} & results.failed.keys():
-                        bench.attempt(peer, cell, number, urls[cell.rows])
+                    if isinstance(peer, Peer) and cell.includes(peer):
+                        results.attempt(peer, partial(bench.measure, peer, cell, number), say)
     return results
 
 
@@ -115,57 +114,27 @@ def measure_all(plan: Plan, say: Callable[[str], None]) -> Results:
 class Bench:
     """The servers of one run, and what the limit answered."""
 
-    results: Results
+    plan: Plan
     server: PostgreSQL
     processor: int | None
-    say: Callable[[str], None]
-    expected: dict[Cell, dict[str, Any]] = field(default_factory=dict)
+    urls: dict[int, str]
+    expected: dict[Cell, list[Any]] = field(default_factory=dict)
 
-    def seeded(self, rows: int) -> str:
-        """Make a database with so many rows; return its URL."""
-        name = f"benchmark_{rows}_rows"
-        self.server.drop_database(name)
-        url = self.server.create_database(name)
-        command = [sys.executable, "-m", "benchmarks.project.seed", str(rows)]
-        env = environment(self.results.plan.peers[0], url)
-        subprocess.run(command, cwd=ROOT, env=env, check=True)
-        return url
-
-    def attempt(self, peer: Peer, cell: Cell, number: int, url: str) -> None:
-        """Measure one peer once, or note why that was not possible."""
-        try:
-            run = self.measure(peer, cell, number, url)
-        except FAILURES as error:
-            self.results.failed[peer.name] = str(error) or repr(error)
-            self.say(f"{peer.name} failed: {error}")
-            return
-        self.results.runs.append(run)
-        self.say(
-            f"{cell.path} {cell.rows} rows, {cell.clients} clients, round {number + 1}: "
-            f"{peer.name} {run.outcome.rate:.0f}/s, {run.outcome.errors} errors, "
-            f"{run.connections} connections"
-        )
-
-    def measure(self, peer: Peer, cell: Cell, number: int, url: str) -> Run:
+    def measure(self, peer: Peer, cell: Cell, number: int) -> Run:
         """Start a peer, compare its answers, warm it up, load it and count what it keeps."""
-        plan, paths, database = self.results.plan, cell.paths(), urlsplit(url).path[1:]
-        with serve(peer, url, self.processor, paths[0]) as base:
-            seen = same.answers(base, paths)
-            same.check(seen, self.expected.setdefault(cell, seen))
+        path = cell.path_of(peer)
+        paths = cell.compared(path)
+        with serve(peer, cell.kind, paths[0], self.urls[cell.rows], self.processor) as base:
+            etag = same.etag(base + path) if cell.conditional else None
+            headers = {"If-None-Match": etag} if etag else {}
+            seen = same.answers(base, paths, headers)
+            same.check(paths, seen, self.expected.setdefault(cell, seen))
             keys = cell.rows if cell.random_keys else 0
-            measure(Load(base + cell.path, cell.clients, plan.warm_up, keys))
+            measure(Load(base + path, cell.clients, self.plan.warm_up, keys, etag))
             with contextlib.suppress(OSError):  # the next load counts errors
-                same.answers(base, paths[:1])  # comes after what the warm-up left in the queue
-            outcome = measure(Load(base + cell.path, cell.clients, plan.seconds, keys))
+                same.answers(base, paths[:1], headers)  # after what the warm-up left in the queue
+            outcome = measure(Load(base + path, cell.clients, self.plan.seconds, keys, etag))
             time.sleep(0.5)  # closing takes a server a moment; keeping is what is counted
-            connections = self.server.connections(database)
-        self.quiet(database)
+            connections = self.server.connections(name_of(cell.rows))
+        wait_until_quiet(self.server, cell.rows)
         return Run(peer.name, cell, number, outcome, connections)
-
-    def quiet(self, database: str) -> None:
-        """Wait until the last peer's connections are gone, so that the next one is not blamed."""
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while self.server.connections(database):
-            if time.monotonic() > deadline:
-                raise PeerError("left connections open on the server after it had ended")
-            time.sleep(0.05)

@@ -1,9 +1,13 @@
--- What wrk sends and reports: random keys from 1 to the first argument (0: the path as it is), and one
--- line of JSON. wrk counts a status below 200 or above 399 as an error.
+-- What wrk sends and reports: random keys from 1 to the first argument (0: the path as it is), with the
+-- second argument as If-None-Match (none: without), and one line of JSON. wrk counts a status below 200 or
+-- above 399 as an error.
 local requests = {}
 
 function init(args)
    math.randomseed(20260101)
+   if args[2] then
+      wrk.headers["If-None-Match"] = args[2]
+   end
    for key = 1, tonumber(args[1]) do
       requests[key] = wrk.format("GET", wrk.path .. key)
    end

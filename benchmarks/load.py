@@ -24,12 +24,18 @@ SCRIPT = Path(__file__).with_name("load.lua")
 
 @dataclass(frozen=True)
 class Load:
-    """What to ask for: `keys` > 0 appends a random key from 1 to `keys` to the URL."""
+    """What to ask for.
+
+    Attributes:
+        keys: if there are any, a random key from 1 to this is appended to the URL.
+        etag: what clients have already, if they do; the answer is 304 then.
+    """
 
     url: str
     clients: int
     seconds: int
     keys: int = 0
+    etag: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def measure(load: Load) -> Outcome:
 def wrk(load: Load) -> Outcome:
     """Run `wrk` with one thread; a slow answer is slow, not an error."""
     command = f"wrk -t1 -c{load.clients} -d{load.seconds}s --timeout 60s -s".split()
-    command += [str(SCRIPT), load.url, "--", str(load.keys)]
+    command += [str(SCRIPT), load.url, "--", str(load.keys), *([load.etag] if load.etag else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seen = json.loads(done.stdout.splitlines()[-1])
     return Outcome(
@@ -86,7 +92,10 @@ class Client(asyncio.Protocol):
         key = random.randint(1, self.load.keys) if self.load.keys else ""
         self.parser = httptools.HttpResponseParser(self)
         self.started = time.perf_counter()
-        self.transport.write(f"GET {url.path}{key} HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
+        path = url._replace(scheme="", netloc="").geturl()
+        held = f"If-None-Match: {self.load.etag}\r\n" if self.load.etag else ""
+        head = f"GET {path}{key} HTTP/1.1\r\nHost: {url.netloc}\r\n{held}\r\n"
+        self.transport.write(head.encode())
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser, which calls `on_message_complete`."""
@@ -95,7 +104,7 @@ class Client(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """Count the answer."""
         self.latencies.append((time.perf_counter() - self.started) * 1e3)
-        self.errors += not 200 <= self.parser.get_status_code() < 300
+        self.errors += self.parser.get_status_code() != (304 if self.load.etag else 200)
         # Not inside the parser's callback: it must not be replaced while it runs.
         asyncio.get_running_loop().call_soon(self.ask)
 

@@ -12,18 +12,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 
-from benchmarks.catalog import Peer
+from benchmarks.peer import Peer
+from benchmarks.plan import PeerError
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60
 STOP_SECONDS = 15
 TAIL = 12
-
-
-class PeerError(RuntimeError):
-    """A peer did not start, or does not answer what the others answer."""
 
 
 def processors() -> tuple[int, int] | None:
@@ -50,25 +48,24 @@ def apart() -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
-def serve(peer: Peer, database_url: str, processor: int | None, path: str) -> Iterator[str]:
-    """Run a peer's server until the block ends; give its base URL once `path` is answered with 200.
+def serve(peer: Peer, kind: str, path: str, url: str, processor: int | None) -> Iterator[str]:
+    """Run a peer's server for a kind of cell until the block ends; give its base URL once it answers.
 
-    Raises `PeerError` with the last lines of its log.
+    Raises `PeerError` with the last lines of its log unless `path` gives something good.
     """
     with tempfile.TemporaryFile() as log, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
         process = subprocess.Popen(
-            peer.command(port),
+            peer.command(port, kind),
             cwd=ROOT,
-            env=environment(peer, database_url),
+            env=environment(peer.environment(), url),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        if processor is not None:
-            os.sched_setaffinity(process.pid, {processor})  # before it can start a thread
+        pin(process, processor)
         try:
             base = f"http://127.0.0.1:{port}"
             if trouble := trouble_at(process, base + path):
@@ -78,23 +75,29 @@ def serve(peer: Peer, database_url: str, processor: int | None, path: str) -> It
             stop(process)
 
 
-def environment(peer: Peer, database_url: str) -> dict[str, str]:
-    """Return the environment of a peer's server; nothing of the caller's Django gets in."""
+def pin(process: subprocess.Popen[bytes], processor: int | None) -> None:
+    """Keep a process on a processor, if there is one: called before it can have started a thread."""
+    if processor is not None:
+        os.sched_setaffinity(process.pid, {processor})
+
+
+def environment(settings: dict[str, str], database_url: str) -> dict[str, str]:
+    """Return the environment of a peer's process; nothing of the caller's Django gets in."""
     ours = ("DJANGO_", "BENCHMARK_", "PGOPTIONS")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**kept, **peer.environment(), "DATABASE_URL": database_url, "PYTHONPATH": path}
+    return {**kept, **settings, "DATABASE_URL": database_url, "PYTHONPATH": path}
 
 
 def trouble_at(process: subprocess.Popen[bytes], url: str) -> str | None:
-    """Wait until the server answers 200; return what went wrong otherwise."""
+    """Wait until the server answers 200 or 304; return what went wrong otherwise."""
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None:
         try:
             with urllib.request.urlopen(url, timeout=START_SECONDS):
                 return None
         except urllib.error.HTTPError as error:
-            return f"answered {error.code}"
+            return None if error.code == HTTPStatus.NOT_MODIFIED else f"answered {error.code}"
         except OSError:
             if time.monotonic() > deadline:
                 return f"did not answer within {START_SECONDS} s"

@@ -23,3 +23,9 @@ app = FastAPI(lifespan=DjangoORM.lifespan)
 async def index(topics: TopicRepo) -> Response:
     """Send the bytes that were made when the rows were loaded."""
     return topics.response()
+
+
+@app.get("/topics/{pk}")
+async def topic(pk: int, topics: TopicRepo) -> Response:
+    """Send the bytes of one row."""
+    return topics.response(pk=pk)

@@ -1,4 +1,7 @@
-"""The limit: prebuilt bytes from a bare ASGI callable, the least that uvicorn can do."""
+"""The limit: prebuilt bytes from a bare ASGI callable, the least that uvicorn can do.
+
+A callable for each kind of answer, so that none of them looks at more of the request than it must.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,28 +12,68 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 django.setup()
-from benchmarks.project.bbs.reads import payload  # noqa: E402  # models need django.setup()
+from benchmarks.project.bbs import reads  # noqa: E402  # models need django.setup()
 
-body = b""
-head: dict[str, Any] = {}
+Answer = tuple[dict[str, Any], dict[str, Any]]  # the two messages of ASGI
+
+whole: Answer = ({}, {})
+single: dict[str, Answer] = {}
+
+
+def answer(body: bytes) -> Answer:
+    """Make the messages that send these bytes."""
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    head = {"type": "http.response.start", "status": 200, "headers": headers}
+    return head, {"type": "http.response.body", "body": body, "more_body": False}
+
+
+def load() -> None:
+    """Make all answers."""
+    global whole, single
+    whole = answer(reads.payload())
+    single = {f"/topics/{pk}": answer(body) for pk, body in reads.payloads().items()}
+
+
+not_modified: Answer = (
+    {"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"the only one"')]},
+    {"type": "http.response.body", "body": b"", "more_body": False},
+)
 
 
 async def lifespan(receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
     """Load once, then wait for the end."""
-    global body, head
     await receive()
-    body = await sync_to_async(payload)()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    head = {"type": "http.response.start", "status": 200, "headers": headers}
+    await sync_to_async(load)()
     await send({"type": "lifespan.startup.complete"})
     await receive()
     await send({"type": "lifespan.shutdown.complete"})
 
 
 async def app(scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
-    """Send the bytes, whatever was asked."""
+    """Send the list, whatever was asked."""
     if scope["type"] == "lifespan":
         return await lifespan(receive, send)
+    head, body = whole
     await send(head)  # type: ignore[arg-type]  # made once, so not a literal
-    await send({"type": "http.response.body", "body": body, "more_body": False})
+    await send(body)  # type: ignore[arg-type]
+    return None
+
+
+async def row(scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+    """Send the row that the path names."""
+    if scope["type"] == "lifespan":
+        return await lifespan(receive, send)
+    head, body = single[scope["path"]]
+    await send(head)  # type: ignore[arg-type]
+    await send(body)  # type: ignore[arg-type]
+    return None
+
+
+async def unchanged(scope: "Scope", receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
+    """Say that there is nothing new, whatever was asked."""
+    if scope["type"] == "lifespan":
+        return await lifespan(receive, send)
+    head, body = not_modified
+    await send(head)  # type: ignore[arg-type]
+    await send(body)  # type: ignore[arg-type]
     return None

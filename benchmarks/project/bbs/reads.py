@@ -49,3 +49,8 @@ def rows() -> list[dict[str, object]]:
 def payload() -> bytes:
     """Make the whole list's JSON once, for the peers that send ready bytes."""
     return orjson.dumps({"topics": rows()})
+
+
+def payloads() -> dict[int, bytes]:
+    """Make each row's JSON once, by its key, for the peers that send ready bytes."""
+    return {row["id"]: orjson.dumps(row) for row in Topic.objects.values()}

@@ -1,0 +1,1 @@
+"""Measurements in a fresh process, which prints one line of JSON."""

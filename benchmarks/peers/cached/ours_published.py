@@ -1,0 +1,16 @@
+"""This package: a published repository, which needs no handler."""
+
+from fastapi import FastAPI
+
+from fastapi_django_orm import CachedRepository, DjangoORM
+
+
+class Topics(CachedRepository):
+    """Every topic of the board."""
+
+    model = "bbs.Topic"
+    ordering = ("pk",)
+    publish = "/topics"
+
+
+app = FastAPI(lifespan=DjangoORM.lifespan)
