@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import suppress
 from contextvars import Context
+from functools import partial
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -26,15 +27,21 @@ Waiting = dict[K, list[asyncio.Future[V]]]
 class Batcher(Generic[K, V]):
     """Collects the keys that are asked for, on one event loop, and reads them together."""
 
-    def __init__(self, read: Callable[[Sequence[K]], Mapping[K, V | Exception]], executor: Executor) -> None:
-        """Get ready, on the loop whose callers will ask.
+    def __init__(
+        self,
+        read: Callable[[Sequence[K]], Mapping[K, V | Exception]],
+        executor: Executor,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """Get ready.
 
         Args:
             read: reads these keys on a database thread, and gives what it has found for each: a value, or the
                 error of a key that cannot be read. A key that it does not give is not there.
             executor: the database threads.
+            loop: the one whose callers will ask.
         """
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop
         self._read = read
         self._executor = executor
         self._waiting: Waiting[K, V] = {}
@@ -60,22 +67,24 @@ class Batcher(Generic[K, V]):
 
     def _start(self) -> None:
         self._scheduled = False
-        if not self._waiting or self._running >= AT_ONCE:
-            return
-        batch, self._waiting = self._waiting, {}
-        if len(batch) > MOST:
-            items = list(batch.items())
-            batch, self._waiting = dict(items[:MOST]), dict(items[MOST:])
-        keys = [key for key, futures in batch.items() if not all(future.done() for future in futures)]
-        if not keys:
-            return
-        try:
-            reading = self._executor.submit(self._read, keys)
-        except RuntimeError as error:  # the application has shut down
-            _fail(batch, error)
-            return
-        self._running += 1
-        reading.add_done_callback(lambda done: self._back(batch, done))
+        while self._running < AT_ONCE and (batch := self._next()):
+            try:
+                reading = self._executor.submit(self._read, list(batch))
+            except RuntimeError as error:  # the application has shut down
+                _fail(batch, error)
+                return
+            self._running += 1
+            reading.add_done_callback(partial(self._back, batch))
+
+    def _next(self) -> Waiting[K, V]:
+        """The keys that are asked for, as many as one query takes, but for those that nobody waits for."""
+        batch: Waiting[K, V] = {}
+        while self._waiting and len(batch) < MOST:
+            key = next(iter(self._waiting))
+            futures = self._waiting.pop(key)
+            if not all(future.done() for future in futures):
+                batch[key] = futures
+        return batch
 
     def _back(self, batch: Waiting[K, V], done: "Future[Mapping[K, V | Exception]]") -> None:
         # On the thread that has read.
@@ -85,7 +94,7 @@ class Batcher(Generic[K, V]):
     def _settle(self, batch: Waiting[K, V], done: "Future[Mapping[K, V | Exception]]") -> None:
         self._running -= 1
         if done.cancelled():
-            _fail(batch, asyncio.CancelledError())
+            _fail(batch, RuntimeError("The application has shut down; its database threads have ended."))
         elif (error := done.exception()) is not None:
             _fail(batch, error)
         else:
@@ -110,11 +119,7 @@ def _give(futures: "Sequence[asyncio.Future[V]]", outcome: V | BaseException) ->
 
 def _fail(batch: Waiting[K, V], error: BaseException) -> None:
     for futures in batch.values():
-        if isinstance(error, asyncio.CancelledError):
-            for future in futures:
-                future.cancel()
-        else:
-            _give(futures, error)
+        _give(futures, error)
 
 
 def _own(error: BaseException) -> BaseException:

@@ -3,10 +3,11 @@
 import asyncio
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 from django.core.exceptions import FieldDoesNotExist
+from django.db import connections
 from django.db.models import Field, Model
 
 from . import running
@@ -20,8 +21,10 @@ from .errors import NotUnique, nearest
 from .pages import Chunk
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
 from .sharing import copied
-from .snapshot import value_of
 from .sql_json import NotExpressible
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 Unique = tuple[str, Hashable]  # a unique field, or "pk", and a value
 Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
@@ -89,11 +92,9 @@ class LiveReads:
     async def window(self, offset: int, limit: int | None) -> bytes:
         """The bytes of ``{"name": [rows]}`` for some of the rows."""
         window = (offset, limit)
-        if (alone := self._alone()) is not None:
-            return (await alone.run(self._read_windows, [window]))[window]
         if self._windows is None:
-            self._windows = Batcher(self._read_windows, self._executor)
-        return await self._windows.get(window)
+            self._windows = self._batcher(self._read_windows)
+        return await self._read_by(self._windows, self._read_windows, window)
 
     def _asked(self, pk: Any, unique: Mapping[str, Any]) -> Unique:
         if len(unique) != (pk is None):
@@ -119,27 +120,33 @@ class LiveReads:
 
     # Where
 
-    @property
-    def _executor(self) -> DatabaseExecutor:
-        return cast("DatabaseExecutor", running.find(self._label).executor)
-
-    def _alone(self) -> DatabaseExecutor | None:
-        """Who runs a read that must not be in a batch: in a transaction, or on another event loop."""
-        waited_for = getattr(AsyncToSync.executors, "current", None) is not None
-        return self._executor if waited_for or asking_block() is not None else None
+    def _batcher(self, read: Callable[[Sequence[K]], Mapping[K, V | Exception]]) -> Batcher[K, V]:
+        here = running.find(self._label)
+        assert here.loop is not None, "the plugin sets it before there are repositories"
+        return Batcher(read, here.executor, here.loop)
 
     async def _find(self, name: str, value: Hashable) -> NewRow:
-        alone = self._alone()
-        batcher = self._rows.get(name)
-        if batcher is None and alone is None:
-            batcher = self._rows[name] = Batcher(partial(self.read_rows, name), self._executor)
-        if alone is not None or batcher is None or batcher.loop is not asyncio.get_running_loop():
-            found = await (alone or self._executor).run(self.read_rows, name, [value])
-            outcome = found[value]
-            if isinstance(outcome, Exception):
-                raise outcome
-            return outcome
-        return await batcher.get(value)
+        read = partial(self.read_rows, name)
+        if (batcher := self._rows.get(name)) is None:
+            batcher = self._rows[name] = self._batcher(read)
+        return await self._read_by(batcher, read, value)
+
+    async def _read_by(
+        self,
+        batcher: Batcher[K, V],
+        read: Callable[[Sequence[K]], Mapping[K, V | Exception]],
+        wanted: K,
+    ) -> V:
+        """Read in a batch, or alone: in a transaction, under async_to_sync, on another event loop."""
+        waited_for = getattr(AsyncToSync.executors, "current", None) is not None
+        here = batcher.loop is asyncio.get_running_loop()
+        if here and not waited_for and asking_block() is None:
+            return await batcher.get(wanted)
+        executor: DatabaseExecutor = running.find(self._label).executor
+        found = (await executor.run(read, [wanted]))[wanted]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     # On a database thread
 
@@ -164,45 +171,40 @@ class LiveReads:
             return [(value, error)]
 
     def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
-        return [(value, row) for row in self._read(self._queryset().filter(**{name: value}))[:1]]
+        return [(value, row) for row in self._read(name, {name: value})[:1]]
 
     def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow]:
-        rows = self._read(self._queryset().filter(**{f"{name}__in": values}))
-        found = dict(zip(self._values(name, rows), rows, strict=True))
+        field = self._unique_field(name)
+        rows = self._read(name, {f"{name}__in": values})
+        by_value = {field.get_prep_value(row.key): row for row in rows}
+        found = {value: by_value[value] for value in values if value in by_value}
         missing = [value for value in values if value not in found]
-        if missing and len(found) > len(values) - len(missing):
-            # The database holds more for equal than Python does: a collation, a number given as text.
+        unkeyed = any(row.key is None for row in rows)  # the query leaves the field out
+        may_be_there = rows and missing and (unkeyed or self._is_loose(field))
+        if may_be_there and self._read(name, {f"{name}__in": missing}):
+            # Only the database can tell which of these values it holds for equal to a row's.
             found |= {value: row for one in missing for value, row in self._read_one(name, one)}
         return found
 
-    def _values(self, name: str, rows: Sequence[NewRow]) -> list[Hashable]:
-        if name == "pk":
-            return [row.key for row in rows]
-        if name in self._reader.names:
-            return [value_of(self._decoded(row), name) for row in rows]
-        pairs = self._queryset().filter(pk__in=[row.key for row in rows]).values_list("pk", name)
-        by_key = dict(pairs)
-        return [by_key.get(row.key) for row in rows]
+    def _is_loose(self, field: "Field[Any, Any]") -> bool:
+        """Whether texts that differ may be equal for the database, by a collation."""
+        connection = connections[self._queryset().db]
+        kind = field.db_type(connection) or ""
+        exact = connection.vendor in ("postgresql", "sqlite") and getattr(field, "db_collation", None) is None
+        return kind.startswith(("varchar", "text", "citext", "longtext")) and not (exact and kind != "citext")
 
-    def _decoded(self, row: NewRow) -> Any:
-        return (
-            row.row
-            if row.row is not None or self._reader.codec is None
-            else self._reader.codec.decode(row.json)
-        )
-
-    def _read(self, queryset: AnyQuerySet) -> list[NewRow]:
+    def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
         return [
             NewRow(*row)
-            for chunk in self._chunks(queryset.order_by())
+            for chunk in self._chunks(self._queryset().filter(**wanted).order_by(), name)
             for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)
         ]
 
-    def _chunks(self, queryset: AnyQuerySet) -> list[Chunk]:
+    def _chunks(self, queryset: AnyQuerySet, key: str = "pk") -> list[Chunk]:
         try:
-            return list(self._reader.read(queryset))
+            return list(self._reader.read(queryset, key=key))
         except NotExpressible:
-            return list(self._reader.read(queryset, in_python=True))
+            return list(self._reader.read(queryset, key=key, in_python=True))
 
     def _read_windows(self, windows: Sequence[Window]) -> dict[Window, bytes]:
         return {window: self._read_window(*window) for window in windows}

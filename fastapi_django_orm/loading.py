@@ -68,7 +68,7 @@ class Loader:
             LazyValue: a row holds something that would query later.
             DatabaseError: as Django raises it.
         """
-        loaded_at = datetime.now(UTC)
+        began = datetime.now(UTC)
         self._pace.begin()
         queryset = self._queryset()
         with table_explained(queryset.model, queryset.db):
@@ -76,7 +76,7 @@ class Loader:
                 table = self._read_table(queryset, before, in_python=False)
             except NotExpressible:
                 table = self._read_table(queryset, before, in_python=True)
-        return self._made(table, loaded_at, before)
+        return self._made(table, before, began)
 
     def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
         """Have the rows that another process has read.
@@ -93,7 +93,7 @@ class Loader:
         known = None if before is None else before.table
         listed = PageList(self._taken(pages, known))
         where = self._where(listed.pages, known) if self._reader.keyed else None
-        return self._made(Table(listed, where), loaded_at, before)
+        return self._made(Table(listed, where), before, loaded_at)
 
     def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
         for number, page in enumerate(pages):
@@ -101,12 +101,12 @@ class Loader:
             if number % STEP == 0:
                 self._pace.rest()
 
-    def _made(self, table: Table, loaded_at: datetime, before: Snapshot[Any] | None) -> Snapshot[Any]:
+    def _made(self, table: Table, before: Snapshot[Any] | None, began: datetime) -> Snapshot[Any]:
         if before is not None and before.table.has_same_pages(table):
             # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
             # good.
-            return self._snapshot(before.table, before.keys_by_value, loaded_at, before)
-        return self._snapshot(table, self._index(table), loaded_at, before)
+            return self._snapshot(before.table, before.keys_by_value, before, began, began)
+        return self._snapshot(table, self._index(table), before, began, began)
 
     def load_keys(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
         """Read the rows with these keys again.
@@ -121,6 +121,7 @@ class Loader:
         Raises:
             The same as ``load()``.
         """
+        began = datetime.now(UTC)
         queryset = self._queryset()
         order = Order.of(queryset, self._reader.names)
         if order is None or not self._is_divisible(queryset, before, order):
@@ -138,7 +139,7 @@ class Loader:
             field: index.changed(*self._moved(field, before, read, keys))
             for field, index in before.keys_by_value.items()
         }
-        return self._snapshot(table, indexes, before.loaded_at, before)
+        return self._snapshot(table, indexes, before, before.loaded_at, began)
 
     def let_go(self, pieces: list[Any]) -> None:
         """Free what a table was made of: a large one in one go would stop everybody for that time."""
@@ -238,16 +239,18 @@ class Loader:
         self,
         table: Table,
         indexes: Mapping[str, ValueIndex],
-        loaded_at: datetime,
         before: Snapshot[Any] | None,
+        loaded_at: datetime,
+        began: datetime,
     ) -> Snapshot[Any]:
-        now = datetime.now(UTC)
-        modified_at, exact = now, True
+        # When it began, and not when it ended: newer rows began to be read after older ones were, whichever
+        # worker has been quicker, so their dates are in order in all workers.
+        modified_at, exact = began, True
         if before is not None:
             if before.table.digest == table.digest:
                 modified_at, exact = before.modified_at, before.date_is_exact
             else:
-                exact = now.replace(microsecond=0) > before.modified_at
+                exact = began.replace(microsecond=0) > before.modified_at
         return Snapshot(
             table,
             self._cache,

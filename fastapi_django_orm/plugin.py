@@ -108,7 +108,7 @@ class DjangoORM:
             executor = await stack.enter_async_context(
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
-            here.executor = executor
+            here.executor, here.loop = executor, asyncio.get_running_loop()
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(set_up_django)(settings.settings_module)

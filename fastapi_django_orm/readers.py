@@ -9,6 +9,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
+from django.core.exceptions import EmptyResultSet
 from django.core.exceptions import ValidationError as ValidationErrorOfDjango
 from django.db import DataError
 from django.db.models import Model, QuerySet
@@ -48,11 +49,12 @@ class Reader(Protocol):
     @property
     def codec(self) -> RowCodec | None: ...  # noqa: D102
 
-    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+    def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """The rows in the query's order; on a database thread.
 
         Args:
             queryset: what to read.
+            key: the column whose values come as the rows' keys.
             in_python: do not let the database make the JSON.
 
         Raises:
@@ -76,18 +78,21 @@ class ColumnReader:
         self._in_sql: DatabaseJSON | None = None
         self._asked = False
 
-    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+    def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """Let the database make the JSON where it can, else read tuples and encode them."""
-        in_sql = None if in_python else self._database_json(queryset)
+        in_sql = None if in_python or key != "pk" else self._database_json(queryset)
         if in_sql is not None:
             return _without_objects(in_sql.read(queryset, CHUNK))
         # The key comes last, and zip() leaves it out of the row.
-        rows = queryset.values_list(*self.names, "pk").iterator(CHUNK)
+        rows = queryset.values_list(*self.names, key).iterator(CHUNK)
         return _chunks((values[-1], *self._encoded(values[-1], values[:-1])) for values in rows)
 
     def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         if not self._asked:  # once, since columns do not change their types under a running application
-            found = DatabaseJSON.of(queryset, self.names)
+            try:
+                found = DatabaseJSON.of(queryset, self.names)
+            except EmptyResultSet:
+                return None
             self._in_sql = found if found is not None and self.codec.expect(found.types) else None
             self._asked = True
         return self._in_sql if self._in_sql is not None and self._in_sql.fits(queryset) else None
@@ -108,12 +113,13 @@ class DictReader:
         self._key = key
         self._encoder = Encoder()
 
-    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
-        """Read the dicts."""
-        return _chunks(map(self._encoded, queryset.iterator(CHUNK)))
+    def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
+        """Read the dicts, which have only what they have to be keyed by."""
+        name = self._key if key == "pk" else key
+        return _chunks(self._encoded(row, name) for row in queryset.iterator(CHUNK))
 
-    def _encoded(self, row: dict[str, Any]) -> Encoded:
-        key = row.get(self._key) if self._key is not None else None
+    def _encoded(self, row: dict[str, Any], name: str | None) -> Encoded:
+        key = None if name is None else row.get(name)
         values = tuple(row[name] for name in self.names)
         return key, *encode_columns(self.codec, self._encoder, key, values)
 
@@ -148,9 +154,9 @@ class SchemaReader:
         self._adapter: TypeAdapter[Any] = TypeAdapter(frozen_type(schema))
         self._encoder = Encoder(schema)
 
-    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+    def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """Read, validate and encode."""
-        return _chunks(self._validated(key, source) for key, source in self._sources(queryset))
+        return _chunks(self._validated(*pair) for pair in self._sources(queryset, key))
 
     def _validated(self, key: Hashable, source: Any) -> Encoded:
         # Columns come under the fields' names; of an instance an alias may name the attribute to read.
@@ -166,7 +172,7 @@ class SchemaReader:
                 freeze(getattr(row, name))  # for its refusal: the row keeps its own values
         return key, self._encoder.encode(key, row), row
 
-    def _sources(self, queryset: AnyQuerySet) -> Iterator[tuple[Hashable, Any]]:
+    def _sources(self, queryset: AnyQuerySet, key: str) -> Iterator[tuple[Hashable, Any]]:
         if self._columns is None:
             binary = [
                 field.attname
@@ -176,9 +182,9 @@ class SchemaReader:
             for instance in queryset.iterator(CHUNK):
                 for name in binary:
                     instance.__dict__[name] = _without_view(getattr(instance, name))
-                yield instance.pk, instance
+                yield getattr(instance, key), instance
         else:
-            for values in queryset.values_list(*self._columns, "pk").iterator(CHUNK):
+            for values in queryset.values_list(*self._columns, key).iterator(CHUNK):
                 yield values[-1], dict(zip(self.names, map(_without_view, values), strict=False))
 
 
@@ -200,13 +206,13 @@ class SerializerReader:
         self.names = tuple(name for name, field in self._serializer.fields.items() if not field.write_only)
         self._encoder = Encoder()
 
-    def read(self, queryset: AnyQuerySet, *, in_python: bool = False) -> Iterator[Chunk]:
+    def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """Read model instances, serialize and encode them."""
-        return _chunks(map(self._serialized, queryset.iterator(CHUNK)))
+        return _chunks(self._serialized(instance, key) for instance in queryset.iterator(CHUNK))
 
-    def _serialized(self, instance: Model) -> Encoded:
+    def _serialized(self, instance: Model, key: str) -> Encoded:
         row = freeze(dict(self._serializer.to_representation(instance)))
-        return instance.pk, self._encoder.encode(instance.pk, row), row
+        return getattr(instance, key), self._encoder.encode(instance.pk, row), row
 
 
 def _chunks(rows: Iterable[Encoded]) -> Iterator[Chunk]:

@@ -5,6 +5,7 @@ do not share data. Code under a request finds its application through a context 
 finds the only one there is.
 """
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -23,6 +24,7 @@ class Running:
     def __init__(self) -> None:
         self.repositories: dict[type[Any], Any] = {}
         self.executor: Any = None  # database.executor's, which is above this room
+        self.loop: asyncio.AbstractEventLoop | None = None
         self.coherence: Any = None  # coherence.service's, as well
         self.shared: Any = None  # coherence.shared_loader's, if loads are shared
         self.ended = False

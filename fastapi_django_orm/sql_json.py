@@ -17,6 +17,7 @@ from uuid import UUID
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
 from django.db.models import F, Func, QuerySet, TextField
+from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
 
@@ -34,11 +35,11 @@ _FORMS: dict[int, tuple[type, str]] = {
     25: _TEXT,
     1043: _TEXT,  # varchar
     2950: (UUID, "to_json({0})::text"),
-    # Outside of these bounds the two write exponents differently.
+    # From its exponents on PostgreSQL writes other digits than Python does.
     701: (
         float,
-        "CASE WHEN {0} = 0 OR abs({0}) >= 1e-4 AND abs({0}) < 1e15"
-        " THEN {0}::text || CASE WHEN {0} = trunc({0}) THEN '.0' ELSE '' END END",
+        "CASE WHEN abs({0}) < 1e15 AND strpos({0}::text, 'e') = 0"
+        " THEN {0}::text || CASE WHEN strpos({0}::text, '.') = 0 THEN '.0' ELSE '' END END",
     ),
     # Python writes small ones with an exponent.
     1700: (
@@ -49,13 +50,13 @@ _FORMS: dict[int, tuple[type, str]] = {
     1083: (
         time,
         """CASE WHEN {0} < '24:00' THEN"""
-        """ replace(to_char({0}, '"\\""HH24:MI:SS.US"\\""'), '.000000"', '"') END""",
+        """ '"' || replace(to_char({0}, 'HH24:MI:SS.US') || '"', '.000000"', '"') END""",
     ),
     1184: (
         datetime,
         """CASE WHEN {0} >= '0001-01-01 00:00+00' AND {0} < '10000-01-01 00:00+00' THEN"""
-        """ replace(to_char({0} AT TIME ZONE 'UTC', '"\\""YYYY-MM-DD"T"HH24:MI:SS.US"Z\\""'),"""
-        """ '.000000Z', 'Z') END""",
+        """ '"' || replace(to_char({0} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),"""
+        """ '.000000Z', 'Z') || '"' END""",
     ),
 }
 
@@ -108,22 +109,24 @@ class DatabaseJSON:
 
     @classmethod
     def of(cls, queryset: AnyQuerySet, names: Sequence[str]) -> "DatabaseJSON | None":
-        """How to read these columns of the query, or None if that cannot be done in SQL."""
+        """How to read these columns of the query, or None if that cannot be done in SQL.
+
+        Raises:
+            EmptyResultSet: the query can have no rows, and nothing tells what others would be.
+        """
         connection = connections[queryset.db]
         if not _is_plain(queryset) or not _streams(connection):
             return None
         compiler = queryset.values_list(*names, "pk").query.get_compiler(using=queryset.db)
-        try:
-            sql, params = compiler.as_sql()
-        except EmptyResultSet:  # no row can be like this, and nothing tells what others would be
-            return None
-        if compiler.get_converters([expression for expression, _, _ in compiler.select or ()]):
-            return None  # a field makes something else of what is stored
+        sql, params = compiler.as_sql()
+        columns = [expression for expression, _, _ in compiler.select or ()]
+        if not all(isinstance(column, Col) for column in columns) or compiler.get_converters(columns):
+            return None  # a transform; a field that makes something else of what is stored
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT * FROM ({sql}) AS described LIMIT 0", params)
             oids = [column.type_code for column in cursor.description]
-        if len(oids) != len(names) + 1 or not _FORMS.keys() >= set(oids):
-            return None  # a type without a form; a key of several columns
+        if not _FORMS.keys() >= set(oids):
+            return None  # a type without a form
         return cls(names, oids[:-1])
 
     def fits(self, queryset: AnyQuerySet) -> bool:
