@@ -1,9 +1,10 @@
 """The layer in front of FastAPI's router, which answers requests for what is published from the bytes.
 
-Of what a server can do with prebuilt bytes a handler gets 0.3, a layer before the router 0.8, and one before
-the application more than 0.9: FastAPI's telemetry, its middlewares and exception handlers cost more than the
-answer. So the layer sits before the router, inside of all middleware; where there is no middleware but
-FastAPI's own, it answers before the application.
+A request for prebuilt bytes takes 12 µs of processor time from a bare ASGI callable, 16 from this layer
+before the application, 28 behind one middleware and before the router, 74 from a handler: FastAPI's
+telemetry, its middlewares and exception handlers cost more than the answer. So the layer sits before the
+router, inside of all middleware; where there is no middleware but FastAPI's own, it answers before the
+application.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator

@@ -1,62 +1,21 @@
-"""The routes that the plugin adds: refresh, for who may, and health, for everybody."""
+"""The routes that the plugin adds to an application, and how they stand beside its own."""
 
-import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
 
 import structlog
 from django.db import connections, transaction
-from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import iter_route_contexts
-from pydantic import BaseModel, Field
 from starlette._utils import get_route_path
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
-from . import running
-from .access import may_refresh
-from .coherence.hints import READ_LIMIT, VERSION, Hint, decode
-from .coherence.roll_call import Attendance
-from .coherence.service import Coherence
-from .coherence.workers import LONGEST_WAIT
-from .encoding import combine
-from .errors import NotFound, RefreshFailed, nearest
 from .health import DatabaseProbe, Health, report
-from .refresh import Load, Refresher
+from .refresh_route import Refreshers, add_refresh
 from .settings import ORMSettings
 
 logger = structlog.get_logger("fastapi_django_orm")
-
-Refreshers = Mapping[str, Refresher[Any]]
-
-
-DEFAULT_WAIT = 5.0  # seconds
-
-
-class Workers(BaseModel):
-    """Which worker processes serve what was committed before the request."""
-
-    asked_by: list[str] = Field(
-        description="The transports by which other workers were asked. Empty: only this one has answered, "
-        "for itself, since no transport connects workers, or wait is 0."
-    )
-    down: list[str] = Field(description="Transports by which workers should be asked and could not be.")
-    have: list[str] = Field(description="They serve it. A worker's name is host:pid: and a random part.")
-    failed: list[str] = Field(description="They could not read it, and serve what they had.")
-    missing: list[str] = Field(description="They are connected and have not answered in time.")
-
-
-class RefreshReport(BaseModel):
-    """What one repository's refresh did."""
-
-    rows: int | None = Field(description="How many rows are served now.")
-    version: int | None
-    duration_ms: float | None = Field(description="How long the load took, in milliseconds.")
-    trigger: str | None = Field(description="Who asked first for the load that this request shared.")
-    error: str | None = Field(default=None, description="The class of the error, if the load failed.")
-    workers: Workers
 
 
 def build_router(
@@ -65,7 +24,7 @@ def build_router(
     """The routes that the settings ask for."""
     router = APIRouter(tags=["django-orm"])
     if settings.refresh_path:
-        _add_refresh(router, settings, refreshers)
+        add_refresh(router, settings, refreshers)
     if settings.health_path:
         _add_health(router, settings.health_path, refreshers, probes)
     for route in router.routes:
@@ -73,192 +32,6 @@ def build_router(
         for alias in connections:
             transaction.non_atomic_requests(using=alias)(getattr(route, "endpoint"))  # noqa: B009
     return router
-
-
-Wait = Annotated[
-    float,
-    Query(
-        ge=0,
-        le=LONGEST_WAIT,
-        description="The most seconds to wait for the other workers that are connected; 0: do not ask them.",
-    ),
-]
-
-
-def _add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers) -> None:
-    guard = [Depends(may_refresh(settings.refresh_token))]
-    refusals: dict[int | str, dict[str, Any]] = {
-        401: {"description": "No token was sent."},
-        403: {"description": "The token is wrong, or none is configured and DEBUG is off."},
-        404: {"description": "There is no repository of that name."},
-    }
-
-    async def select(
-        repository: Annotated[
-            list[str] | None, Query(description="Only these repositories; by default all.")
-        ] = None,
-    ) -> list[Refresher[Any]]:
-        return [_named(name, refreshers) for name in dict.fromkeys(repository or refreshers)]
-
-    Selected = Annotated[list[Refresher[Any]], Depends(select)]
-
-    @router.get(
-        settings.refresh_path,
-        response_model=dict[str, list[dict[str, Any]]],
-        dependencies=guard,
-        responses={**refusals, 503: {"description": "A load failed; the old rows are served on."}},
-        summary="Reload, and return the rows",
-    )
-    async def refresh_and_return_rows(selected: Selected, wait: Wait = DEFAULT_WAIT) -> Response:
-        """Have every worker load again, and return this one's rows.
-
-        The header `Workers-Missing` names workers that do not serve them yet, and transports by which none
-        could be asked, if there are any.
-        """
-        refreshed = await _refresh(selected, wait)
-        for load in refreshed.loads:
-            if isinstance(load, BaseException):
-                raise load
-        body = combine(load.snapshot.json for load in refreshed.loads if isinstance(load, Load))
-        return Response(body, media_type="application/json", headers=refreshed.headers)
-
-    @router.post(
-        settings.refresh_path,
-        response_model=dict[str, RefreshReport],
-        dependencies=guard,
-        responses={
-            **refusals,
-            202: {"model": None, "description": "A hint was heard, and is followed from now on."},
-            413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
-            503: {"model": dict[str, RefreshReport], "description": "At least one load failed here."},
-            504: {"model": dict[str, RefreshReport], "description": "Not all other workers have it yet."},
-        },
-        openapi_extra=_HINT,
-        summary="Reload, and report what was done; or hear a hint",
-    )
-    async def refresh_and_report(
-        request: Request,
-        selected: Selected,
-        response: Response,
-        wait: Wait = DEFAULT_WAIT,
-        model: Annotated[
-            str | None, Query(description="Rows of this model have changed: a hint, answered at once.")
-        ] = None,
-    ) -> Any:
-        """Have every worker load again, and report which have; 200 means all that are connected.
-
-        With a model, or a hint as the body, this worker alone follows it, as it follows those that come by
-        other ways, and the answer does not wait for that.
-        """
-        body = await _body(request)
-        if body or model:
-            _coherence().hear(decode(body) if body else Hint(model or ""))
-            return Response(status_code=202)
-        refreshed = await _refresh(selected, wait)
-        response.status_code = refreshed.status
-        response.headers.update(refreshed.headers)
-        return refreshed.report()
-
-
-_HINT: dict[str, Any] = {
-    "requestBody": {
-        "required": False,
-        "description": "A hint, as Django processes post it.",
-        "content": {"application/json": {"example": {"v": VERSION, "m": "bbs.Topic", "k": [1, 2]}}},
-    }
-}
-
-
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > READ_LIMIT:
-            raise HTTPException(413, f"A hint has at most {READ_LIMIT:,} bytes.")
-    return body
-
-
-def _coherence() -> Coherence:
-    coherence: Coherence = running.find("The refresh route").coherence
-    return coherence
-
-
-@dataclass(frozen=True, slots=True)
-class _Refreshed:
-    """What was loaded here, and by whom else."""
-
-    selected: Sequence[Refresher[Any]]
-    loads: Sequence[Load[Any] | BaseException]
-    attendance: Mapping[str, Attendance]
-    worker: str
-
-    @property
-    def status(self) -> int:
-        if any(isinstance(load, BaseException) for load in self.loads):
-            return 503
-        return 200 if all(found.complete for found in self.attendance.values()) else 504
-
-    @property
-    def headers(self) -> dict[str, str]:
-        every = self.attendance.values()
-        late = set[str]().union(*(found.failed | found.missing | found.down for found in every))
-        return {"Workers-Missing": ", ".join(sorted(late))} if late else {}
-
-    def report(self) -> dict[str, RefreshReport]:
-        return {
-            refresher.name: _report(refresher, load, self._workers(refresher.name, isinstance(load, Load)))
-            for refresher, load in zip(self.selected, self.loads, strict=True)
-        }
-
-    def _workers(self, name: str, have: bool) -> Workers:
-        others = self.attendance[name]
-        own = {self.worker}
-        return Workers(
-            asked_by=sorted(others.asked),
-            down=sorted(others.down),
-            have=sorted(others.have | own if have else others.have),
-            failed=sorted(others.failed if have else others.failed | own),
-            missing=sorted(others.missing),
-        )
-
-
-async def _refresh(selected: Sequence[Refresher[Any]], wait: float) -> _Refreshed:
-    """Load here, and meanwhile elsewhere."""
-    coherence, names = _coherence(), [refresher.name for refresher in selected]
-    loads, attendance = await asyncio.gather(
-        asyncio.gather(*(refresher.refresh("route") for refresher in selected), return_exceptions=True),
-        coherence.call_roll(names, wait),
-    )
-    return _Refreshed(selected, loads, attendance, coherence.roll_call.worker)
-
-
-def _named(name: str, refreshers: Refreshers) -> Refresher[Any]:
-    try:
-        return refreshers[name]
-    except KeyError:
-        raise NotFound(f"There is no repository {name!r}. {nearest(name, refreshers)}") from None
-
-
-def _report(refresher: Refresher[Any], load: Load[Any] | BaseException, workers: Workers) -> RefreshReport:
-    if isinstance(load, Load):
-        return RefreshReport(
-            rows=len(load.snapshot),
-            version=load.snapshot.version,
-            duration_ms=round(load.duration * 1000, 3),
-            trigger=load.trigger,
-            workers=workers,
-        )
-    if not isinstance(load, RefreshFailed):
-        raise load
-    old, cause = refresher.snapshot, load.__cause__ or load
-    return RefreshReport(
-        rows=None if old is None else len(old),
-        version=None if old is None else old.version,
-        duration_ms=None,
-        trigger=None,
-        error=type(cause).__name__,
-        workers=workers,
-    )
 
 
 def _add_health(

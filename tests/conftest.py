@@ -16,6 +16,7 @@ os.environ["DJANGO_ORM_COHERENCE"] = "off"  # most tests say themselves when to 
 import dj_database_url
 import django
 import pymysql
+import redis
 import structlog
 from django.apps import apps
 from django.conf import settings
@@ -26,7 +27,7 @@ from tests.databases import BOARD, default_changed, set_default
 from tests.interpreter import Interpreter
 from tests.project import router
 from tests.projects import Project
-from tests.servers import MariaDB, PostgreSQL, Server
+from tests.servers import MariaDB, PostgreSQL, Server, Valkey
 
 pymysql.install_as_MySQLdb()
 django.setup()
@@ -45,6 +46,21 @@ def postgresql() -> Iterator[PostgreSQL]:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDB]:
     yield from _server(MariaDB)
+
+
+@pytest.fixture(scope="session")
+def _valkey() -> Iterator[Valkey]:
+    yield from _server(Valkey)
+
+
+@pytest.fixture
+def valkey(_valkey: Valkey) -> Iterator[Valkey]:
+    """An empty Valkey that a test may kill."""
+    with redis.Redis.from_url(_valkey.url()) as client:
+        client.flushall()
+    yield _valkey
+    if _valkey.pid is None:
+        _valkey.start()
 
 
 def _server(kind: type[Any]) -> Iterator[Any]:

@@ -18,23 +18,9 @@ from tests.playing import outside
 from tests.repositories import declare
 from tests.servers import TCPProxy, Valkey
 
+pytestmark = pytest.mark.usefixtures("sqlite")
+
 HEARTBEAT = 0.4  # seconds
-
-
-@pytest.fixture(scope="module")
-def running_valkey() -> Iterator[Valkey]:
-    if reason := Valkey.unavailable():
-        pytest.skip(reason)
-    with Valkey() as server:
-        yield server
-
-
-@pytest.fixture
-def valkey(running_valkey: Valkey, sqlite: str) -> Iterator[Valkey]:
-    """A server that a test may kill."""
-    yield running_valkey
-    if running_valkey.pid is None:
-        running_valkey.start()
 
 
 @pytest.fixture
@@ -176,7 +162,7 @@ def test_silence_without_a_fault(proxy: TCPProxy) -> None:
     run(main)
 
 
-def test_an_end_at_a_heartbeat(running_valkey: Valkey) -> None:
+def test_an_end_at_a_heartbeat(valkey: Valkey) -> None:
     """A listener that is cancelled at the moment of a heartbeat ends."""
 
     class Receiver:
@@ -192,7 +178,7 @@ def test_an_end_at_a_heartbeat(running_valkey: Valkey) -> None:
 
     async def end(delay: float) -> None:
         receiver = Receiver()
-        listener = RedisListener("redis", running_valkey.url(), 0.01)
+        listener = RedisListener("redis", valkey.url(), 0.01)
         listening = asyncio.create_task(listener.listen(receiver))
         await asyncio.wait_for(receiver.up.wait(), DEADLINE)
         await asyncio.sleep(delay)

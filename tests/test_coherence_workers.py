@@ -48,22 +48,6 @@ async def who(topics: TopicRepo):
 """
 
 
-@pytest.fixture(scope="module")
-def running_valkey() -> Iterator[Valkey]:
-    if reason := Valkey.unavailable():
-        pytest.skip(reason)
-    with Valkey() as server:
-        yield server
-
-
-@pytest.fixture
-def valkey(running_valkey: Valkey) -> Iterator[Valkey]:
-    """A server that a test may stop."""
-    yield running_valkey
-    if running_valkey.pid is None:
-        running_valkey.start()
-
-
 @pytest.fixture
 def board(_databases: Any, postgresql: PostgreSQL) -> Iterator[PostgreSQL]:
     """PostgreSQL with empty tables and without triggers, so that nothing is heard of a write."""

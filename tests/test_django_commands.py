@@ -27,15 +27,6 @@ class Authors(CachedRepository):
 """
 
 
-@pytest.fixture(scope="module")
-def valkey() -> Iterator[Valkey]:
-    """A broker."""
-    if reason := Valkey.unavailable():
-        pytest.skip(reason)
-    with Valkey() as server:
-        yield server
-
-
 @pytest.fixture
 def board(project: Project, postgresql: PostgreSQL) -> Iterator[Project]:
     """The project with its tables on PostgreSQL, and the app installed."""

@@ -22,23 +22,6 @@ TOPICS = "bbs.Topic"
 APP = 'INSTALLED_APPS += ["fastapi_django_orm.django"]\n'
 
 
-@pytest.fixture(scope="module")
-def running_valkey() -> Iterator[Valkey]:
-    """A broker."""
-    if reason := Valkey.unavailable():
-        pytest.skip(reason)
-    with Valkey() as server:
-        yield server
-
-
-@pytest.fixture
-def valkey(running_valkey: Valkey) -> Iterator[Valkey]:
-    """A broker that a test may kill."""
-    yield running_valkey
-    if running_valkey.pid is None:
-        running_valkey.start()
-
-
 class Subscriber:
     """Hears what is published on a broker."""
 

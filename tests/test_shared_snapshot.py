@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -39,24 +39,6 @@ from tests.servers import PostgreSQL, TCPProxy, Valkey
 
 DEADLINE = 40.0  # seconds
 KEY = b"k" * 32
-
-
-@pytest.fixture(scope="module")
-def running_valkey() -> Iterator[Valkey]:
-    if reason := Valkey.unavailable():
-        pytest.skip(reason)
-    with Valkey() as server:
-        yield server
-
-
-@pytest.fixture
-def valkey(running_valkey: Valkey) -> Iterator[Valkey]:
-    """An empty server that a test may kill."""
-    with redis.Redis.from_url(running_valkey.url()) as client:
-        client.flushall()
-    yield running_valkey
-    if running_valkey.pid is None:
-        running_valkey.start()
 
 
 @pytest.fixture
@@ -353,32 +335,27 @@ def test_a_load_that_takes_long(
     asyncio.run(main())
 
 
-def test_a_server_that_forgets(board: str, valkey: Valkey, broker: redis.Redis) -> None:
+def everything(broker: redis.Redis) -> None:
+    """As after a restart."""
+    broker.flushall()
+
+
+def numbers(broker: redis.Redis) -> None:
+    """As by a server short of memory, which keeps the lock."""
+    broker.delete(*states(broker))
+
+
+@pytest.mark.parametrize("forget", [everything, numbers])
+def test_a_server_that_forgets(
+    board: str, valkey: Valkey, broker: redis.Redis, forget: Callable[[redis.Redis], None]
+) -> None:
     """Numbers that are drawn anew after a loss are not satisfied by what began to be read before it."""
     gate = Gate()
 
     async def main() -> None:
         async with fleet(4, gate, valkey.url()) as workers:
             first = await load_for_two(gate, broker, *workers[:2])
-            broker.flushall()
-            await write("new")
-            others = begin(*workers[2:])
-            await have_asked(broker, 2)
-            gate.open()
-            await asyncio.gather(*first, *others)
-            assert comments(workers[2]) == comments(workers[3]) == ["new"]
-
-    asyncio.run(main())
-
-
-def test_numbers_that_are_lost_while_the_lock_stays(board: str, valkey: Valkey, broker: redis.Redis) -> None:
-    """A server short of memory may drop the one and keep the other: what was loaded is refused then."""
-    gate = Gate()
-
-    async def main() -> None:
-        async with fleet(4, gate, valkey.url()) as workers:
-            first = await load_for_two(gate, broker, *workers[:2])
-            broker.delete(*states(broker))
+            forget(broker)
             await write("new")
             others = begin(*workers[2:])
             await have_asked(broker, 2)
