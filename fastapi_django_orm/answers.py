@@ -121,9 +121,11 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
 
 def _atomic_aliases(handler: Any) -> list[str]:
     """The databases whose ``ATOMIC_REQUESTS`` is on, but for those of ``@non_atomic_requests``."""
+    every = connections.settings
+    for settings in every.values():
+        if settings["ATOMIC_REQUESTS"]:
+            break
+    else:  # as it mostly is, and this is asked for every request
+        return []
     exempt = getattr(handler, "_non_atomic_requests", ())
-    return [
-        alias
-        for alias, settings in connections.settings.items()
-        if settings["ATOMIC_REQUESTS"] and alias not in exempt
-    ]
+    return [alias for alias in every if every[alias]["ATOMIC_REQUESTS"] and alias not in exempt]

@@ -9,7 +9,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from hashlib import sha256
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from .compression import MINIMUM, Variants
 from .snapshot import JOINED, Snapshot
@@ -19,21 +19,25 @@ WINDOW = 128 * 2**10  # bytes, if they are not larger than this
 ROWS = 10_000  # rows that are kept with their headers,
 ROW = 1024  # bytes, if they are not larger than this
 
-Headers = list[tuple[bytes, bytes]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+Form: TypeAlias = tuple[Headers, bytes | None]
+Answer: TypeAlias = tuple[int, Headers, bytes]  # a status, headers that nobody may change, and a body
 
 _TYPE = (b"content-type", b"application/json")
+_VARY = (b"vary", b"Accept-Encoding")
 
 
 class Stamp:
     """What tells when, and how to cache, alike for all that is sent of a snapshot.
 
     Attributes:
-        headers: these, and ``Vary``.
-        seconds: when it was modified, in whole seconds as HTTP has them; None if that is not known, or would
-            not tell it from its predecessor.
+        cache_control: that header.
+        last_modified: that header, if it is known when.
+        seconds: the same in whole seconds as HTTP has them; None if that is not known, or would not tell it
+            from its predecessor.
     """
 
-    __slots__ = ("headers", "seconds")
+    __slots__ = ("cache_control", "last_modified", "seconds")
 
     def __init__(
         self, cache_control: str, modified_at: datetime | None = None, *, exact: bool = False
@@ -45,80 +49,120 @@ class Stamp:
             modified_at: when the rows were first seen, if that is known.
             exact: whether the second alone tells them from their predecessors.
         """
-        # Vary also with what is never compressed: a list may grow.
-        self.headers: Headers = [(b"cache-control", cache_control.encode()), (b"vary", b"Accept-Encoding")]
+        self.cache_control = (b"cache-control", cache_control.encode())
+        self.last_modified: Headers = []
         self.seconds: int | None = None
         if modified_at is not None:
-            self.headers.append((b"last-modified", format_datetime(modified_at, usegmt=True).encode()))
+            self.last_modified = [(b"last-modified", format_datetime(modified_at, usegmt=True).encode())]
             self.seconds = int(modified_at.timestamp()) if exact else None
 
 
 class Content:
     """What one URL stands for, in its content codings.
 
-    It does not know its snapshot, or the two would hold each other when a refresh has dropped both.
+    It does not know its snapshot, or the two would hold each other when a refresh has dropped both. There may
+    be one for each of thousands of rows, so it has little of its own.
 
     Attributes:
         stamp: what it has in common with others.
         tag: its entity tag, without quotes and without a coding.
         size: its length in bytes.
         variants: makes its compressed forms; None if it has none.
-        forms: headers and body, by coding; None stands for the bytes as they are. A body that is None is
-            not kept in one piece.
+        headers: those of the bytes as they are.
+        answers: its forms that are sent in one piece, by coding; None stands for the bytes as they are.
     """
 
-    __slots__ = ("_unmodified", "forms", "size", "stamp", "tag", "variants")
+    __slots__ = ("_large", "_unmodified", "_varies", "answers", "headers", "size", "stamp", "tag", "variants")
 
     def __init__(
-        self, stamp: Stamp, tag: bytes, body: bytes | None, size: int, variants: Variants | None
+        self,
+        stamp: Stamp,
+        tag: bytes,
+        body: bytes | None,
+        size: int,
+        variants: Variants | None,
+        *,
+        varies: bool = True,
     ) -> None:
-        """Describe bytes."""
+        """Describe bytes.
+
+        Args:
+            stamp: what they have in common with others.
+            tag: their entity tag, without quotes.
+            body: the bytes; None if they are not kept in one piece.
+            size: how many there are.
+            variants: makes their compressed forms, where they are long enough.
+            varies: whether their URL may ever stand for something that is compressed: a list may grow.
+        """
         self.stamp = stamp
         self.tag = tag
         self.size = size
         self.variants = variants if size >= MINIMUM else None
-        etag = (b"etag", b'"%b"' % tag)
-        identity = [_TYPE, (b"content-length", b"%d" % size), etag, *stamp.headers]
-        self._unmodified: dict[str | None, Headers] = {}
-        self.forms: dict[str | None, tuple[Headers, bytes | None]] = {None: (identity, body)}
+        self.answers: dict[str | None, Answer] = {}
+        self._varies = varies
+        self._large: dict[str | None, Form] | None = None
+        self._unmodified: dict[str | None, Headers] | None = None
+        self.headers = [_TYPE, (b"content-length", b"%d" % size), *self._tagged(None)]
+        self._add(None, self.headers, body)
 
     @classmethod
     def plain(cls, stamp: Stamp, body: bytes) -> Self:
         """Bytes that are never compressed: made for one request, they are not worth it."""
-        return cls(stamp, sha256(body).hexdigest()[:32].encode(), body, len(body), None)
+        tag = sha256(body).hexdigest()[:32].encode()
+        return cls(stamp, tag, body, len(body), None, varies=False)
+
+    def _tagged(self, coding: str | None) -> Headers:
+        """The headers that a form has beside those of its body. Each has a tag of its own."""
+        etag = b'"%b"' % self.tag if coding is None else b'"%b-%b"' % (self.tag, coding.encode())
+        return [(b"etag", etag), *self._lasting, *self.stamp.last_modified]
+
+    @property
+    def _lasting(self) -> Headers:
+        return [self.stamp.cache_control, _VARY] if self._varies else [self.stamp.cache_control]
 
     def unmodified(self, coding: str | None) -> Headers:
         """The headers that tell a client that its copy is good, the entity tag first.
 
-        Each form has a tag of its own, since their bytes differ.
+        The tag says all that the date could, and so a 304 does without.
+
+        Source: https://www.rfc-editor.org/rfc/rfc9110#name-304-not-modified
         """
+        if self._unmodified is None:
+            self._unmodified = {}
         headers = self._unmodified.get(coding)
         if headers is None:
-            etag = b'"%b"' % self.tag if coding is None else b'"%b-%b"' % (self.tag, coding.encode())
-            headers = self._unmodified[coding] = [(b"etag", etag), *self.stamp.headers]
+            headers = self._unmodified[coding] = self._tagged(coding)[: 1 + len(self._lasting)]
         return headers
 
-    async def form(self, coding: str | None, snapshot: Snapshot[Any] | None) -> tuple[Headers, bytes | None]:
+    def made(self, coding: str | None) -> Form | None:
+        """Headers and body in a coding, if they were made. A body that is None is not kept in one piece."""
+        if (answer := self.answers.get(coding)) is not None:
+            return answer[1:]
+        return None if self._large is None else self._large.get(coding)
+
+    async def form(self, coding: str | None, snapshot: Snapshot[Any] | None) -> Form:
         """Headers and body in a coding, which may have to be made first."""
-        form = self.forms.get(coding)
-        if form is None:
-            assert coding is not None
-            assert self.variants is not None
-            body = await self.variants.make(coding, lambda: self.parts(snapshot))
-            headers = [
-                _TYPE,
-                (b"content-length", b"%d" % len(body)),
-                *self.unmodified(coding),
-                (b"content-encoding", coding.encode()),
-            ]
-            form = self.forms[coding] = headers, body
-        return form
+        if (form := self.made(coding)) is not None:
+            return form
+        assert coding is not None
+        assert self.variants is not None
+        body = await self.variants.make(coding, lambda: self.parts(snapshot))
+        length = (b"content-length", b"%d" % len(body))
+        return self._add(
+            coding, [_TYPE, length, *self._tagged(coding), (b"content-encoding", coding.encode())], body
+        )
+
+    def _add(self, coding: str | None, headers: Headers, body: bytes | None) -> Form:
+        if body is not None and len(body) <= JOINED:
+            self.answers[coding] = 200, headers, body
+        else:
+            self._large = {**(self._large or {}), coding: (headers, body)}
+        return headers, body
 
     def parts(self, snapshot: Snapshot[Any] | None) -> Iterable[bytes]:
         """The bytes as they are, in parts."""
-        body = self.forms[None][1]
-        if body is not None:
-            return (body,)
+        if None in self.answers:
+            return (self.answers[None][2],)
         assert snapshot is not None, "nothing else is kept in parts"
         return snapshot.parts()
 

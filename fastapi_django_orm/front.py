@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import fastapi.applications
 import starlette.applications
@@ -22,9 +22,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import running
 from .context import RequestContext
-from .negotiation import deliver
+from .editions import Answer
+from .negotiation import at_once, deliver
 from .own_routes import OwnRoutes
 from .sources import Source, Window, plain_window
+
+PATHS = 10_000  # that are noted with what they mean
 
 _READING = ("GET", "HEAD")
 
@@ -48,17 +51,28 @@ class Published:
     own: OwnRoutes
 
 
+Asked: TypeAlias = tuple[Source, Window | None, Hashable]
+
+
 class Directory:
     """Finds who answers a request."""
 
-    def __init__(self, published: Iterable[Published]) -> None:
-        """List these."""
+    def __init__(self, app: FastAPI, published: Iterable[Published]) -> None:
+        """List these.
+
+        Args:
+            app: the application.
+            published: what it publishes.
+        """
         everything = list(published)
         self._lists = {each.list_path: each for each in everything if each.list_path is not None}
         self._rows = {each.row_base: each for each in everything if each.row_base is not None}
         self._beginnings = (*self._lists, *(f"{base}/" for base in self._rows))
+        self._routes = app.router.routes
+        self._routes_seen = len(self._routes)
+        self._noted: dict[str, Asked] = {}
 
-    def find(self, scope: Scope) -> tuple[Source, Window | None, Hashable] | None:
+    def find(self, scope: Scope) -> Asked | None:
         """Who answers, and what it is asked for. None if that is for the router to say."""
         path: str = get_route_path(scope) if scope.get("root_path") else scope["path"]
         # Every request of the application is looked at here, and most are not for here.
@@ -75,6 +89,35 @@ class Directory:
         if key is None or published.own.serve(path):
             return None
         return published.source, None, key
+
+    def at_once(self, scope: Scope) -> Answer | None:
+        """The answer to a GET request, if it is there already."""
+        # What a path means is noted, since to read it takes longer than all the rest of this.
+        asked = self._noted.get(scope["path"])
+        if (
+            asked is None
+            or scope["method"] != "GET"
+            or scope["query_string"]
+            or scope["root_path"]
+            or len(self._routes) != self._routes_seen
+        ):
+            return self._read_at_once(scope)
+        found = asked[0].at_hand(asked[1], asked[2])
+        return None if found is None else at_once(found[0], scope)
+
+    def _read_at_once(self, scope: Scope) -> Answer | None:
+        if scope["method"] != "GET" or (asked := self.find(scope)) is None:
+            return None
+        if (found := asked[0].at_hand(asked[1], asked[2])) is None:
+            return None
+        # The application may add routes while it runs; and a full list is cleared, which is the cheapest way
+        # to make room, once in ten thousand times.
+        if len(self._routes) != self._routes_seen or len(self._noted) >= PATHS:
+            self._noted.clear()
+            self._routes_seen = len(self._routes)
+        if not scope["query_string"] and not scope["root_path"]:
+            self._noted[scope["path"]] = asked
+        return at_once(found[0], scope)
 
 
 class BeforeRouter:
@@ -149,7 +192,7 @@ def _is_traced(app: FastAPI) -> bool:
 @contextmanager
 def layer_added(app: FastAPI, published: Iterable[Published]) -> Iterator[None]:
     """Put the layer there, for the length of the block."""
-    directory = Directory(published)
+    directory = Directory(app, published)
     before = app.router.middleware_stack
     layer = BeforeRouter(before, directory)
     app.router.middleware_stack = layer
@@ -175,10 +218,12 @@ def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication)
         ):
             if self.root_path:
                 scope["root_path"] = self.root_path  # as FastAPI does
-            asked = directory.find(scope)
-            if asked is not None and (found := asked[0].at_hand(asked[1], asked[2])) is not None:
+            answer = directory.at_once(scope)
+            if answer is not None:
                 here.requests += 1
-                await deliver(*found, scope, send)
+                status, headers, body = answer
+                await send({"type": "http.response.start", "status": status, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
                 return
         await original.__call__(self, scope, receive, send)
 

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.types import Scope, Send
 
 from .compression import preferred
-from .editions import Content, Headers
+from .editions import Answer, Content, Headers
 from .snapshot import JOINED, Snapshot
 
 SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
@@ -22,6 +22,17 @@ _ASKED = frozenset({b"accept-encoding", b"if-none-match", b"if-modified-since"})
 # A tag without its coding: another worker may have other libraries.
 _TAG = re.compile(rb'(?:W/)?"([^"]*?)(?:-(?:br|zstd|gzip))?"')
 _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"etag", b"last-modified"})
+
+
+def at_once(content: Content, scope: Scope) -> Answer | None:
+    """The answer to a GET request, if it is there already and is sent in one piece.
+
+    Args:
+        content: what its URL stands for.
+        scope: the request's.
+    """
+    unmodified, coding = _negotiated(content, scope["headers"])
+    return (304, content.unmodified(coding), b"") if unmodified else content.answers.get(coding)
 
 
 async def deliver(
@@ -36,14 +47,13 @@ async def deliver(
         send: the request's.
         own: headers to send in the place of those that do not describe the body.
     """
-    accepted, tags, since = _asked(scope)
-    coding = preferred(accepted) if accepted is not None and content.variants is not None else None
+    unmodified, coding = _negotiated(content, scope["headers"])
     status = 200
     body: bytes | None = b""
-    if (tags is not None or since is not None) and _is_current(content, coding, tags, since):
+    if unmodified:
         status, headers = 304, content.unmodified(coding)
     else:
-        headers, body = content.forms.get(coding) or await content.form(coding, snapshot)
+        headers, body = content.made(coding) or await content.form(coding, snapshot)
     # A list of its own, since middleware changes it.
     headers = [*headers] if own is None else _with_own(headers, own)
     await send({"type": "http.response.start", "status": status, "headers": headers})
@@ -86,12 +96,25 @@ def _cut(body: bytes) -> Iterator[bytes]:
     return (body[start : start + SLAB] for start in range(0, len(body), SLAB))
 
 
-def _asked(scope: Scope) -> tuple[bytes | None, bytes | None, bytes | None]:
+def _negotiated(content: Content, headers: Headers) -> tuple[bool, str | None]:
+    """Whether the client's copy is good, and the coding that it wants."""
+    for name, _ in headers:
+        if name in _ASKED:
+            break
+    else:
+        return False, None
+    accepted, tags, since = _asked(headers)
+    coding = preferred(accepted) if accepted is not None and content.variants is not None else None
+    asked = tags is not None or since is not None
+    return asked and _is_current(content, coding, tags, since), coding
+
+
+def _asked(headers: Headers) -> tuple[bytes | None, bytes | None, bytes | None]:
     """``Accept-Encoding``, ``If-None-Match`` and ``If-Modified-Since``."""
     accepted: bytes | None = None
     tags: bytes | None = None
     since: bytes | None = None
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name in _ASKED:
             # A list may be sent in several lines.
             if name == b"accept-encoding":

@@ -31,7 +31,7 @@ class RepositoryResponse(Response):
         self._body: bytes | None = None
         self.status_code = 200
         self.background = None
-        self.raw_headers = [*content.forms[None][0]]
+        self.raw_headers = [*content.headers]
 
     @classmethod
     def of_list(
@@ -82,7 +82,7 @@ class RepositoryResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what the client asks for."""
-        identity: Headers = self._content.forms[None][0]
+        identity: Headers = self._content.headers
         own = None if self.raw_headers == identity else self.raw_headers
         if (
             self._body is not None

@@ -62,7 +62,8 @@ def _refuse_quickly(route: BaseRoute, paths: Collection[str | None]) -> None:
     matches = route.matches
 
     def match(scope: Scope) -> tuple[Match, Scope]:
-        return matches(scope) if get_route_path(scope) in paths else (Match.NONE, {})
+        path = get_route_path(scope) if scope.get("root_path") else scope["path"]
+        return matches(scope) if path in paths else (Match.NONE, {})
 
     route.matches = match  # type: ignore[method-assign]
 

@@ -58,28 +58,26 @@ class CachedSource:
 
     def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
         """What is there without waiting, which is all."""
+        snapshot = self._refresher.snapshot
+        if snapshot is None:
+            return None
+        edition: Edition = snapshot.table.kept.get("edition") or Edition.of(snapshot, self._cache_control)
+        if window is WHOLE:
+            return edition.whole, snapshot
+        if window is not None:
+            return edition.window(snapshot, *window), snapshot
         try:
-            return self._find(window, key)
-        except (KeyError, NotLoaded):
+            return edition.row(snapshot, key), snapshot
+        except KeyError:
             return None
 
     async def read(self, window: Window | None, key: Hashable) -> Found:
         """The same, with the reason why there is nothing."""
-        try:
-            return self._find(window, key)
-        except KeyError:
-            raise not_found(self.repository, key) from None
-
-    def _find(self, window: Window | None, key: Hashable) -> Found:
-        snapshot = self._refresher.snapshot
-        if snapshot is None:
+        if self._refresher.snapshot is None:
             raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
-        edition = snapshot.table.kept.get("edition") or Edition.of(snapshot, self._cache_control)
-        if window is WHOLE:
-            return edition.whole, snapshot
-        if window is None:
-            return edition.row(snapshot, key), snapshot
-        return edition.window(snapshot, *window), snapshot
+        if (found := self.at_hand(window, key)) is None:
+            raise not_found(self.repository, key)
+        return found
 
 
 class LiveSource:
