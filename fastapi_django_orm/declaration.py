@@ -23,6 +23,7 @@ from .readers import (
     Reader,
     SchemaReader,
     SerializerReader,
+    names_of_dicts,
 )
 
 
@@ -194,8 +195,7 @@ def _dict_reader(label: str, schema: Any, fields: Any, queryset: AnyQuerySet) ->
         raise InvalidRepository(
             f"{label}: queryset() ends in .values(), so `fields` and `schema` would say it twice."
         )
-    query = queryset.query
-    names = [*query.extra_select, *query.values_select, *query.annotation_select]
+    names = names_of_dicts(queryset)
     key = next((name for name in (queryset.model._meta.pk.attname, "pk") if name in names), None)
     return DictReader(names, key)
 

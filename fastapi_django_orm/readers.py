@@ -101,6 +101,12 @@ class ColumnReader:
         return encode_columns(self.codec, self._encoder, key, values)
 
 
+def names_of_dicts(queryset: AnyQuerySet) -> list[str]:
+    """What the dicts of a ``queryset()`` that ends in ``.values()`` have, in their order."""
+    query = queryset.query
+    return [*(query.selected or [*query.extra_select, *query.values_select, *query.annotation_select])]
+
+
 class DictReader:
     """The dicts of a ``queryset()`` that ends in ``.values()``, as they are."""
 

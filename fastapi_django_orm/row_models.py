@@ -11,6 +11,7 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 from pydantic import BaseModel, ConfigDict, create_model
 
+from .readers import names_of_dicts
 from .repository import Repository
 
 _TYPES: dict[str, type[Any]] = {
@@ -78,7 +79,7 @@ def _names(repository: Repository[Any], queryset: "QuerySet[Any, Any]") -> list[
         serializer = repository.schema()
         return [name for name, field in serializer.fields.items() if not field.write_only]
     if not _is_of_instances(queryset):
-        return [*query.extra_select, *query.values_select, *query.annotation_select]
+        return names_of_dicts(queryset)
     if repository.fields is not None:
         return [*repository.fields]
     return [*(field.attname for field in queryset.model._meta.concrete_fields), *query.annotation_select]

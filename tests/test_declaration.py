@@ -1,6 +1,7 @@
 """What a repository declares, and what the start says when it is wrong."""
 
 import asyncio
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -382,6 +383,18 @@ def test_a_queryset_of_values_gives_the_rows(database: str) -> None:
     assert rows(of(renamed, ordering=("-text",))) == list(renamed().order_by("-text"))
     assert read(of(renamed, indexes=("text",)), lambda topics: len(topics.find(text="b"))) == 1
     assert rows(of(grouped)) == [{"author_id": author.pk, "n": 3}]
+
+
+def test_values_keep_the_order_in_which_they_are_named(database: str) -> None:
+    """Annotations among the columns of `.values()` stand in the JSON where Django has them in the dicts."""
+    Topic.objects.create(comment="here")
+
+    def mixed() -> Any:
+        return Topic.objects.annotate(size=Length("comment")).values("size", "id", text=F("comment"))
+
+    (expected,) = mixed()
+    (row,) = read(of(mixed), lambda topics: json.loads(topics.snapshot.json)["topics"])
+    assert list(row.items()) == list(expected.items())
 
 
 @pytest.mark.parametrize("attribute", [{"fields": ("id",)}, {"schema": BaseModel}])
