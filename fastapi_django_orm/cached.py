@@ -111,9 +111,7 @@ class CachedRepository(Repository[RowT]):
         Raises:
             NotFound: there is none. In a handler: 404.
         """
-        snapshot = self.snapshot
-        if snapshot.table.where is None:
-            raise NotIndexed(f"{self.label}.get(): its queryset().values() leaves the primary key out.")
+        snapshot = self._keyed("get")
         try:
             return snapshot.row(pk)
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
@@ -177,17 +175,24 @@ class CachedRepository(Repository[RowT]):
 
         Raises:
             NotFound: there is no row with this key. In a handler: 404.
+            NotIndexed: the rows have no keys.
             NotLoaded: nothing was loaded yet.
         """
-        snapshot = self.snapshot
         if pk is None:
             return RepositoryResponse.of_list(
-                snapshot, offset=offset, limit=limit, cache_control=self.cache_control
+                self.snapshot, offset=offset, limit=limit, cache_control=self.cache_control
             )
+        snapshot = self._keyed("response")
         try:
             return RepositoryResponse.of_row(snapshot, pk, cache_control=self.cache_control)
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
             raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
+
+    def _keyed(self, method: str) -> Snapshot[RowT]:
+        snapshot = self.snapshot
+        if snapshot.table.where is None:
+            raise NotIndexed(f"{self.label}.{method}(): its queryset().values() leaves the primary key out.")
+        return snapshot
 
     # Loading
 

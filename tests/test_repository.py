@@ -271,12 +271,15 @@ def test_find_wants_an_index(topics: list[Topic]) -> None:
 
 
 def test_rows_without_a_key_cannot_be_got() -> None:
-    """Where `.values()` leaves the key out, `get` says so and `in` finds nothing."""
+    """Where `.values()` leaves the key out, `get` and `response` say so and `in` finds nothing."""
     Topic.objects.create(comment="here")
 
     def look(served: Any) -> None:
-        with pytest.raises(NotIndexed, match="leaves the primary key out"):
-            served.get(1)
+        for key in (0, 1):
+            with pytest.raises(NotIndexed, match=r"get\(\).*leaves the primary key out"):
+                served.get(key)
+            with pytest.raises(NotIndexed, match=r"response\(\).*leaves the primary key out"):
+                served.response(pk=key)
         assert 1 not in served
         assert {"comment": "here"} in served
 
