@@ -75,7 +75,10 @@ class LiveReads:
             KeyError: there is none.
             NotUnique: the field is not unique.
         """
-        found = await self._find(*self._asked(pk, unique))
+        name, value = self._asked(pk, unique)
+        if value is None:  # which any number of rows may have, and so names none
+            raise KeyError(name)
+        found = await self._find(name, value)
         if found.row is None:
             assert self._reader.codec is not None, "rows without objects come with a codec"
             return self._reader.codec.decode(found.json)

@@ -162,6 +162,24 @@ def test_one_key_or_one_field(arguments: Any) -> None:
     finish(main)
 
 
+def test_null_is_nobodys_value(database: str) -> None:
+    """Any number of rows may have null in a unique column, so it finds none of them, alone or in company."""
+    Page.objects.bulk_create([Page(slug=slug, address=slug) for slug in "ab"])
+    Page.objects.create(slug="c", address="c", number=5)
+
+    async def main() -> None:
+        async with started(live()) as (pages,):
+            with pytest.raises(NotFound, match="number None"):
+                await pages.fetch(number=None)
+            missing, row = await asyncio.gather(
+                pages.fetch(number=None), pages.fetch(number=5), return_exceptions=True
+            )
+            assert isinstance(missing, NotFound)
+            assert row["slug"] == "c"
+
+    finish(main)
+
+
 def test_rows_outside_of_the_query_are_not_found() -> None:
     """What `queryset()` leaves out cannot be fetched, alone or in company."""
     add("seen")
