@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 from django.core.exceptions import FieldDoesNotExist
-from django.db import connections
+from django.db import DataError, connections
 from django.db.models import Field, Model
 
 from . import running
@@ -27,6 +27,8 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 Unique = tuple[str, Hashable]  # a unique field, or "pk", and a value
+_MOST_ROWS = 2**63 - 1
+
 Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
 
 
@@ -174,7 +176,12 @@ class LiveReads:
             return [(value, error)]
 
     def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
-        return [(value, row) for row in self._read(name, {name: value})[:1]]
+        try:
+            return [(value, row) for row in self._read(name, {name: value})[:1]]
+        except (DataError, ValueError):
+            if isinstance(value, str) and "\x00" in value:  # which no text of PostgreSQL's has
+                return []
+            raise
 
     def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow]:
         field = self._unique_field(name)
@@ -209,12 +216,22 @@ class LiveReads:
         except NotExpressible:
             return list(self._reader.read(queryset, key=key, in_python=True))
 
-    def _read_windows(self, windows: Sequence[Window]) -> dict[Window, bytes]:
-        return {window: self._read_window(*window) for window in windows}
+    def _read_windows(self, windows: Sequence[Window]) -> dict[Window, bytes | Exception]:
+        found: dict[Window, bytes | Exception] = {}
+        for window in windows:
+            try:
+                found[window] = self._read_window(*window)
+            except OF_ONE_KEY as error:  # of a row that others need not have asked for
+                found[window] = error
+        return found
 
     def _read_window(self, offset: int, limit: int | None) -> bytes:
-        queryset = self._ordered()[offset : None if limit is None else offset + limit]
-        with table_explained(self._model, queryset.db):
-            chunks = self._chunks(queryset)
+        # No table has more rows than a database can count.
+        end = None if limit is None or offset + limit > _MOST_ROWS else offset + limit
+        chunks: list[Chunk] = []
+        if offset <= _MOST_ROWS:
+            queryset = self._ordered()[offset:end]
+            with table_explained(self._model, queryset.db):
+                chunks = self._chunks(queryset)
         json = b",".join(row for chunk in chunks for row in chunk.json)
         return opening(self._name) + json + CLOSING

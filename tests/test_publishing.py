@@ -1,5 +1,6 @@
 """Published repositories: what is served without a handler, to whom, and beside what else."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,15 +12,16 @@ from django.db import connection, models
 from django.test.utils import isolate_apps
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.responses import PlainTextResponse, Response
 from structlog.testing import capture_logs
 from websockets.sync.client import connect
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository
-from fastapi_django_orm.errors import InvalidRepository
-from tests.gates import Gate, add_topics, gated
-from tests.project.board.models import Author, Everything, Poem, Seat, Topic
+from fastapi_django_orm.errors import InvalidRepository, InvalidRow
+from tests.comparing import finish
+from tests.gates import Gate, add_topics, gated, started
+from tests.project.board.models import Author, Everything, Page, Poem, Seat, Topic
 from tests.repositories import declare
 from tests.serving import serving
 
@@ -300,6 +302,76 @@ def test_live_repositories_are_served_as_the_database_has_them(make: Callable[..
         )
         assert client.get("/board/x").status_code == 422
         assert client.head("/board/").content == b""
+
+
+@everywhere
+def test_live_rows_beyond_what_a_database_can_count(make: Callable[..., FastAPI], database: str) -> None:
+    """However large `offset` and `limit` are, the answer is what it is from the cache."""
+    add_topics("one")
+    live = type("Live", (Repository,), {"model": "board.Topic", "fields": ("comment",), "publish": "/live/"})
+    most = 2**63 - 1
+    with serving(make(live)) as client:
+        for offset, limit, comments in (
+            (most, 1, []),
+            (most + 1, 1, []),
+            (10**30, 1, []),
+            (0, most, ["one"]),
+            (0, 10**30, ["one"]),
+            (10**15 - 1, 10**15 - 1, []),
+        ):
+            answer = client.get(f"/live/?offset={offset}&limit={limit}")
+            assert answer.json() == {"live": [{"comment": comment} for comment in comments]}
+
+
+def test_live_rows_that_cannot_be_read_spoil_no_other_part_of_the_list() -> None:
+    """Of lists that are read at the same moment only those fail that such a row is in."""
+
+    class Short(BaseModel):
+        comment: Annotated[str, Field(max_length=5)]
+
+    class Board(Repository):
+        model = "board.Topic"
+        schema = Short
+
+    add_topics("short", "much longer")
+
+    async def main() -> None:
+        async with started(Board) as (board,):
+            good, bad = await asyncio.gather(
+                board.live.window(0, 1), board.live.window(1, 1), return_exceptions=True
+            )
+            assert json.loads(good) == {"board": [{"comment": "short"}]}
+            assert isinstance(bad, InvalidRow)
+
+    finish(main)
+
+
+@everywhere
+def test_a_text_that_no_row_can_have_is_not_found(make: Callable[..., FastAPI], database: str) -> None:
+    """NUL, which PostgreSQL takes in no text, is the key of no row, live and cached."""
+    Page.objects.create(slug="a", address="a")
+    live = type("Live", (Repository,), {"model": "board.Page", "publish": "/live/"})
+    with serving(make(live, declare("Cached", "board.Page", publish="/cached/"))) as client:
+        for path in ("/live/a", "/cached/a"):
+            assert client.get(path).json()["address"] == "a"
+        for path in ("/live/%00", "/cached/%00", "/live/a%00"):
+            assert client.get(path).status_code == 404
+
+
+@everywhere
+def test_live_rows_that_cannot_be_told_apart_are_a_list_alone(make: Callable[..., FastAPI]) -> None:
+    """Django cannot look for a key in a part of a query, and the cache can."""
+    first, _ = add_topics("one", "two")
+
+    def newest(self: Any) -> Any:
+        return Topic.objects.order_by("pk")[:1]
+
+    live = type("Live", (Repository,), {"model": "board.Topic", "publish": "/live/", "queryset": newest})
+    with serving(make(live, declare("Cached", publish="/cached/", queryset=newest))) as client:
+        assert len(client.get("/live/").json()["live"]) == 1
+        assert client.get(f"/live/{first.pk}").status_code == 404
+        assert "/live/{pk}" not in client.get("/openapi.json").json()["paths"]
+        assert client.get(f"/cached/{first.pk}").json()["comment"] == "one"
 
 
 @everywhere
