@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import structlog
 from django.db import connections, transaction
 from fastapi import FastAPI, Path, Query
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from .errors import InvalidRepository
 from .front import Published, layer_added
@@ -145,6 +145,7 @@ def _list_route(publication: Publication, place: Published) -> Route:
             "summary": f"The rows of {name}",
             "description": _description(publication.repository),
             "response_model": publication.list_model,
+            "response_class": JSONResponse,  # whatever the application's default is
             "responses": _RESPONSES,
             "tags": [name],
         },
@@ -166,6 +167,7 @@ def _row_route(publication: Publication, place: Published) -> Route:
             "summary": f"A row of {name}",
             "description": _description(publication.repository),
             "response_model": publication.row_model,
+            "response_class": JSONResponse,
             "responses": _NOT_FOUND | _RESPONSES,
             "tags": [name],
         },

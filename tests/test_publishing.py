@@ -13,7 +13,7 @@ from django.test.utils import isolate_apps
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from structlog.testing import capture_logs
 from websockets.sync.client import connect
 
@@ -789,6 +789,15 @@ def test_what_is_published_is_documented(make: Callable[..., FastAPI]) -> None:
     assert limit["schema"]["anyOf"][0] == {"type": "integer", "minimum": 1}
     (key,) = row["get"]["parameters"]
     assert (key["name"], key["in"], key["schema"]["type"]) == ("pk", "path", "integer")
+
+
+def test_an_application_of_pages_documents_json_for_what_is_published() -> None:
+    """An application whose handlers answer with HTML by default publishes JSON all the same."""
+    with serving(application(default_response_class=HTMLResponse)) as client:
+        answer = client.get("/topics/")
+        paths = client.get("/openapi.json").json()["paths"]
+    for path in ("/topics/", "/topics/{pk}"):
+        assert list(paths[path]["get"]["responses"]["200"]["content"]) == [answer.headers["Content-Type"]]
 
 
 def test_rows_of_a_schema_are_documented_as_that() -> None:
