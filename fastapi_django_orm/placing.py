@@ -11,6 +11,7 @@ from math import isnan
 from typing import Any
 from uuid import UUID
 
+from django.core.exceptions import FieldError
 from django.db import connections
 from django.db.models import QuerySet
 
@@ -70,7 +71,6 @@ class Order:
         items = list(query.order_by)
         if not items or query.extra_order_by or not query.standard_ordering:
             return None
-        relations = {field.name for field in queryset.model._meta.concrete_fields if field.is_relation}
         columns: list[tuple[str | None, bool]] = []
         for item in items:
             if not isinstance(item, str):
@@ -78,7 +78,7 @@ class Order:
             name, down = item.lstrip("-"), item.startswith("-")
             if name in ("pk", pk.attname) or (name == pk.name and not pk.is_relation):
                 columns.append((None, down))
-            elif name in names and name not in relations:  # a relation sorts by its model's own order
+            elif name in names and _sorts_as_it_reads(name, queryset):
                 columns.append((name, down))
             else:
                 return None
@@ -108,3 +108,17 @@ class Order:
         if type(value) not in self._types:
             raise NotComparable
         return (1, 0) if isinstance(value, float | Decimal) and isnan(value) else (0, value)
+
+
+def _sorts_as_it_reads(name: str, queryset: "QuerySet[Any, Any]") -> bool:
+    """Whether the database sorts by the values that Django gives for this name."""
+    try:
+        expression: Any = queryset.query.chain().resolve_ref(name)
+        field = expression.output_field
+    except FieldError:  # of extra(); of several types
+        return False
+    column = getattr(expression, "target", field)
+    if column.is_relation and name.rpartition("__")[2] != column.attname:
+        return False  # a relation sorts by its model's own order
+    # What a field makes of a value (of JSON, too) says nothing of the order of what is stored.
+    return not field.get_db_converters(connections[queryset.db])

@@ -11,10 +11,11 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection, connections
+from django.db import connection, connections, models
 from fastapi import FastAPI
 
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
+from tests.project import router
 
 BOARD = "board"  # the database's name on every server
 DEADLINE = 20.0  # seconds
@@ -42,6 +43,21 @@ def default_changed(migrate: bool = False, **changes: Any) -> Iterator[None]:
         yield
     finally:
         set_default(before)
+
+
+@contextmanager
+def created(*tables: type[models.Model]) -> Iterator[None]:
+    """The tables of models that the project does not have, for the length of the block."""
+    connection = connections[router.chosen]
+    with connection.schema_editor() as editor:
+        for table in tables:
+            editor.create_model(table)
+    try:
+        yield
+    finally:
+        with connection.schema_editor() as editor:
+            for table in reversed(tables):
+                editor.delete_model(table)
 
 
 def through(url: str, port: int) -> str:

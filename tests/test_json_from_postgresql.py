@@ -21,6 +21,7 @@ from fastapi_django_orm.declaration import choose_reader
 from fastapi_django_orm.sql_json import DatabaseJSON
 from tests.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, typed, values
 from tests.conftest import add_database
+from tests.databases import created
 from tests.gates import started
 from tests.project import router
 from tests.project.board.models import Author, Entry, Everything, Poem, Seat, Topic
@@ -49,21 +50,6 @@ def execute(sql: str, *params: Any) -> None:
     """Write what Django would not."""
     with connections[router.chosen].cursor() as cursor:
         cursor.execute(sql, params or None)
-
-
-@contextmanager
-def created(*tables: type[models.Model]) -> Iterator[None]:
-    """The tables of models whose app is not installed, for the length of the block."""
-    connection = connections[router.chosen]
-    with connection.schema_editor() as editor:
-        for table in tables:
-            editor.create_model(table)
-    try:
-        yield
-    finally:
-        with connection.schema_editor() as editor:
-            for table in reversed(tables):
-                editor.delete_model(table)
 
 
 class Ways:

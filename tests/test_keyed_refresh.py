@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import pytest
-from django.db import OperationalError, connections
+from django.db import OperationalError, connections, models
 from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
+from django.test.utils import isolate_apps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel
@@ -20,8 +21,9 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import run
 from fastapi_django_orm.errors import RefreshFailed
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
+from tests.databases import created
 from tests.gates import Gate, started
-from tests.project.board.models import Desk, Entry, Page, Seat, Writer
+from tests.project.board.models import Desk, Entry, Page, Seat, Topic, Writer
 from tests.repositories import declare, of
 
 FIELDS = (
@@ -242,6 +244,92 @@ def test_a_table_of_many_pages(database: str, ordering: str) -> None:
             await assert_as_loaded_anew(kept, expected=kept.ordered_queryset(), names=FIELDS)
 
     finish(main)
+
+
+@pytest.mark.parametrize(
+    ("ordering", "values"),
+    [
+        (("tags",), [10, 9, 1, 100, True, "x"]),
+        (("-tags",), [10, 9, 1, 100, True, "x"]),
+        (("tags__rank",), [{"rank": rank} for rank in (10, 9, 1, None, 100, True, False, "x")]),
+        (("-tags__rank",), [{"rank": 10}, {"rank": 9}, {}, {"rank": None}]),
+    ],
+    ids=["JSON", "JSON down", "key of JSON", "key of JSON down"],
+)
+def test_an_order_by_json(database: str, ordering: tuple[str, ...], values: list[Any]) -> None:
+    """JSON is sorted by each database in its own way, whatever its values are in Python."""
+    name = ordering[0].lstrip("-")
+    topics = [Topic.objects.create(comment="-", tags=value) for value in values]
+
+    async def main() -> None:
+        async with started(declare(fields=("id", name), ordering=ordering)) as (kept,):
+            for topic in topics:
+                for value in ({"rank": 11} if "rank" in name else 11, topic.tags):
+                    await Topic.objects.filter(pk=topic.pk).aupdate(tags=value)
+                    await kept.refresh(topic.pk)
+                    await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+def test_an_order_by_what_a_field_makes_something_else_of(sqlite: str) -> None:
+    """A field that reads texts as numbers is sorted as the texts are."""
+
+    class Figure(models.CharField):
+        def from_db_value(self, value: str | None, *rest: Any) -> int | None:
+            return None if value is None else int(value)
+
+    with isolate_apps("tests.project.board"):
+
+        class Measure(models.Model):
+            figure = Figure(max_length=9)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return str(self.figure)
+
+        with created(Measure):
+            measures = [Measure.objects.create(figure=figure) for figure in (9, 10, 1)]
+
+            async def main() -> None:
+                async with started(declare(model=Measure, ordering=("figure",))) as (kept,):
+                    await Measure.objects.filter(pk=measures[0].pk).aupdate(figure=2)
+                    await kept.refresh(measures[0].pk)
+                    await assert_as_loaded_anew(kept, expected=Measure.objects.order_by("figure"))
+
+            finish(main)
+
+
+def test_an_order_by_a_relations_relation(sqlite: str) -> None:
+    """A related row's column that is a relation itself sorts as the model at its end does."""
+    writers = [Writer.objects.create(name=name) for name in ("c", "a", "b")]
+    desks = [Desk.objects.create(writer=writer) for writer in writers]
+    with isolate_apps("tests.project.board"):
+
+        class Lamp(models.Model):
+            desk = models.ForeignKey(Desk, models.CASCADE)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return str(self.desk_id)
+
+        with created(Lamp):
+            lamps = [Lamp.objects.create(desk=desk) for desk in desks]
+
+            async def main() -> None:
+                names = ("id", "desk__writer")
+                async with started(declare(model=Lamp, fields=names, ordering=names[1:])) as (kept,):
+                    for lamp in lamps:
+                        for desk in desks:
+                            await Lamp.objects.filter(pk=lamp.pk).aupdate(desk=desk)
+                            await kept.refresh(lamp.pk)
+                            await assert_as_loaded_anew(kept)
+
+            finish(main)
 
 
 # Keys of other kinds
