@@ -7,8 +7,8 @@ from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 from django.core.exceptions import FieldDoesNotExist
-from django.db import DataError, connections
-from django.db.models import Field, Model
+from django.db import DataError
+from django.db.models import CompositePrimaryKey, Field, Model
 
 from . import running
 from .batching import Batcher
@@ -17,6 +17,7 @@ from .database.executor import DatabaseExecutor
 from .database.reachable import table_explained
 from .database.turns import asking_block
 from .encoding import CLOSING, opening
+from .equality import is_loose
 from .errors import NotUnique, nearest
 from .pages import Chunk
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
@@ -68,7 +69,11 @@ class LiveReads:
         Raises:
             ValueError: no key is like this; or what else the model's field raises.
         """
-        return cast("Hashable", self._model._meta.pk.get_prep_value(value))
+        pk: Any = self._model._meta.pk
+        if isinstance(pk, CompositePrimaryKey):
+            parts: Any = pk.fields
+            return tuple(part.get_prep_value(of) for part, of in zip(parts, value, strict=True))
+        return cast("Hashable", pk.get_prep_value(value))
 
     async def row(self, pk: Any, unique: Mapping[str, Any]) -> Any:
         """The row with this key, or this value of a unique field, as the reader reads rows.
@@ -190,18 +195,11 @@ class LiveReads:
         found = {value: by_value[value] for value in values if value in by_value}
         missing = [value for value in values if value not in found]
         unkeyed = any(row.key is None for row in rows)  # the query leaves the field out
-        may_be_there = rows and missing and (unkeyed or self._is_loose(field))
+        may_be_there = rows and missing and (unkeyed or is_loose(field, self._queryset().db))
         if may_be_there and self._read(name, {f"{name}__in": missing}):
             # Only the database can tell which of these values it holds for equal to a row's.
             found |= {value: row for one in missing for value, row in self._read_one(name, one)}
         return found
-
-    def _is_loose(self, field: "Field[Any, Any]") -> bool:
-        """Whether texts that differ may be equal for the database, by a collation."""
-        connection = connections[self._queryset().db]
-        kind = field.db_type(connection) or ""
-        exact = connection.vendor in ("postgresql", "sqlite") and getattr(field, "db_collation", None) is None
-        return kind.startswith(("varchar", "text", "citext", "longtext")) and not (exact and kind != "citext")
 
     def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
         return [

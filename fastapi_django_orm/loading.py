@@ -9,6 +9,7 @@ from typing import Any
 
 from .changing import Changing, NewRow
 from .database.reachable import table_explained
+from .equality import is_loose
 from .errors import InvalidRow
 from .key_index import ABSENT, Absent, KeyIndex
 from .pacing import Pace
@@ -128,7 +129,7 @@ class Loader:
             return None
         try:
             read = self._read_keys(queryset, keys)
-            if read is None:
+            if read is None or self._may_be_others(queryset, before, keys, read):
                 return None
             # The database may hold a row's key for equal to one that is written otherwise.
             keys = {*keys, *read}
@@ -195,6 +196,20 @@ class Loader:
         rows = [row for chunk in chunks for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)]
         read = {key: NewRow(key, json, row) for key, json, row in rows}
         return read if len(read) == len(rows) else None
+
+    def _may_be_others(
+        self,
+        queryset: AnyQuerySet,
+        before: Snapshot[Any],
+        keys: Collection[Hashable],
+        read: Mapping[Hashable, NewRow],
+    ) -> bool:
+        """Whether a key that no row seems to have could be another form of the key of a row that has gone."""
+        field: Any = queryset.model._meta.pk
+        if not is_loose(field, queryset.db):
+            return False
+        there = {field.get_prep_value(key) for key in read}
+        return any(key not in there and key not in (before.table.where or ()) for key in keys)
 
     def _moved(
         self,

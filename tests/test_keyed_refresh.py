@@ -396,12 +396,76 @@ def test_a_key_that_the_database_holds_for_equal(database: str) -> None:
             await Page.objects.aupdate(title="new")
             await pages.refresh("NEWS")
             await assert_as_loaded_anew(pages)
+            await Page.objects.all().adelete()
+            await pages.refresh("NEWS")
+            await assert_as_loaded_anew(pages)
 
     finish(main)
 
 
+class Code:
+    """What a project makes of its numbers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Code) and other.number == self.number
+
+    def __hash__(self) -> int:
+        return hash((Code, self.number))
+
+    def __str__(self) -> str:
+        return f"c{self.number}"
+
+
+class CodeField(models.IntegerField):
+    def from_db_value(self, value: int | None, *rest: Any) -> Code | None:
+        return None if value is None else Code(value)
+
+    def to_python(self, value: Any) -> Any:
+        return value if isinstance(value, Code) or value is None else Code(int(value))
+
+    def get_prep_value(self, value: Any) -> Any:
+        return None if value is None else self.to_python(value).number
+
+
+def test_a_key_that_a_field_makes_something_else_of(database: str) -> None:
+    """Rows whose keys are objects of the project's own are found changed, gone and new."""
+    with isolate_apps("tests.project.board"):
+
+        class Coded(models.Model):
+            id = CodeField(primary_key=True)
+            name = models.CharField(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.name
+
+        with created(Coded):
+            for number in range(4):
+                Coded.objects.create(id=Code(number), name=f"old {number}")
+
+            async def main() -> None:
+                repository = declare("Coded", Coded, fields=("name",), indexes=("name",))
+                async with started(repository) as (kept,):
+                    await Coded.objects.filter(pk=Code(1)).aupdate(name="new")
+                    await kept.refresh(Code(1))
+                    await assert_as_loaded_anew(kept, expected=Coded.objects.order_by("pk"), names=("name",))
+                    await Coded.objects.filter(pk=Code(2)).adelete()
+                    await kept.refresh(Code(2))
+                    await assert_as_loaded_anew(kept, expected=Coded.objects.order_by("pk"), names=("name",))
+                    await Coded.objects.acreate(id=Code(2), name="again")
+                    await kept.refresh(2, "3")
+                    await assert_as_loaded_anew(kept, expected=Coded.objects.order_by("pk"), names=("name",))
+
+            finish(main)
+
+
 def test_keys_of_several_columns(sqlite: str) -> None:
-    """A composite key is named as a tuple."""
+    """A composite key is named as a tuple, in whatever form each part has."""
     Seat.objects.bulk_create([Seat(row=row, number=2, guest="-") for row in range(5)])
 
     async def main() -> None:
@@ -412,6 +476,11 @@ def test_keys_of_several_columns(sqlite: str) -> None:
             await Seat.objects.filter(row=2).adelete()
             await seats.refresh((2, 2), (9, 9))
             await assert_as_loaded_anew(seats)
+            await Seat.objects.filter(row=1).adelete()
+            await seats.refresh(["1", "2"])
+            await assert_as_loaded_anew(seats)
+            with pytest.raises(ValueError, match="shorter"):
+                await seats.refresh((1,))
 
     finish(main)
 
