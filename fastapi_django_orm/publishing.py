@@ -6,11 +6,12 @@ The routes are FastAPI's own. They are in the OpenAPI document, they validate, a
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import structlog
+from django.core.exceptions import ValidationError
 from django.db import connections, transaction
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
@@ -20,7 +21,7 @@ from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute
 from .repository import Repository
 from .row_models import key_type, list_model, row_model
-from .sources import plain_keys, response_to, source_of
+from .sources import not_found, plain_keys, response_to, source_of
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -154,9 +155,11 @@ def _list_route(publication: Publication, place: Published) -> Route:
 
 def _row_route(publication: Publication, place: Published) -> Route:
     name = publication.repository.name
+    is_key = publication.key_type is not Any
 
     async def row(pk: Any) -> Response:
-        return response_to(await place.source.read(None, pk))
+        key = pk if is_key else _key_in_python(publication.repository, pk)
+        return response_to(await place.source.read(None, key))
 
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
     return (
@@ -172,6 +175,16 @@ def _row_route(publication: Publication, place: Published) -> Route:
             "tags": [name],
         },
     )
+
+
+def _key_in_python(repository: Repository[Any], text: str) -> Hashable:
+    """What a field of the project's own makes of a key's text."""
+    field: Any = repository.model_class._meta.pk
+    try:
+        key: Hashable = field.to_python(text)
+    except (ValidationError, ValueError, TypeError):
+        raise not_found(repository, text) from None
+    return key
 
 
 def _description(repository: Repository[Any]) -> str:

@@ -23,7 +23,7 @@ from fastapi_django_orm.errors import RefreshFailed
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
 from tests.databases import created
 from tests.gates import Gate, started
-from tests.project.board.models import Desk, Entry, Page, Seat, Topic, Writer
+from tests.project.board.models import Code, CodeField, Desk, Entry, Page, Seat, Topic, Writer
 from tests.repositories import declare, of
 
 FIELDS = (
@@ -401,33 +401,6 @@ def test_a_key_that_the_database_holds_for_equal(database: str) -> None:
             await assert_as_loaded_anew(pages)
 
     finish(main)
-
-
-class Code:
-    """What a project makes of its numbers."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Code) and other.number == self.number
-
-    def __hash__(self) -> int:
-        return hash((Code, self.number))
-
-    def __str__(self) -> str:
-        return f"c{self.number}"
-
-
-class CodeField(models.IntegerField):
-    def from_db_value(self, value: int | None, *rest: Any) -> Code | None:
-        return None if value is None else Code(value)
-
-    def to_python(self, value: Any) -> Any:
-        return value if isinstance(value, Code) or value is None else Code(int(value))
-
-    def get_prep_value(self, value: Any) -> Any:
-        return None if value is None else self.to_python(value).number
 
 
 def test_a_key_that_a_field_makes_something_else_of(database: str) -> None:

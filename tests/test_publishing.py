@@ -20,8 +20,9 @@ from websockets.sync.client import connect
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository
 from fastapi_django_orm.errors import InvalidRepository, InvalidRow
 from tests.comparing import finish
+from tests.databases import created
 from tests.gates import Gate, add_topics, gated, started
-from tests.project.board.models import Author, Everything, Page, Poem, Seat, Topic
+from tests.project.board.models import Author, CodeField, Everything, Page, Poem, Seat, Topic
 from tests.repositories import declare
 from tests.serving import serving
 
@@ -220,6 +221,33 @@ def test_keys_of_text_are_served(make: Callable[..., FastAPI], tags: Any) -> Non
             assert client.get(f"/tags/{path}").json() == {"slug": slug}
         assert client.get("/tags/a%2Fb").status_code == 404
         assert client.get("/tags/unknown").status_code == 404
+
+
+@everywhere
+def test_keys_of_a_projects_own_kind_are_served(make: Callable[..., FastAPI]) -> None:
+    """A row is found by what the model's field makes of the path, live and cached."""
+    with isolate_apps("tests.project.board"):
+
+        class Coded(models.Model):
+            id = CodeField(primary_key=True)
+            name = models.CharField(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.name
+
+        with created(Coded):
+            Coded.objects.create(id=5, name="five")
+            attributes = {"model": Coded, "fields": ("name",)}
+            live = type("Live", (Repository,), {"publish": "/live/", **attributes})
+            cached = type("Cached", (CachedRepository,), {"publish": "/cached/", **attributes})
+            with serving(make(live, cached)) as client:
+                for path in ("/live/", "/cached/"):
+                    assert client.get(f"{path}5").json() == {"name": "five"}
+                    for text in ("6", "five"):
+                        assert client.get(f"{path}{text}").status_code == 404
 
 
 @everywhere

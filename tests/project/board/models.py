@@ -1,6 +1,7 @@
 """Models of a bulletin board, and one with every type of field."""
 
 import uuid
+from typing import Any
 
 from django.db import models
 
@@ -64,6 +65,35 @@ class Poem(models.Model):
 
     def __str__(self) -> str:
         return " ".join(self.words)
+
+
+class Code:
+    """What a project makes of its numbers."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Code) and other.number == self.number
+
+    def __hash__(self) -> int:
+        return hash((Code, self.number))
+
+    def __str__(self) -> str:
+        return f"c{self.number}"
+
+
+class CodeField(models.IntegerField):
+    """A project's own field for keys: numbers in the database, objects in Python."""
+
+    def from_db_value(self, value: int | None, *rest: Any) -> Code | None:
+        return None if value is None else Code(value)
+
+    def to_python(self, value: Any) -> Any:
+        return value if isinstance(value, Code) or value is None else Code(int(value))
+
+    def get_prep_value(self, value: Any) -> Any:
+        return None if value is None else self.to_python(value).number
 
 
 class Account(models.Model):
