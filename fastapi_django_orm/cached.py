@@ -125,7 +125,8 @@ class CachedRepository(Repository[RowT]):
             UnknownField: the rows do not have one of the fields.
         """
         snapshot = self.snapshot
-        field = next((name for name in values if name in snapshot.indexes), None)
+        indexes = snapshot.indexes
+        field = next((name for name in values if name in indexes), None)
         if field is None:
             asked = ", ".join(map(repr, values))
             raise NotIndexed(f"{self.label}.find(): add one of {asked or 'the fields'} to `indexes`.")
@@ -136,7 +137,7 @@ class CachedRepository(Repository[RowT]):
             )
         rest = {name: value for name, value in values.items() if name != field}
         try:
-            found = snapshot.indexes[field].get(values[field], ())
+            found = indexes[field].get(values[field], ())
         except TypeError:  # unhashable, which no indexed value is
             return ()
         return tuple(row for row in found if all(value_of(row, name) == rest[name] for name in rest))

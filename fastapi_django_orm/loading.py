@@ -219,7 +219,8 @@ class Loader:
         keys: Collection[Hashable],
     ) -> tuple[Pairs, Pairs]:
         """Which pairs of a value and a key the field's index loses and gains."""
-        gone = [(value_of(before.row(key), field), key) for key in keys if key in (before.by_key or ())]
+        known = before.by_key or ()
+        gone = [(value_of(before.row(key), field), key) for key in keys if key in known]
         new = [
             (value_of(self._cache.decode(row.json) if row.row is None else row.row, field), row.key)
             for row in read.values()

@@ -97,12 +97,15 @@ class Snapshot(Generic[RowT]):
                 self.table.kept["rows"] = rows
         return cast("tuple[RowT, ...]", rows)
 
-    @cached_property
+    # Made anew for each who asks: kept here, it and the snapshot would hold each other, and only the garbage
+    # collector would free what a refresh has replaced.
+
+    @property
     def by_key(self) -> Mapping[Hashable, RowT] | None:
         """The rows by primary key, or None where the rows have none."""
         return None if self.table.where is None else _ByKey(self)
 
-    @cached_property
+    @property
     def indexes(self) -> Mapping[str, Mapping[Hashable, tuple[RowT, ...]]]:
         """For each field of the repository's ``indexes``, the rows by that field's value."""
         return MappingProxyType({field: _ByValue(self, keys) for field, keys in self.keys_by_value.items()})

@@ -2,6 +2,8 @@
 
 import asyncio
 import datetime as dt
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Annotated, Any
@@ -19,9 +21,9 @@ from rest_framework import serializers
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import run
-from fastapi_django_orm.errors import RefreshFailed
+from fastapi_django_orm.errors import NotFound, RefreshFailed
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
-from tests.databases import created
+from tests.databases import created, until
 from tests.gates import Gate, started
 from tests.project.board.models import Code, CodeField, Desk, Entry, Page, Seat, Topic, Writer
 from tests.repositories import declare, of
@@ -784,5 +786,39 @@ def test_every_version_has_its_number_and_date(sqlite: str) -> None:
             assert after.version == 3
             assert after.modified_at > before.modified_at
             assert after.etag != before.etag
+
+    finish(main)
+
+
+@pytest.mark.parametrize("more", [{}, {"ordering": ("-number",)}, {"schema": EntryOut}], ids=str)
+def test_what_was_replaced_is_freed_at_once(sqlite: str, more: dict[str, Any]) -> None:
+    """Whatever was read of a snapshot, nothing holds it when a refresh has replaced it, the collector off."""
+    Entry.objects.bulk_create([Entry(pk=number, number=number % 9) for number in range(1000)])
+    attributes = {"fields": ("id", "number", "word"), "indexes": ("number",), **more}
+    if "schema" in attributes:
+        del attributes["fields"]
+
+    async def main() -> None:
+        async with started(declare("Entries", Entry, **attributes)) as (kept,):
+            gc.collect()
+            gc.disable()
+            try:
+                for number, keys in enumerate([(3,), (5000,), (), (3, 4), ()]):
+                    assert len(kept.all()) == len(kept) == len(kept.snapshot.by_key)
+                    assert kept.find(number=5) == kept.snapshot.indexes["number"][5]
+                    assert kept.get(7) in kept
+                    assert 7 in kept
+                    assert 5001 not in kept
+                    with pytest.raises(NotFound):
+                        kept.response(pk=5001)
+                    kept.response(pk=7)
+                    kept.response(offset=5, limit=5)
+                    old = weakref.ref(kept.snapshot)
+                    await Entry.objects.filter(pk=3).aupdate(word=f"new {number}")
+                    await kept.refresh(*keys)
+                    # The thread that has read may be about to leave its function.
+                    await until(lambda old=old: old() is None, "the old snapshot has gone")
+            finally:
+                gc.enable()
 
     finish(main)
