@@ -1,8 +1,11 @@
 """What goes wrong with servers, networks, clients and handlers, and what goes on all the same."""
 
 import asyncio
+import gc
 import random
 import threading
+import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
+from fastapi_django_orm.database.threads import DatabaseThreads
 from fastapi_django_orm.errors import DatabaseBusy
 from tests.databases import (
     BOARD,
@@ -376,6 +380,47 @@ def test_a_blocked_thread_is_named(default_database: str) -> None:
     [entry] = logged(logs, "call_does_not_end")
     assert entry["databases"] == ["default"]
     assert any(f"{__file__}:" in place and "in blocks_for_ever" in place for place in entry["at"])
+
+
+@pytest.mark.parametrize("patience", [0.1, 30.0], ids=["named", "not named"])
+def test_who_looks_after_the_threads_holds_nothing_of_what_they_work_on(
+    monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """When a call has ended its values are freed at once, whether it was named or not, the collector off."""
+    monkeypatch.setattr("fastapi_django_orm.database.housekeeping.INTERVAL", 0.01)
+    looked = threading.Semaphore(0)
+    expire = DatabaseThreads.expire
+
+    def look(threads: DatabaseThreads) -> None:
+        expire(threads)
+        looked.release()
+
+    monkeypatch.setattr(DatabaseThreads, "expire", look)
+    held: list[weakref.ref[Any]] = []
+
+    def work() -> None:
+        value = type("Value", (), {})()
+        held.append(weakref.ref(value))
+        end = time.monotonic() + patience if patience < 1 else 0
+        for _ in range(3):
+            assert looked.acquire(timeout=DEADLINE)
+        while time.monotonic() < end:
+            assert looked.acquire(timeout=DEADLINE)
+
+    async def main() -> None:
+        async with application(thread_timeout=patience):
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    await run(work)
+                await until(lambda: not any(value() for value in held), "the values have gone")
+            finally:
+                gc.enable()
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert bool(logged(logs, "call_does_not_end")) is (patience < 1)
 
 
 @on_servers

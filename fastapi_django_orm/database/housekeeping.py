@@ -63,8 +63,9 @@ def _cut_off(limit: float) -> None:
 def _name_blocked(named: set[Call], patience: float) -> set[Call]:
     latest = time.monotonic() - patience
     blocked = {call for call in tuple(running_calls) if call.started < latest}
-    frames = sys._current_frames()
-    for call in blocked - named:
+    unnamed = blocked - named
+    frames = sys._current_frames() if unnamed else {}
+    for call in unnamed:
         frame = frames.get(call.ident)
         if frame is not None:
             logger.warning(
@@ -73,6 +74,8 @@ def _name_blocked(named: set[Call], patience: float) -> set[Call]:
                 databases=sorted(call.held),
                 at=_places(frame),
             )
+    # This function's own frame is among them: they would hold each other, and all that the threads work on.
+    frames.clear()
     return blocked
 
 
