@@ -63,7 +63,10 @@ class Batcher(Generic[K, V]):
             # Not now: whoever else the loop wakes in this turn comes along.
             self._scheduled = True
             self.loop.call_soon(self._start, context=self._nobody)
-        return await future
+        try:
+            return await future
+        finally:
+            del future  # its error's traceback has this frame, and they would hold each other
 
     def _start(self) -> None:
         self._scheduled = False

@@ -1,8 +1,10 @@
 """Reading one row now: calls that wait at the same moment share a query, and each gets its own answer."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -375,6 +377,29 @@ def test_each_caller_has_an_error_of_its_own() -> None:
             gate.error = None
             with pytest.raises(NotFound):
                 await pages.fetch("a")
+
+    finish(main)
+
+
+def test_an_error_is_freed_with_its_caller() -> None:
+    """A row that is not there leaves nothing for the garbage collector."""
+    add("a")
+
+    async def main() -> None:
+        async with started(live()) as (pages,):
+            gc.collect()
+            gc.disable()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            try:
+                for slug in ("none", "a"):  # of the last call the thread remembers something
+                    with suppress(NotFound):
+                        await pages.fetch(slug)
+                gc.collect()
+                assert not [left for left in gc.garbage if isinstance(left, NotFound | KeyError)]
+            finally:
+                gc.set_debug(0)
+                gc.garbage.clear()
+                gc.enable()
 
     finish(main)
 
