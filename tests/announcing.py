@@ -20,13 +20,14 @@ CREATE TABLE places_reading (id serial, value int, PRIMARY KEY (id, value)) PART
 CREATE TABLE places_reading_low PARTITION OF places_reading FOR VALUES FROM (0) TO (100);
 CREATE TABLE places_reading_high PARTITION OF places_reading FOR VALUES FROM (100) TO (200);
 CREATE TABLE "Select Me" ("Order" varchar(2000) PRIMARY KEY);
+CREATE TABLE places_piece (part int PRIMARY KEY);
 CREATE TABLE places_note (id serial PRIMARY KEY, place_id int REFERENCES places_place ON DELETE CASCADE);
 CREATE VIEW places_overview AS SELECT id, name FROM places_place;
 """
 
 WITHOUT_EXOTIC_TABLES = """
 DROP VIEW places_overview;
-DROP TABLE places_note, places_reading, "Select Me";
+DROP TABLE places_note, places_piece, places_reading, "Select Me";
 DROP SCHEMA "Else where" CASCADE;
 """
 

@@ -1,15 +1,21 @@
 """What PostgreSQL says of writes, whoever writes: which rows, when it is committed, and nothing otherwise."""
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 from uuid import UUID
 
 import pytest
 from django.db import connections, transaction
 
 from fastapi_django_orm.coherence.hints import MESSAGE_LIMIT, Hint
+from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import announced as announced_by_signals
+from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.django.trigger_sql import MOST_KEYS
 from tests.announcing import (
+    DEADLINE,
     EXOTIC_TABLES,
     WITHOUT_EXOTIC_TABLES,
     Ear,
@@ -20,7 +26,18 @@ from tests.announcing import (
     plain_connection,
 )
 from tests.project.board.models import Author, Everything, LoudTopic, Seat, Topic
-from tests.project.places.models import Bar, Elsewhere, Note, Odd, Place, PlaceName, Reading, Restaurant, Tag
+from tests.project.places.models import (
+    Bar,
+    Elsewhere,
+    Note,
+    Odd,
+    Piece,
+    Place,
+    PlaceName,
+    Reading,
+    Restaurant,
+    Tag,
+)
 
 TOPICS = "board.Topic"
 
@@ -197,6 +214,27 @@ def test_a_key_is_set_to_itself(topics: Ear) -> None:
     assert topics.hints() == [Hint(TOPICS, (1,))]
 
 
+def test_a_name_of_a_variable(exotic: Ear) -> None:
+    """The key's column may be named as anything in the function is."""
+    with announced(Piece):
+        Piece.objects.bulk_create([Piece(number=1), Piece(number=2)])
+        assert keys(exotic.hints()) == [1, 2]
+
+
+def test_the_key_gets_another_name(topics: Ear) -> None:
+    """After a migration of the key no write fails, and all rows are announced until the triggers are new."""
+    execute("UPDATE board_topic SET comment = 'planned' WHERE id = 1")
+    topics.messages()
+    execute("ALTER TABLE board_topic RENAME COLUMN id TO number")
+    try:
+        execute("UPDATE board_topic SET comment = 'new' WHERE number = 1", "DELETE FROM board_topic")
+        assert topics.hints() == [Hint(TOPICS)] * 2
+        execute("UPDATE board_topic SET comment = 'none there'")
+        assert topics.hints() == []
+    finally:
+        execute("ALTER TABLE board_topic RENAME COLUMN number TO id")
+
+
 TEXTS = ["plain", 'quoted "and" \\slashed\n', "掲示板 🍣", "%s %% $hint$ '", ""]
 
 
@@ -260,6 +298,25 @@ def test_signals_say_the_same(database: str) -> None:
     }
     assert dict(announced_by_signals(LoudTopic)) == {TOPICS: True}
     assert dict(announced_by_signals(Seat)) == {"board.Seat": False}
+
+
+def test_several_at_once(database: str) -> None:
+    """Commands that run at the same time, as on the machines of a deployment, do not fail one another."""
+    table, together = table_of(Topic), threading.Barrier(4)
+
+    def change(action: Callable[[str, Any], triggers.State]) -> None:
+        try:
+            connections[database].ensure_connection()
+            together.wait(DEADLINE)
+            action(database, table)
+        finally:
+            connections[database].close()
+
+    with ThreadPoolExecutor(4) as pool:
+        for action in (triggers.install, triggers.uninstall) * 3:
+            list(pool.map(change, [action] * 4, timeout=DEADLINE))
+            wanted = triggers.State.INSTALLED if action is triggers.install else triggers.State.MISSING
+            assert triggers.state(database, table) is wanted
 
 
 def test_many_to_many(exotic: Ear) -> None:

@@ -39,9 +39,14 @@ _TRIGGERS = {
 }
 
 # Every name is qualified, so that no search_path of a writer can put something else in its place.
+#
+# A migration may rename the key's column or drop it, and no write may fail for that. So a variable has the
+# column's name, too: where the rows have no such column, it gives null for each. The block around keeps it
+# apart from variables of ours that may have the same name.
 _FUNCTION = """\
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint$
-DECLARE
+#variable_conflict use_column
+{key}DECLARE
     keys pg_catalog.text[];
     parts pg_catalog.text[];
     part pg_catalog.text;
@@ -51,7 +56,7 @@ BEGIN
     END IF;
 {send}
     RETURN NULL;
-END
+END{end}
 $hint$"""
 
 # What fits into one notification is sent at once; the rest is rare enough to be slow.
@@ -59,7 +64,7 @@ _READ_KEYS = """\
         keys := ARRAY(SELECT pg_catalog.to_json({key})::pg_catalog.text FROM changed LIMIT {limit});
         IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.=) 0 THEN
             RETURN NULL;
-        ELSIF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} THEN
+        ELSIF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} AND keys[1] IS NOT NULL THEN
             part := pg_catalog.array_to_string(keys, ',');
             IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part} THEN
 {send}
@@ -134,7 +139,11 @@ class TriggerSQL:
         else:
             del self._triggers[REKEY]  # every change says "all" already
         self._body = _FUNCTION.format(
-            function=self.function, read=_read(table, self._names), send="\n".join(_send(table))
+            function=self.function,
+            key=f"DECLARE {self._names['key']} pg_catalog.text;\nBEGIN\n" if table.keyed else "",
+            read=_read(table, self._names),
+            send="\n".join(_send(table)),
+            end="; END" if table.keyed else "",
         )
 
     @property

@@ -133,6 +133,8 @@ def _read(alias: str, quoted: str) -> list[tuple[Any, ...]]:
 def _execute(alias: str, table: Table, statements: Iterable[str]) -> None:
     with _explained(table), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        # One at a time: of two who create a function, or drop it, at once, PostgreSQL fails one.
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [CHANNEL])
         for statement in statements:
             cursor.execute(statement)
 

@@ -66,6 +66,18 @@ class Odd(models.Model):
         return self.key
 
 
+class Piece(models.Model):
+    """Its key's column is named as a variable of the triggers' function is."""
+
+    number = models.IntegerField(primary_key=True, db_column="part")
+
+    class Meta:
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
 class Elsewhere(models.Model):
     """In a schema of its own."""
 
