@@ -12,7 +12,7 @@ from rest_framework import serializers
 from fastapi_django_orm.coherence.concerns import Concern, concern_of
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.errors import InvalidRepository, UnknownModel
-from tests.project.board.models import Author, LoudTopic, Poem, Seat, Topic
+from tests.project.board.models import Author, LoudTopic, Page, Poem, Seat, Topic
 from tests.repositories import declare, of
 
 
@@ -113,6 +113,7 @@ def test_keys_get_their_types_back() -> None:
     assert concern(of(Seat.objects.all)).keys(Hint("board.Seat", (("1", 2),))) == {(1, 2)}
     assert concern(of(Seat.objects.all)).keys(Hint("board.Seat", (1,))) is None
     assert concern(of(Poem.objects.all)).keys(Hint("board.Poem", ("x",))) is None
+    assert concern(of(Page.objects.all)).keys(Hint("board.Page", (("x", 1),))) is None
 
 
 def test_a_proxy_has_the_label_of_its_table() -> None:

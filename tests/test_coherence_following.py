@@ -126,6 +126,20 @@ def test_settling_waits_for_a_load_that_begins_later() -> None:
     run(main)
 
 
+def test_no_keys_are_nothing_to_wait_for() -> None:
+    """A hint that names no rows, as when a relation is set to what it is, costs no load and holds nobody up."""
+
+    async def main() -> None:
+        loads = Loads()
+        worker = follower(loads)
+        worker.follow(set())
+        await worker.settle()
+        assert loads.begun == []
+        await worker.stop()
+
+    run(main)
+
+
 def test_keys_that_could_not_be_read_become_all() -> None:
     """A refresher tries full loads again by itself; of keys it may know nothing any more."""
 

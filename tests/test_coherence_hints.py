@@ -94,7 +94,10 @@ def test_what_cannot_be_understood_means_everything(payload: bytes | str) -> Non
     assert decode(payload) == EVERYTHING
 
 
-@pytest.mark.parametrize("keys", ["1", "{}", "[null]", "[true]", "[{}]", "null", '"12"'])
+DEEP = "[" * 2000 + "]" * 2000  # which Python's parser reads
+
+
+@pytest.mark.parametrize("keys", ["1", "{}", "[null]", "[true]", "[{}]", "null", '"12"', "[[[1]]]", DEEP])
 def test_unreadable_keys_mean_all_rows_of_the_model(keys: str) -> None:
     """The label still says which model."""
     assert decode(f'{{"v":1,"m":"{Topic._meta.label}","k":{keys}}}') == Hint("board.Topic")

@@ -144,9 +144,15 @@ def _is_row_by_row(queryset: QuerySet[Any], statement: str) -> bool:
 def _to_key(model: type[Model]) -> Callable[[Any], Any]:
     fields = model._meta.pk_fields
     if len(fields) == 1:
-        return fields[0].to_python
+        return lambda key: fields[0].to_python(_single(key))
 
     def to_key(parts: Any) -> Any:
         return tuple(field.to_python(part) for field, part in zip(fields, parts, strict=True))
 
     return to_key
+
+
+def _single(key: Any) -> Any:
+    if isinstance(key, tuple):  # of which a text field would make a text
+        raise TypeError
+    return key

@@ -43,8 +43,10 @@ class Follower:
         """Have rows refreshed, soon.
 
         Args:
-            keys: theirs; None: all.
+            keys: theirs, none of which is nothing to do; None: all.
         """
+        if keys is not None and not keys:
+            return
         self._heard += 1
         self._want(keys)
         if self._task is None or self._task.done():

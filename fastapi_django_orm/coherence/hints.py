@@ -134,6 +134,6 @@ def _read(key: Any) -> Any:
             raise TypeError
         case int() | str():
             return key
-        case list():
+        case list() if not any(isinstance(part, list) for part in key):
             return tuple(_read(part) for part in key)
     raise TypeError
