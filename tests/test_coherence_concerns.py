@@ -6,13 +6,14 @@ import pytest
 from django.db.models import Count, Exists, F, OuterRef, Prefetch, Window
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Rank
-from pydantic import BaseModel
+from pydantic import AliasChoices, AliasPath, BaseModel, Field
 from rest_framework import serializers
 
 from fastapi_django_orm.coherence.concerns import Concern, concern_of
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.errors import InvalidRepository, UnknownModel
-from tests.project.board.models import Author, LoudTopic, Page, Poem, Seat, Topic
+from tests.project.board.models import Author, Desk, LoudTopic, Page, Poem, Seat, Topic, Writer
+from tests.project.places.models import Guest, Place, Remark
 from tests.repositories import declare, of
 
 
@@ -31,6 +32,10 @@ class TopicWithName(serializers.ModelSerializer):  # type: ignore[type-arg]
     class Meta:
         model = Topic
         fields = ("id", "by")
+
+
+class TopicWithPath(BaseModel):
+    by: str = Field(validation_alias=AliasChoices("by", AliasPath("author", "name")))
 
 
 def concern(repository: Any) -> Concern:
@@ -53,9 +58,23 @@ WITH_AUTHORS = {
     "an annotation": of(lambda: Topic.objects.annotate(by=F("author__name"))),
     "a subquery": of(lambda: Topic.objects.filter(Exists(Author.objects.filter(pk=OuterRef("author"))))),
     "raw SQL": of(lambda: Topic.objects.annotate(n=RawSQL("select count(*) from board_author", ()))),
+    "raw SQL with a schema": of(
+        lambda: Topic.objects.annotate(n=RawSQL("select count(*) from public.board_author", ()))
+    ),
+    "raw SQL in capitals": of(
+        lambda: Topic.objects.annotate(n=RawSQL("SELECT count(*) FROM BOARD_AUTHOR", ()))
+    ),
     "a union": of(lambda: Topic.objects.values("id").union(Author.objects.values("id"))),
     "prefetching": of(lambda: Topic.objects.prefetch_related("author")),
     "Prefetch": of(lambda: Topic.objects.prefetch_related(Prefetch("author", Author.objects.all()))),
+    "a query within Prefetch": of(
+        lambda: Desk.objects.prefetch_related(
+            Prefetch("writer", Writer.objects.filter(Exists(Author.objects.filter(name=OuterRef("name")))))
+        ),
+        model="board.Desk",
+    ),
+    "a manager's query": of(lambda: Place.objects.prefetch_related("guest_set"), model="places.Place"),
+    "a path as an alias": declare(schema=TopicWithPath),
     "a pydantic schema": declare(schema=TopicOut),
     "a serializer": declare(schema=TopicWithName),
     "depends_on": declare(depends_on=("board.Author",)),
@@ -98,6 +117,7 @@ ROW_BESIDE_ROW = {
     "groups": of(lambda: Topic.objects.values("comment").annotate(pk=Count("id"))),
     "no key": of(lambda: Topic.objects.values("comment")),
     "depends_on": declare(depends_on=("board.Topic",)),
+    "prefetching itself": of(lambda: Topic.objects.prefetch_related("author__topic_set")),
 }
 
 
@@ -106,6 +126,25 @@ def test_rows_that_depend_on_other_rows_are_all_refreshed(repository: Any) -> No
     """The keys in a hint do not suffice then; the model's own label in `depends_on` says so."""
     assert concern(repository).is_hit(Hint("board.Topic", (1,)))
     assert concern(repository).keys(Hint("board.Topic", (1,))) is None
+
+
+UNKNOWN = {
+    "a generic foreign key": of(lambda: Remark.objects.prefetch_related("subject"), model="places.Remark"),
+    "no query today": of(lambda: Topic.objects.filter(author__name__in=[])),
+}
+
+
+@pytest.mark.parametrize("repository", UNKNOWN.values(), ids=UNKNOWN)
+def test_what_cannot_be_found_out_may_be_anything(repository: Any) -> None:
+    """Where only the data, or another day's query, names the tables, every hint counts."""
+    assert concern(repository).is_hit(Hint("board.Author", (1,)))
+    assert concern(repository).keys(Hint("board.Author", (1,))) is None
+
+
+def test_names_with_signs() -> None:
+    """A table is found whatever its name begins and ends with."""
+    visited = of(lambda: Place.objects.filter(Exists(Guest.objects.filter(place=OuterRef("pk")))))
+    assert concern(visited).is_hit(Hint("places.Guest", (1,)))
 
 
 def test_keys_get_their_types_back() -> None:

@@ -18,7 +18,7 @@ from django.db.models.query import ValuesIterable
 from ..declaration import ordered, resolve_model
 from ..errors import InvalidRepository
 from .hints import Hint
-from .relations import related_models
+from .relations import prefetched, related_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +63,34 @@ def concern_of(repository: Any) -> Concern:
     queryset = ordered(repository.queryset(), repository.ordering)
     model: Any = queryset.model._meta.concrete_model  # which need not be the one that the repository names
     named = set(_named(repository))
+    linked = set(related_models(repository, queryset))
     statement = _statement(queryset, repository.fields)
+    beside = (*prefetched(queryset), *_managed(linked, queryset.db))
+    statements = [statement, *map(_statement, beside)]
+    followed = {model._meta.label for model in linked if model is not None}
+    found = {
+        installed._meta.label
+        for installed in _installed()
+        if any(_mentions(each, installed) for each in statements if each is not None)
+    }
     same_keys = {same._meta.label for same in _same_keys(model)}
-    if statement is None:
-        return _concern(queryset, named | same_keys, frozenset(), None)
-    found = {installed._meta.label for installed in _installed() if _mentions(statement, installed)}
-    found |= {related._meta.label for related in related_models(repository, queryset)}
+    every = found | followed | named | same_keys
+    if statement is None or None in statements or None in linked:  # there is more than could be found
+        return _concern(queryset, every, frozenset(), None)
     exact = _is_row_by_row(queryset, statement)
     own = {
         same._meta.label
         for same in _same_keys(model)
-        if exact and same._meta.label not in named and _mentions(statement, same) <= 1
+        if exact and same._meta.label not in named | followed and _mentions(statement, same) <= 1
     }
-    every = found | named | same_keys
     return _concern(queryset, every, frozenset(own), frozenset(every - own))
+
+
+def _managed(linked: Collection[type[Model] | None], alias: str) -> Iterator[QuerySet[Any]]:
+    """What relations read by way of: a manager may have a query of its own."""
+    for model in linked:
+        if model is not None:
+            yield model._default_manager.using(alias)
 
 
 def _concern(
@@ -111,23 +125,29 @@ def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
             yield from _same_keys(parent)
 
 
-def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None) -> str | None:
-    """The SQL that loads, or None if the database must be asked for it and is away."""
+def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None = None) -> str | None:
+    """The SQL that loads, or None: the database must be asked for it and is away, or it needs none today."""
     if fields is not None and not issubclass(queryset._iterable_class, ValuesIterable):
         queryset = queryset.values(*fields)
     try:
         statement: str = queryset.query.chain().get_compiler(queryset.db).as_sql()[0]
-    except EmptyResultSet:
-        return ""
-    except DatabaseError:
+    except (EmptyResultSet, DatabaseError):
         return None
     return statement
 
 
+# A table's name, unless a column's follows, or it is a column's itself. What stands between FROM or JOIN and
+# a dot is no table but a schema; and so it may be after a comma, where no names are quoted as Django does.
+_TABLE = r"""
+(?: (?<![\w.]) (?<! \.["`]) | \b (?:FROM|JOIN) \s+ (?:ONLY\s+)? (?:["`][^"`]+["`]\.|[\w$]+\.)+ | ,\s*\w+\. )
+["`]? (?<!\w) {name} (?!\w) (?! ["`]?\s*\. )
+"""
+
+
 def _mentions(statement: str, model: type[Model]) -> int:
-    """How often a table is read from: its name, unless a column's follows, or it is a column's itself."""
+    """How often a table is read from, perhaps."""
     name = re.escape(model._meta.db_table.strip('"'))
-    return len(re.findall(rf"(?<![\w.])(?<!\.[\"`])[\"`]?\b{name}\b(?![\"`]?\s*\.)", statement))
+    return len(re.findall(_TABLE.format(name=name), statement, re.VERBOSE | re.IGNORECASE))
 
 
 def _is_row_by_row(queryset: QuerySet[Any], statement: str) -> bool:

@@ -5,31 +5,53 @@ from typing import Any, get_args
 
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Prefetch, QuerySet
-from pydantic import BaseModel
+from pydantic import AliasChoices, AliasPath, BaseModel
 
 Path = tuple[str, ...]
 
 
-def related_models(repository: Any, queryset: QuerySet[Any]) -> Iterator[type[Model]]:
-    """Those models, as far as names tell; what a method or a property reads is for ``depends_on``."""
-    for lookup in queryset._prefetch_related_lookups:  # type: ignore[attr-defined]
-        name = lookup.prefetch_through if isinstance(lookup, Prefetch) else lookup
-        yield from _along(queryset.model, tuple(name.split("__")))
+def related_models(repository: Any, queryset: QuerySet[Any]) -> Iterator[type[Model] | None]:
+    """Those models, as far as names tell; what a method or a property reads is for ``depends_on``.
+
+    Returns:
+        The models; None for one that only the data names, as a generic foreign key's.
+    """
+    for each in (queryset, *prefetched(queryset)):
+        for lookup in _lookups(each):
+            name = lookup.prefetch_through if isinstance(lookup, Prefetch) else lookup
+            yield from _along(each.model, tuple(name.split("__")))
     for path in _paths(repository.schema):
         yield from _along(queryset.model, path)
 
 
-def _along(model: type[Model], path: Path) -> Iterator[type[Model]]:
+def prefetched(queryset: QuerySet[Any]) -> Iterator[QuerySet[Any]]:
+    """The querysets that ``Prefetch`` objects have, and theirs in turn."""
+    for lookup in _lookups(queryset):
+        if isinstance(lookup, Prefetch):
+            for inner in (lookup.queryset, *getattr(lookup, "querysets", ())):  # GenericPrefetch has several
+                if inner is not None:
+                    yield inner
+                    yield from prefetched(inner)
+
+
+def _lookups(queryset: QuerySet[Any]) -> Iterator[Any]:
+    yield from queryset._prefetch_related_lookups  # type: ignore[attr-defined]
+
+
+def _along(model: type[Model], path: Path) -> Iterator[type[Model] | None]:
     """The models that a path of attributes leads through."""
     for name in path:
         relation = _relation(model, name)
-        if relation is None or relation.related_model is None:
+        if relation is None:
+            return
+        if relation.related_model is None:
+            yield None
             return
         through = getattr(relation, "through", None) or getattr(relation.remote_field, "through", None)
         if through is not None:
             yield through
         model = relation.related_model
-        yield model._meta.concrete_model  # type: ignore[misc]
+        yield model._meta.concrete_model
         yield from model._meta.get_parent_list()
 
 
@@ -52,13 +74,22 @@ def _paths(schema: Any) -> Iterator[Path]:
 
 def _pydantic_paths(schema: type[BaseModel], seen: tuple[type[BaseModel], ...]) -> Iterator[Path]:
     for name, field in schema.model_fields.items():
-        alias = field.validation_alias
-        for source in {name, alias if isinstance(alias, str) else name}:
-            yield (source,)
+        for source in {(name,), *_aliases(field.validation_alias)}:
+            yield source
             for nested in _nested(field.annotation):
                 if nested not in seen:
                     rest = _pydantic_paths(nested, (*seen, schema, nested))
-                    yield from ((source, *path) for path in rest)
+                    yield from ((*source, *path) for path in rest)
+
+
+def _aliases(alias: str | AliasPath | AliasChoices | None) -> Iterator[Path]:
+    if isinstance(alias, str):
+        yield (alias,)
+    elif isinstance(alias, AliasPath):
+        yield tuple(map(str, alias.path))
+    elif isinstance(alias, AliasChoices):
+        for choice in alias.choices:
+            yield from _aliases(choice)
 
 
 def _nested(annotation: Any) -> Iterator[type[BaseModel]]:

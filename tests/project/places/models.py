@@ -1,6 +1,9 @@
 """Models whose tables are not what one expects."""
 
+from django.contrib.contenttypes.fields import GenericForeignKey
 from django.db import models
+
+from tests.project.board.models import Author
 
 
 class Tag(models.Model):
@@ -45,6 +48,43 @@ class PlaceName(models.Model):
     class Meta:
         managed = False
         db_table = "places_place"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Remark(models.Model):
+    """About a row of any table."""
+
+    kind = models.ForeignKey("contenttypes.ContentType", models.CASCADE)
+    number = models.BigIntegerField()
+    subject = GenericForeignKey("kind", "number")
+
+    class Meta:
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class KnownGuests(models.Manager["Guest"]):
+    """Reads another table as well."""
+
+    def get_queryset(self) -> models.QuerySet["Guest"]:
+        return (
+            super().get_queryset().filter(models.Exists(Author.objects.filter(name=models.OuterRef("name"))))
+        )
+
+
+class Guest(models.Model):
+    name = models.CharField(max_length=100)
+    place = models.ForeignKey(Place, models.CASCADE)
+
+    objects = KnownGuests()
+
+    class Meta:
+        managed = False
+        db_table = "$guests!"
 
     def __str__(self) -> str:
         return self.name
