@@ -26,7 +26,7 @@ BEGIN
         SELECT json_agg(id) INTO keys FROM changed;
     END IF;
     PERFORM pg_notify('fastapi_django_orm',
-        json_strip_nulls(json_build_object('v', 1, 'm', '{label}', 'k', keys))::text);
+        json_strip_nulls(json_build_object('v', 1, 'm', '"{label}"'::json, 'k', keys))::text);
     RETURN NULL;
 END $$"""
 

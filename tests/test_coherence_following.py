@@ -127,7 +127,7 @@ def test_settling_waits_for_a_load_that_begins_later() -> None:
 
 
 def test_no_keys_are_nothing_to_wait_for() -> None:
-    """A hint that names no rows, as when a relation is set to what it is, costs no load and holds nobody up."""
+    """A hint for no rows, as of a relation that is set to what it is, loads nothing and holds nobody up."""
 
     async def main() -> None:
         loads = Loads()

@@ -15,6 +15,7 @@ from fastapi_django_orm.coherence.choice import libpq_parameters
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
+from tests.announcing import EXOTIC_TABLES, WITHOUT_EXOTIC_TABLES, announced
 from tests.databases import BOARD, DEADLINE
 from tests.gates import Gate, comments, gated
 from tests.hearing import (
@@ -33,6 +34,7 @@ from tests.hearing import (
 from tests.playing import outside
 from tests.project import router
 from tests.project.board.models import Author, Topic
+from tests.project.places.models import Elsewhere, Overview, Place
 from tests.projects import Project
 from tests.repositories import declare, of
 from tests.servers import PgBouncer, PostgreSQL, TCPProxy
@@ -454,8 +456,12 @@ def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> N
         "DROP TRIGGER fastapi_django_orm_update ON board_topic;"
         "CREATE TRIGGER fastapi_django_orm_rekey AFTER UPDATE ON board_topic FOR EACH ROW"
         " WHEN (OLD.id <> NEW.id) EXECUTE FUNCTION fastapi_django_orm_board_topic()",
+        # As of a model that has another name now.
+        "CREATE FUNCTION fastapi_django_orm_other() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN RETURN NULL; END'; CREATE OR REPLACE TRIGGER fastapi_django_orm_update AFTER UPDATE"
+        " ON board_topic FOR EACH STATEMENT EXECUTE FUNCTION fastapi_django_orm_other()",
     ],
-    ids=["dropped", "disabled", "replaced"],
+    ids=["dropped", "disabled", "replaced", "renamed"],
 )
 def test_triggers_that_go_and_come_back(board: PostgreSQL, removal: str) -> None:
     """A heartbeat later it is known; when they are back, everything is read anew."""
@@ -473,6 +479,46 @@ def test_triggers_that_go_and_come_back(board: PostgreSQL, removal: str) -> None
             assert not listener(coherence).degraded
 
     run(main)
+
+
+def test_triggers_that_were_off_for_a_moment(board: PostgreSQL) -> None:
+    """What was written meanwhile, as by a restore in one transaction, is served after a heartbeat."""
+
+    async def main() -> None:
+        async with hearing(declare(), coherence_heartbeat=HEARTBEAT) as (topics, coherence):
+            await write("one")
+            await follows(topics, "one")
+            await outside(
+                lambda: execute(
+                    "ALTER TABLE board_topic DISABLE TRIGGER USER; UPDATE board_topic SET comment = 'two';"
+                    " ALTER TABLE board_topic ENABLE TRIGGER USER"
+                )
+            )
+            await follows(topics, "two")
+            assert not listener(coherence).degraded
+
+    run(main)
+
+
+def test_tables_whose_triggers_are_looked_for(board: PostgreSQL) -> None:
+    """One in another schema is found; a view needs none if `depends_on` says what is behind it."""
+    elsewhere = of(Elsewhere.objects.all, model="places.Elsewhere", name="elsewhere")
+    view = {"queryset": lambda self: Overview.objects.all(), "model": "places.Overview"}
+
+    async def main() -> None:
+        explained = declare(name="explained", depends_on=("places.Place",), **view)
+        async with hearing(explained, elsewhere) as (_, coherence):
+            assert listener(coherence).listener.unheard == set()
+        async with hearing(declare(**view)) as (_, coherence):
+            assert listener(coherence).listener.unheard == {"places.Overview"}
+
+    execute(EXOTIC_TABLES)
+    try:
+        with announced(Place, Elsewhere):
+            run(main)
+    finally:
+        connections["postgresql"].close()
+        execute(WITHOUT_EXOTIC_TABLES)
 
 
 # Processes

@@ -225,6 +225,20 @@ def test_a_view(board: Project, connection: psycopg.Connection) -> None:
     assert "`depends_on`" in refused(board, "coherence", "install")
 
 
+def test_a_view_that_is_explained(board: Project, connection: psycopg.Connection) -> None:
+    """Where the models behind a view are named, the commands pass it over."""
+    with_users(board)
+    connection.execute("DROP TABLE bbs_topic")
+    connection.execute("CREATE VIEW bbs_topic AS SELECT id, name AS comment FROM auth_group")
+    board.write("main.py", MAIN.replace('"bbs.Topic"', '"bbs.Topic"\n    depends_on = ("auth.Group",)'))
+    for action in ("install", "status", "uninstall"):
+        output = manage(board, "coherence", action)
+        assert "bbs.Topic (bbs_topic, database default): no ordinary table" in output
+        assert "auth.Group (auth_group, database default): " in output
+    connection.execute(manage(board, "coherence", "install", "--sql").encode())
+    assert "auth.Group (auth_group, database default): installed" in manage(board, "coherence", "status")
+
+
 def test_not_postgresql(project: Project) -> None:
     """On another database the command says what to do there."""
     project.append("config/settings.py", APP)

@@ -155,7 +155,7 @@ def _of_kind(kind: str, aliases: Iterable[str]) -> Iterator[str]:
             yield alias
 
 
-def _postgresql(alias: str, settings: ORMSettings, concerns: Iterable[Concern]) -> Iterator[Listener]:
+def _postgresql(alias: str, settings: ORMSettings, concerns: Collection[Concern]) -> Iterator[Listener]:
     try:
         module = _psycopg()
     except InvalidSettings as error:
@@ -163,9 +163,11 @@ def _postgresql(alias: str, settings: ORMSettings, concerns: Iterable[Concern]) 
             raise
         logger.warning("transport_left_out", transport=f"postgresql:{alias}", hint=str(error))
         return
-    tables = {table: label for concern in concerns for table, label in concern.tables.items()}
+    quote = connections[alias].ops.quote_name
+    tables = {quote(table): label for concern in concerns for table, label in concern.tables.items()}
+    explained = frozenset[str]().union(*(concern.explained for concern in concerns))
     parameters = libpq_parameters(alias, _direct_dsn(settings))
-    yield module.PostgreSQLListener(alias, parameters, tables, settings.coherence_heartbeat)
+    yield module.PostgreSQLListener(alias, parameters, tables, settings.coherence_heartbeat, explained)
 
 
 def _direct_dsn(settings: ORMSettings) -> str | None:

@@ -31,6 +31,7 @@ class Concern:
         related: labels of the other models; None: there is no telling, and each may be one.
         tables: of all these that are known, with their labels.
         to_key: makes a row's key of what a hint has.
+        explained: labels of those that may be views, since `depends_on` says what is behind them.
     """
 
     alias: str
@@ -38,6 +39,7 @@ class Concern:
     related: frozenset[str] | None
     tables: Mapping[str, str]
     to_key: Callable[[Any], Any]
+    explained: frozenset[str]
 
     def is_hit(self, hint: Hint) -> bool:
         """Whether rows may have changed."""
@@ -76,14 +78,14 @@ def concern_of(repository: Any) -> Concern:
     same_keys = {same._meta.label for same in _same_keys(model)}
     every = found | followed | named | same_keys
     if statement is None or None in statements or None in linked:  # there is more than could be found
-        return _concern(queryset, every, frozenset(), None)
+        return _concern(queryset, every, frozenset(), None, bool(named))
     exact = _is_row_by_row(queryset, statement)
     own = {
         same._meta.label
         for same in _same_keys(model)
         if exact and same._meta.label not in named | followed and _mentions(statement, same) <= 1
     }
-    return _concern(queryset, every, frozenset(own), frozenset(every - own))
+    return _concern(queryset, every, frozenset(own), frozenset(every - own), bool(named))
 
 
 def _managed(linked: Collection[type[Model] | None], alias: str) -> Iterator[QuerySet[Any]]:
@@ -94,12 +96,18 @@ def _managed(linked: Collection[type[Model] | None], alias: str) -> Iterator[Que
 
 
 def _concern(
-    queryset: QuerySet[Any], labels: Collection[str], own: frozenset[str], related: frozenset[str] | None
+    queryset: QuerySet[Any],
+    labels: Collection[str],
+    own: frozenset[str],
+    related: frozenset[str] | None,
+    explained: bool,
 ) -> Concern:
     tables = {
         model._meta.db_table: model._meta.label for model in _installed() if model._meta.label in labels
     }
-    return Concern(queryset.db, own, related, tables, _to_key(queryset.model))
+    return Concern(
+        queryset.db, own, related, tables, _to_key(queryset.model), frozenset(labels if explained else ())
+    )
 
 
 def _named(repository: Any) -> Iterator[str]:

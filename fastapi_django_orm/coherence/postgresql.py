@@ -7,7 +7,8 @@ https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -32,15 +33,21 @@ USE_DIRECT_DSN = (
     "leads there directly, or DJANGO_ORM_COHERENCE to another transport."
 )
 
+# Of each table whether its triggers announce all kinds of statements under the model's label; and what tells
+# them from others, or from themselves before they were switched off and on again.
 # The bits of pg_trigger.tgtype: FOR EACH ROW 1, INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32.
-_WITHOUT_TRIGGERS = f"""
-SELECT wanted FROM unnest(%s::text[]) AS wanted
-WHERE NOT EXISTS (
-    SELECT 1 FROM pg_catalog.pg_trigger
-    WHERE tgrelid = to_regclass(quote_ident(wanted)) AND NOT tgisinternal
-    AND tgenabled IN ('O', 'A') AND tgtype & 1 = 0 AND starts_with(tgname, '{CHANNEL}')
-    HAVING bit_or(tgtype) & 60 = 60
-)"""
+_TRIGGERS = f"""
+SELECT wanted.number, COALESCE(found.complete, false), found.identity, c.relkind IN ('r', 'p')
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (name, label, number)
+LEFT JOIN pg_catalog.pg_class c ON c.oid = to_regclass(wanted.name)
+LEFT JOIN LATERAL (
+    SELECT bit_or(t.tgtype) & 60 = 60 AS complete,
+        string_agg(t.oid || ' ' || t.xmin, ',' ORDER BY t.oid) AS identity
+    FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+    WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, '{CHANNEL}')
+    AND t.tgenabled IN ('O', 'A') AND t.tgtype & 1 = 0 AND strpos(p.prosrc, wanted.label) > 0
+) AS found ON true
+ORDER BY wanted.number"""
 
 
 # Everybody may see names of applications, whose sessions these ever are.
@@ -54,15 +61,21 @@ class PostgreSQLListener:
     """Hears what the triggers of a database, or anybody else, notify."""
 
     def __init__(
-        self, alias: str, parameters: Mapping[str, Any], tables: Mapping[str, str], heartbeat: float
+        self,
+        alias: str,
+        parameters: Mapping[str, Any],
+        tables: Mapping[str, str],
+        heartbeat: float,
+        explained: Collection[str] = (),
     ) -> None:
         """Connect to nothing yet.
 
         Args:
             alias: the database's key in ``DATABASES``.
             parameters: libpq's.
-            tables: those that should have triggers, and the labels of their models.
+            tables: the names, as SQL has them, of those that should have triggers, and their models' labels.
             heartbeat: seconds between two tests of the connection.
+            explained: labels whose tables may be views, since what is behind them is among the tables.
         """
         self.name = f"postgresql:{alias}"
         self.aliases: frozenset[str] | None = frozenset({alias})
@@ -70,6 +83,8 @@ class PostgreSQLListener:
         self.worker = new_worker()
         self._parameters = parameters
         self._tables = tables
+        self._explained = explained
+        self._triggers: list[str | None] = []
         self._heartbeat = heartbeat
         self._private = f"{CHANNEL}_{uuid4().hex}"  # for messages to itself
         self._session: Session | None = None
@@ -140,8 +155,9 @@ class PostgreSQLListener:
 
     async def _test_from_elsewhere(self, session: Session) -> None:
         """Find out whether an idle session hears, which one behind PgBouncer's transaction mode does not."""
-        async with await AsyncConnection.connect(**self._parameters, autocommit=True) as other:
-            await other.execute("SELECT pg_notify(%s, 'test')", [self._private])
+        connection = await AsyncConnection.connect(**self._parameters, autocommit=True)
+        async with Session(connection, lambda notify: None) as other:
+            await other.execute("SELECT pg_notify(%s, 'test')", [self._private], seconds=PATIENCE)
         if not await self._comes(session, b"test"):
             raise TransportUnavailable(
                 f"{self.name}: notifications do not come through, as behind PgBouncer in transaction mode. "
@@ -204,16 +220,24 @@ class PostgreSQLListener:
         return self._came == message
 
     async def _look_at_triggers(self, session: Session) -> None:
-        rows = await session.execute(_WITHOUT_TRIGGERS, [list(self._tables)], seconds=PATIENCE)
-        before, self.unheard = self.unheard, frozenset(self._tables[table] for (table,) in rows)
+        labels = list(self._tables.values())
+        written = [json.dumps(label) for label in labels]  # as the triggers' function has them
+        rows = await session.execute(_TRIGGERS, [list(self._tables), written], seconds=PATIENCE)
+        self._triggers = [identity for _, _, identity, _ in rows]
+        unheard = (
+            label
+            for label, (_, complete, _, ordinary) in zip(labels, rows, strict=True)
+            if not complete and (ordinary or label not in self._explained)
+        )
+        before, self.unheard = self.unheard, frozenset(unheard)
         if missing := sorted(self.unheard - before):
             hint = f"python manage.py coherence install {' '.join(missing)}"
             logger.warning("triggers_missing", transport=self.name, models=missing, hint=hint)
 
     async def _follow_triggers(self, session: Session, receiver: Receiver) -> None:
-        before = self.unheard
+        before = self._triggers
         await self._look_at_triggers(session)
-        if before - self.unheard:  # what was written without them is unknown
+        if self._triggers != before:  # what was written without them is unknown
             receiver.heard(EVERYTHING)
 
     def _hear(self, notify: PGnotify, receiver: Receiver) -> None:

@@ -65,18 +65,22 @@ def named(labels: Iterable[str]) -> list[type[Model]]:
     return [model_named(label) for label in labels]
 
 
-def read_by_repositories(application: str | None) -> list[type[Model]]:
+def read_by_repositories(application: str | None) -> tuple[list[type[Model]], frozenset[str]]:
     """Every model that a repository of the application reads.
 
     Args:
         application: ``main:app``; by default as FastAPI's command line finds it.
+
+    Returns:
+        The models, and the labels of those that may be views, since it is known what is behind them.
 
     Raises:
         ApplicationNotFound: there is none.
         NoRepository: it has no repository.
     """
     concerns = [concern_of(cls()) for cls in declared_by(application)]
-    return named(sorted({label for concern in concerns for label in concern.tables.values()}))
+    labels = sorted({label for concern in concerns for label in concern.tables.values()})
+    return named(labels), frozenset[str]().union(*(concern.explained for concern in concerns))
 
 
 def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:

@@ -35,6 +35,10 @@ class TriggersRefused(DjangoORMError, DatabaseError):
     """The database does not let the triggers be changed; the message says what to do."""
 
 
+class NoTable(TriggersRefused):
+    """What has the table's name is a view, or a foreign table: it has no rows of its own to tell of."""
+
+
 class State(StrEnum):
     """What is there of a table's triggers."""
 
@@ -64,7 +68,7 @@ def state(alias: str, table: Table) -> State:
     Raises:
         NotPostgreSQL: the database has no ``NOTIFY``.
         TableMissing: there is no such table.
-        TriggersRefused: what has the table's name cannot have such triggers: a view, a foreign table.
+        NoTable: what has the table's name cannot have such triggers.
     """
     check_postgresql(alias)
     wanted = TriggerSQL(table, connections[alias])
@@ -75,7 +79,7 @@ def state(alias: str, table: Table) -> State:
             "Create it with `python manage.py migrate`."
         )
     if found[0][0] not in _WITH_TRIGGERS:
-        raise TriggersRefused(
+        raise NoTable(
             f"{wanted.table} ({table.label}) is no ordinary table, and only those tell what a statement has "
             "changed. Name the models of the tables behind it in the repository's `depends_on`."
         )

@@ -1,11 +1,11 @@
 """``manage.py coherence``: the triggers that tell FastAPI's workers of every write to PostgreSQL."""
 
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connections
+from django.db import DatabaseError, connections
 
 from ....errors import DjangoORMError
 from ... import selection, triggers
@@ -52,11 +52,19 @@ class Command(BaseCommand):
     def _tables(self, options: dict[str, Any]) -> Iterator[tuple[str, Table]]:
         if (database := options["database"]) and database not in connections:
             raise CommandError(f"DATABASES has no {database!r}, only {', '.join(sorted(connections))}.")
-        labels = options["models"]
-        models = selection.named(labels) if labels else selection.read_by_repositories(options["app"])
+        explained: Collection[str] = ()
+        if labels := options["models"]:
+            models = selection.named(labels)
+        else:
+            models, explained = selection.read_by_repositories(options["app"])
         for alias, tables in selection.by_database(models, database).items():
             triggers.check_postgresql(alias)
-            yield from ((alias, table) for table in tables)
+            for table in tables:
+                if table.label in explained and _is_view(alias, table):
+                    told = "no ordinary table, and heard of by the repository's depends_on"
+                    self._tell(alias, table, told, before="-- " if options.get("sql") else "")
+                else:
+                    yield alias, table
 
     def _print(self, action: str, tables: list[tuple[str, Table]]) -> None:
         self.stdout.write("BEGIN;")
@@ -89,5 +97,15 @@ class Command(BaseCommand):
                 f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install`."
             )
 
-    def _tell(self, alias: str, table: Table, what: str) -> None:
-        self.stdout.write(f"{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
+    def _tell(self, alias: str, table: Table, what: str, before: str = "") -> None:
+        self.stdout.write(f"{before}{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
+
+
+def _is_view(alias: str, table: Table) -> bool:
+    try:
+        triggers.state(alias, table)
+    except triggers.NoTable:
+        return True
+    except (DjangoORMError, DatabaseError):
+        pass  # whoever needs the table complains
+    return False
