@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import structlog
 from pydantic import (
@@ -60,9 +61,18 @@ def _transports(value: Any) -> Any:
                 + ", ".join(COHERENCE)
                 + ", redis://…, postgresql://… and http://…"
             )
+        if not item.startswith("postgres"):  # whose URLs may have several hosts
+            _check_port(item)
     if "off" in items and len(items) > 1:
         raise ValueError("off goes with nothing else")
     return tuple(items)
+
+
+def _check_port(url: str) -> None:
+    try:
+        urlsplit(url).port  # noqa: B018
+    except ValueError:  # whose message may have the password
+        raise ValueError("a URL's host and port cannot be read; write redis://host:6379/0") from None
 
 
 def _shared_url(value: Any) -> Any:

@@ -292,11 +292,38 @@ def test_nothing_is_heard_after_the_end(sqlite: str) -> None:
 # Settings
 
 
-@pytest.mark.parametrize("value", ["", "postgres", "auto,carrier-pigeon", "off,auto", "redis://"])
+WRONG_URLS = ["http://host:hunter2/refresh/", "redis://:hunter2@host:0x", "http://[::1/refresh/"]
+
+
+@pytest.mark.parametrize(
+    "value", ["", "postgres", "auto,carrier-pigeon", "off,auto", "redis://", *WRONG_URLS]
+)
 def test_a_transport_that_there_is_not(value: str) -> None:
     """The message names what there is."""
     with pytest.raises(InvalidSettings, match="DJANGO_ORM_COHERENCE"):
         ORMSettings(coherence=value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"coherence": "redis://host/0?timeout=3"},
+        {"coherence_dsn": "hunter2"},
+        {"coherence": "postgresql://host/?hunter2"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_urls_that_a_client_does_not_understand(database: str, settings: dict[str, str]) -> None:
+    """The start ends with a message that names the setting, and has nothing of a password."""
+
+    async def main() -> None:
+        async with hearing(declare(), **settings):
+            pass
+
+    with pytest.raises(InvalidSettings, match="DJANGO_ORM_COHERENCE") as error:
+        run(main)
+    assert "hunter2" not in str(error.value)
 
 
 def test_passwords_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,8 +120,11 @@ def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
     Args:
         alias: its key in ``DATABASES``.
         dsn: what is to be different.
+
+    Raises:
+        InvalidSettings: the DSN cannot be read.
     """
-    from psycopg import pq
+    from psycopg import ProgrammingError, pq
     from psycopg.conninfo import conninfo_to_dict
 
     settings = connections.settings[alias]
@@ -135,12 +138,19 @@ def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     options = {name: value for name, value in settings["OPTIONS"].items() if name in known}
     given = {name: value for name, value in own.items() if value not in ("", None)}
+    try:
+        direct = conninfo_to_dict(dsn) if dsn else {}
+    except ProgrammingError:  # whose message may have the password
+        raise InvalidSettings(
+            "DJANGO_ORM_COHERENCE_DSN, or the postgresql:// in DJANGO_ORM_COHERENCE, cannot be read. Write "
+            "it as for psql: host=db port=5432 dbname=site, or postgresql://user@db:5432/site."
+        ) from None
     return {
         "application_name": "fastapi-django-orm",
         **POSTGRESQL_PATIENCE,
         **options,
         **given,
-        **(conninfo_to_dict(dsn) if dsn else {}),
+        **direct,
     }
 
 

@@ -13,6 +13,7 @@ from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ..errors import InvalidSettings
 from .hints import CHANNEL, Hint, decode, encode
 from .transport import Receiver, TransportUnavailable
 from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
@@ -34,7 +35,11 @@ class RedisListener:
             name: for logs.
             url: ``redis://…`` or ``rediss://…``.
             heartbeat: seconds of silence after which the server is asked for an answer.
+
+        Raises:
+            InvalidSettings: the URL has something that redis-py does not know.
         """
+        _client(url)
         self.name = name
         self.worker = new_worker()
         self._url = url
@@ -137,12 +142,12 @@ class RedisPublisher:
         Args:
             name: for logs.
             url: ``redis://…`` or ``rediss://…``.
+
+        Raises:
+            InvalidSettings: the URL has something that redis-py does not know.
         """
         self.name = name
-        # One retry, for a connection that the server has closed since it was used last.
-        self._client = redis.Redis.from_url(
-            url, socket_connect_timeout=PATIENCE, socket_timeout=PATIENCE, retry=Retry(NoBackoff(), 1)
-        )
+        self._client = _client(url)
 
     def publish(self, hint: Hint) -> None:
         """Publish it.
@@ -170,3 +175,15 @@ class RedisPublisher:
     def close(self) -> None:
         """Disconnect."""
         self._client.close()
+
+
+def _client(url: str) -> redis.Redis:
+    # One retry, for a connection that the server has closed since it was used last.
+    client = redis.Redis.from_url(
+        url, socket_connect_timeout=PATIENCE, socket_timeout=PATIENCE, retry=Retry(NoBackoff(), 1)
+    )
+    try:
+        client.connection_pool.make_connection()
+    except (TypeError, ValueError) as error:
+        raise InvalidSettings(f"DJANGO_ORM_COHERENCE names a redis:// URL with a mistake: {error}.") from None
+    return client
