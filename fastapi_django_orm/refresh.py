@@ -109,6 +109,7 @@ class Refresher(Generic[RowT]):
         self._loader = loader
         self._max_age = max_age
         self._failures = 0
+        self._read_at = 0.0  # by the monotonic clock
         self._next: Asked[RowT] | None = None
         self._asked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -119,7 +120,9 @@ class Refresher(Generic[RowT]):
         """Seconds since the data was read, or None if there is none."""
         if self.snapshot is None:
             return None
-        return (datetime.now(UTC) - self.snapshot.loaded_at).total_seconds()
+        # The system's clock may be set back, and the other stands still while the system sleeps.
+        by_date = (datetime.now(UTC) - self.snapshot.loaded_at).total_seconds()
+        return max(by_date, time.monotonic() - self._read_at)
 
     @property
     def stale(self) -> bool:
@@ -204,7 +207,7 @@ class Refresher(Generic[RowT]):
         return max(0.0, self._max_age.total_seconds() - self.age)
 
     async def _load(self, asked: Asked[RowT]) -> None:
-        started = time.perf_counter()
+        started, read_at = time.perf_counter(), time.monotonic()
         try:
             snapshot = await sync_to_async(self._read)(asked)
         except asyncio.CancelledError:
@@ -220,6 +223,8 @@ class Refresher(Generic[RowT]):
             pieces = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
             load = Load(snapshot, time.perf_counter() - started, asked.trigger, keys)
             metrics.count_load(self.name, asked.trigger, load.duration)
+            if load.keys is None:
+                self._read_at = read_at
             self._succeeded(load)
             asked.done.set_result(load)
             if len(pieces) > AT_ONCE:

@@ -5,8 +5,8 @@ import json
 import re
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Self
 
 import pytest
 import structlog
@@ -403,6 +403,26 @@ def test_rows_older_than_max_age_are_loaded_in_the_background(logs: list[Any]) -
     asyncio.run(main())
     loads = [entry for entry in logs if entry["event"] == "repository_refreshed"]
     assert {entry["trigger"] for entry in loads} == {"max_age"}
+
+
+def test_rows_get_old_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that were loaded at what the clock calls the future are loaded again at `max_age` all the same."""
+
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return super().now(tz) + timedelta(hours=1)
+
+    gate = Gate()
+
+    async def main() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("fastapi_django_orm.loading.datetime", Ahead)
+            async with started(gated(gate, max_age=timedelta(milliseconds=20)), gate=gate):
+                for _ in range(2):
+                    await gate.load_begun()
+
+    asyncio.run(main())
 
 
 def test_rows_without_max_age_are_not_loaded_unasked() -> None:
