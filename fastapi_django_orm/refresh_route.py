@@ -13,6 +13,7 @@ from .access import may_refresh
 from .coherence.hints import READ_LIMIT, VERSION, Hint, decode
 from .coherence.roll_call import Attendance
 from .coherence.service import Coherence
+from .coherence.transport import TransportUnavailable
 from .coherence.workers import LONGEST_WAIT
 from .encoding import combine
 from .errors import NotFound, RefreshFailed, nearest
@@ -104,7 +105,11 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
             **refusals,
             202: {"model": None, "description": "A hint was heard, and is followed from now on."},
             413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
-            503: {"model": dict[str, RefreshReport], "description": "At least one load failed here."},
+            503: {
+                "model": dict[str, RefreshReport],
+                "description": "At least one load failed here; or a hint was heard, and could "
+                "not be passed on.",
+            },
             504: {"model": dict[str, RefreshReport], "description": "Not all other workers have it yet."},
         },
         openapi_extra=_HINT,
@@ -121,12 +126,12 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
     ) -> Any:
         """Have every worker load again, and report which have; 200 means all that are connected.
 
-        With a model, or a hint as the body, this worker alone follows it, as it follows those that come by
-        other ways, and the answer does not wait for that.
+        With a model, or a hint as the body, the workers follow it, as they follow those that come by other
+        ways, and the answer does not wait for that; 503 means that the others could not be told.
         """
         body = await _body(request)
         if body or model:
-            _coherence().hear(decode(body) if body else Hint(model or ""))
+            await _follow(decode(body) if body else Hint(model or ""), wait)
             return Response(status_code=202)
         refreshed = await _refresh(selected, wait)
         response.status_code = refreshed.status
@@ -194,6 +199,20 @@ class _Refreshed:
             failed=sorted(others.failed if have else others.failed | own),
             missing=sorted(others.missing),
         )
+
+
+async def _follow(hint: Hint, wait: float) -> None:
+    coherence = _coherence()
+    if not wait:
+        coherence.hear(hint)
+        return
+    try:
+        await coherence.tell(hint)
+    except TransportUnavailable as error:
+        cause = type(error).__name__
+        raise HTTPException(
+            503, f"This worker has heard it, and cannot tell the others ({cause})."
+        ) from error
 
 
 async def _refresh(selected: Sequence[Refresher[Any]], wait: float) -> _Refreshed:

@@ -434,6 +434,43 @@ def test_a_posted_hint_that_cannot_be_understood(sqlite: str, body: bytes) -> No
     run(main)
 
 
+def test_a_posted_hint_reaches_every_worker(transport: str) -> None:
+    """Who is told passes it on to those that a transport connects it with; with `wait=0` it does not."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with (
+            worker(declare(), coherence=transport) as one,
+            worker(gated(gate), coherence=transport) as other,
+        ):
+            await write("one")
+            assert (await one.refresh(content=HINT)).status_code == 202
+            await eventually(lambda: comments(one.repository) == ["one"], "the row where it was posted")
+            await eventually(lambda: comments(other.repository) == ["one"], "the row elsewhere")
+            gate.reset()
+            assert (await one.refresh("?wait=0", content=HINT)).status_code == 202
+            await one.refresh()  # which comes after it, and loads in both
+            assert gate.loads == 1
+
+    run(main)
+
+
+def test_a_posted_hint_that_cannot_be_passed_on(sqlite: str, valkey: Valkey) -> None:
+    """It is followed, and whoever has posted it is to try again; unless there never was a connection."""
+
+    async def main() -> None:
+        async with worker(declare(), coherence=valkey.url()) as one:
+            valkey.kill()
+            await write("one")
+            answer = await one.refresh(content=HINT)
+            assert (answer.status_code, "cannot tell the others" in answer.text) == (503, True)
+            await eventually(lambda: comments(one.repository) == ["one"], "the row")
+        async with worker(declare(), coherence=valkey.url()) as one:
+            assert (await one.refresh(content=HINT)).status_code == 202
+
+    run(main)
+
+
 def test_a_posted_hint_that_is_too_long(sqlite: str) -> None:
     """It is refused, and loads nothing."""
     gate = Gate()

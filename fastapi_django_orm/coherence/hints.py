@@ -76,6 +76,11 @@ def decode(payload: bytes | str) -> Hint:
         message = json.loads(payload, parse_float=str)  # a float would not give a decimal key back
     except (ValueError, RecursionError):
         return EVERYTHING
+    return understood(message)
+
+
+def understood(message: Any) -> Hint:
+    """As ``decode()``, of what the JSON has said."""
     match message:
         case {"v": int(version), "m": str(label)} if version == VERSION:
             return Hint(label, _keys(message.get("k")))

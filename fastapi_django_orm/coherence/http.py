@@ -1,7 +1,7 @@
 """HTTP carries hints where there is nothing else: a POST to the refresh route of each URL that is listed.
 
-Whoever answers at a URL is told, and of several workers behind it that is one. Workers need a URL each, or
-another transport.
+Whoever answers at a URL is told, and passes it on to the workers that it is connected with. Workers that
+nothing connects need a URL each.
 """
 
 from http.client import HTTPException
@@ -20,7 +20,7 @@ _opener = build_opener(ProxyHandler({}))
 
 
 class HTTPPublisher:
-    """Posts hints to one refresh route: ``?model=bbs.Topic&wait=0``, and the hint itself as the body."""
+    """Posts hints to one refresh route: ``?model=bbs.Topic``, and the hint itself as the body."""
 
     def __init__(self, url: str, token: str | None) -> None:
         """Connect to nothing yet.
@@ -42,9 +42,9 @@ class HTTPPublisher:
         Raises:
             TransportUnavailable: nobody answers, or refuses; the message has the status.
         """
-        query = urlencode({"model": hint.label, "wait": 0} if hint.label else {"wait": 0})
+        query = f"?{urlencode({'model': hint.label})}" if hint.label else ""
         for message in encode(hint, MESSAGE_LIMIT):
-            self._send(Request(f"{self._url}?{query}", message, self._headers, method="POST"))
+            self._send(Request(self._url + query, message, self._headers, method="POST"))
 
     def check(self) -> None:
         """Ask the route what it takes.

@@ -66,6 +66,11 @@ class Link:
         """Whether hints are missed that should come."""
         return self.connected_since is None or (self._relied_on and bool(self.listener.unheard))
 
+    @property
+    def has_been_up(self) -> bool:
+        """Whether it has ever been connected."""
+        return bool(self._up_since)
+
     def start(self) -> None:
         """Listen, until stopped."""
         metrics.show_transport(self)

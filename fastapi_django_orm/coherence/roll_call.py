@@ -1,16 +1,18 @@
 """A roll call: every worker that is connected refreshes, and whoever has asked knows which have.
 
 Everybody who listens on a transport can be named beforehand, so that silence is noticed as well. A worker
-answers for itself alone and passes nothing on: a call costs one question, and one answer of each.
+answers for itself alone and passes no call on: a call costs one question, and one answer of each. Hints that
+one worker was given by name go the same way, and get no answer.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from .hints import Hint
 from .link import Link
 from .transport import TransportUnavailable
 from .workers import (
@@ -18,8 +20,10 @@ from .workers import (
     LONGEST_WAIT,
     Answer,
     Connecting,
+    News,
     Question,
     channel_of,
+    in_news,
     in_questions,
     new_worker,
     read,
@@ -95,16 +99,23 @@ class RollCall:
         worker: this one's name.
     """
 
-    def __init__(self, refresh: Callable[[str], Awaitable[bool]], repositories: Collection[str]) -> None:
+    def __init__(
+        self,
+        refresh: Callable[[str], Awaitable[bool]],
+        repositories: Collection[str],
+        hear: Callable[[Hint], None],
+    ) -> None:
         """Ask nobody yet.
 
         Args:
             refresh: reads a repository anew, and tells whether it could be read.
             repositories: those that can be asked for.
+            hear: follows a hint.
         """
         self.worker = new_worker()
         self._refresh = refresh
         self._repositories = repositories
+        self._hear = hear
         self._calls: dict[str, _Call] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -130,11 +141,27 @@ class RollCall:
                 attendance[name].note(others)
         return attendance
 
+    async def tell(self, links: Iterable[Link], hint: Hint) -> None:
+        """Pass a hint on to the other workers.
+
+        Args:
+            links: the transports that connect them.
+            hint: what to pass on.
+
+        Raises:
+            TransportUnavailable: not all were told.
+        """
+        for link in links:
+            for message in in_news(self.worker, hint):
+                await _connecting(link).say(EVERY_WORKER, message)
+
     def said(self, link: Link, message: bytes) -> None:
         """Take what another worker has said. On the event loop; returns at once."""
         match read(message):
             case Answer() as answer if answer.call in self._calls:
                 self._calls[answer.call].take(answer)
+            case News() as news if news.worker != self.worker:
+                self._hear(news.hint)
             case Question() as question if question.worker != self.worker:
                 if len(self._answering) < MOST_ANSWERS:
                     task = asyncio.create_task(self._answer(link, question), name="answer a roll call")

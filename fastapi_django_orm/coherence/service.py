@@ -51,7 +51,7 @@ class Coherence:
         self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.roll_call = RollCall(self._load, self._followers)
+        self.roll_call = RollCall(self._load, self._followers, self.hear)
         self.links = [
             Link(listener, is_named(settings, listener), self._dispatch, self.roll_call.said)
             for listener in listeners(settings, self._concerns.values())
@@ -92,6 +92,16 @@ class Coherence:
     def hear(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
         self._follow(hint, None)
+
+    async def tell(self, hint: Hint) -> None:
+        """Follow a hint that has come another way, and have the other workers follow it.
+
+        Raises:
+            TransportUnavailable: one that connects workers is down, which has been up.
+        """
+        self.hear(hint)
+        links = [link for link in self.links if isinstance(link.listener, Connecting) and link.has_been_up]
+        await self.roll_call.tell(links, hint)
 
     async def seen(self, name: str) -> None:
         """Wait until a repository has what was committed before this call. On any event loop.

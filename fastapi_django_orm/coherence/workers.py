@@ -1,4 +1,4 @@
-"""What workers say to each other: "refresh these, and tell me when you have", and the answer.
+"""What workers say to each other: "refresh these, and tell me when you have", the answer, and hints.
 
 Such messages travel on channels of their own, so that who does not know them never takes them for hints. As
 with hints, reading one is total: what cannot be understood is nothing.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 from uuid import uuid4
 
-from .hints import CHANNEL, MESSAGE_LIMIT, VERSION, parts
+from .hints import CHANNEL, MESSAGE_LIMIT, VERSION, Hint, encode, parts, understood
 
 EVERY_WORKER = f"{CHANNEL}_workers"  # the channel for questions
 LONGEST_WAIT = 60.0  # seconds
@@ -85,6 +85,19 @@ class Answer:
     failed: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class News:
+    """A hint that one worker was given, for all.
+
+    Attributes:
+        worker: who was.
+        hint: what it says.
+    """
+
+    worker: str
+    hint: Hint
+
+
 def new_worker() -> str:
     """A name for a worker: ``host:pid:`` and something that no other process of that number has had."""
     host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:HOST_LENGTH] or "host"
@@ -108,6 +121,12 @@ def in_questions(names: Iterable[str]) -> Iterator[tuple[str, ...]]:
         yield tuple(json.loads(name) for name in part)
 
 
+def in_news(worker: str, hint: Hint) -> Iterator[bytes]:
+    """A hint as a worker passes it on, in as many messages as it needs."""
+    for message in encode(hint, MESSAGE_LIMIT - 200):
+        yield b'{"v":%d,"w":%s,"n":%s}' % (VERSION, json.dumps(worker).encode(), message)
+
+
 def write(message: Question | Answer) -> bytes:
     """A message as it travels."""
     own: dict[str, Any]
@@ -119,7 +138,7 @@ def write(message: Question | Answer) -> bytes:
     return json.dumps(common | own, separators=(",", ":")).encode()
 
 
-def read(payload: bytes) -> Question | Answer | None:
+def read(payload: bytes) -> Question | Answer | News | None:
     """What a message says; None if it says nothing that this version understands."""
     if len(payload) > MESSAGE_LIMIT:
         return None
@@ -128,6 +147,8 @@ def read(payload: bytes) -> Question | Answer | None:
     except (ValueError, RecursionError):
         return None
     match message:
+        case {"v": 1, "w": str(worker), "n": hint} if is_worker(worker):
+            return News(worker, understood(hint))
         case {"v": 1, "c": str(call), "w": str(worker), **rest} if len(call) <= 64 and is_worker(worker):
             return _read(call, worker, rest)
     return None
