@@ -126,6 +126,32 @@ def test_outdated(board: Project, connection: psycopg.Connection, how: str) -> N
     connection.execute("UPDATE bbs_topic SET comment = 'new'")
 
 
+KEY = """\
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("bbs", "{before}")]
+    operations = [migrations.AlterField("Topic", "id", models.{field}(primary_key=True))]
+"""
+
+
+def test_a_migration_of_the_key(board: Project, connection: psycopg.Connection) -> None:
+    """A key may get another type: its trigger makes way and comes back, and does not come where none was."""
+    connection.execute("DROP TABLE bbs_topic")
+    board.write("bbs/migrations/0002_small.py", KEY.format(before="0001_initial", field="AutoField"))
+    board.write("bbs/migrations/0003_big.py", KEY.format(before="0002_small", field="BigAutoField"))
+    manage(board, "migrate", "bbs", "0001")
+    manage(board, "coherence", "install")
+    before = ours(connection)
+    manage(board, "migrate", "bbs", "0002")
+    assert ours(connection) == before
+    assert "installed" in manage(board, "coherence", "status")
+    manage(board, "coherence", "uninstall")
+    manage(board, "migrate", "bbs")
+    assert ours(connection) == []
+
+
 def test_printed_sql(board: Project, connection: psycopg.Connection) -> None:
     """--sql executes nothing; what it prints does the same as the command, both ways."""
     installing = manage(board, "coherence", "install", "--sql")

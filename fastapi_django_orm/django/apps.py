@@ -12,8 +12,8 @@ class CoherenceConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect the signals and register the system checks."""
-        from .checks import register
-        from .signals import connect
+        from . import checks, migrating, signals
 
-        register()
-        connect()
+        checks.register()
+        signals.connect()
+        migrating.connect()
