@@ -208,6 +208,19 @@ def test_a_key_changes(topics: Ear) -> None:
     assert set(topics.hints()) == {Hint(TOPICS), Hint(TOPICS, (7,))}
 
 
+def test_a_key_changes_to_its_equal(exotic: Ear) -> None:
+    """A key may be another and equal to what it was, where a type makes no difference of case."""
+    execute("CREATE EXTENSION citext", 'ALTER TABLE "Select Me" ALTER COLUMN "Order" TYPE citext')
+    try:
+        with announced(Odd):
+            Odd.objects.create(pk="key")
+            exotic.messages()
+            execute("""UPDATE "Select Me" SET "Order" = 'KEY'""")
+            assert set(exotic.hints()) == {Hint("places.Odd"), Hint("places.Odd", ("KEY",))}
+    finally:
+        execute("DROP EXTENSION citext CASCADE")
+
+
 def test_a_key_is_set_to_itself(topics: Ear) -> None:
     """Naming the primary key in an update is no change of it."""
     execute("UPDATE board_topic SET id = id, comment = 'new' WHERE id = 1")

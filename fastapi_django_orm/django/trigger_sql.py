@@ -34,7 +34,9 @@ _TRIGGERS = {
     f"{CHANNEL}_update": "AFTER UPDATE ON {table} REFERENCING NEW TABLE AS changed" + _STATEMENT,
     f"{CHANNEL}_delete": "AFTER DELETE ON {table} REFERENCING OLD TABLE AS changed" + _STATEMENT,
     f"{CHANNEL}_truncate": "AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}('all')",
-    REKEY: "AFTER UPDATE OF {key} ON {table} FOR EACH ROW WHEN (OLD.{key} IS DISTINCT FROM NEW.{key})"
+    # As bytes: to a type or a collation, other letters may be the same. Only keys that are written come here.
+    REKEY: "AFTER UPDATE OF {key} ON {table} FOR EACH ROW"
+    ' WHEN (OLD.{key}::pg_catalog.text COLLATE "C" IS DISTINCT FROM NEW.{key}::pg_catalog.text COLLATE "C")'
     " EXECUTE FUNCTION {function}('all')",
 }
 
