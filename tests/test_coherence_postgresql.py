@@ -439,8 +439,9 @@ def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> N
             await write("one")
             await seen("topics")  # nobody has announced it
             assert comments(topics) == ["one"]
-        async with hearing(declare(), coherence="postgresql") as (topics, coherence):
-            assert listener(coherence).degraded
+        for named in ("postgresql", "auto,postgresql"):
+            async with hearing(declare(), coherence=named) as (_, coherence):
+                assert listener(coherence).degraded
 
     run(main)
     missing = [entry for entry in logs if entry["event"] == "triggers_missing"]

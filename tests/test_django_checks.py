@@ -53,6 +53,10 @@ def test_triggers(board: Project) -> None:
     assert found(output) == ["fastapi_django_orm.W001"]
     assert "The triggers of bbs_topic are missing" in output
     assert "HINT: Run `manage.py coherence install bbs.Topic --database default`." in output
+    direct = "postgresql://127.0.0.1:9"
+    assert found(check(board, "--database", "default", DJANGO_ORM_COHERENCE=direct)) == [
+        "fastapi_django_orm.W001"
+    ]
     manage(board, "coherence", "install", "bbs.Topic", "--database", "default")
     assert NOTHING in check(board, "--database", "default")
 

@@ -38,10 +38,10 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
         return []
     found: list[Listener] = [ProcessListener()]
     aliases = sorted({concern.alias for concern in concerns})
-    if _wants(settings, "postgresql"):
+    if wants(settings, "postgresql"):
         for alias in _of_kind("postgresql", aliases):
             found += _postgresql(alias, settings, [c for c in concerns if c.alias == alias])
-    if _wants(settings, "sqlite"):
+    if wants(settings, "sqlite"):
         found += [
             SQLiteListener(alias, _file(alias), settings.coherence_poll)
             for alias in _of_kind("sqlite", aliases)
@@ -75,7 +75,8 @@ def shared_snapshots(settings: ORMSettings) -> Any:
 
 def is_named(settings: ORMSettings, listener: Listener) -> bool:
     """Whether a transport was asked for, and not chosen by ``auto``."""
-    return "auto" not in settings.coherence or listener.name.startswith("redis")
+    kind = listener.name.partition(":")[0]
+    return "auto" not in settings.coherence or kind == "redis" or _names(settings, kind)
 
 
 def publishers(settings: ORMSettings) -> list[Publisher]:
@@ -104,12 +105,12 @@ def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[P
     """
     aliases = list(aliases)
     found: list[Publisher] = []
-    if _wants(settings, "postgresql"):
+    if wants(settings, "postgresql"):
         found += [
             _psycopg().PostgreSQLPublisher(alias, libpq_parameters(alias))
             for alias in _of_kind("postgresql", aliases)
         ]
-    if _wants(settings, "sqlite"):
+    if wants(settings, "sqlite"):
         found += [SQLitePublisher(alias, _file(alias)) for alias in _of_kind("sqlite", aliases)]
     return found
 
@@ -154,9 +155,14 @@ def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
     }
 
 
-def _wants(settings: ORMSettings, kind: str) -> bool:
+def wants(settings: ORMSettings, kind: str) -> bool:
+    """Whether the databases of this kind are listened to."""
+    return "auto" in settings.coherence or _names(settings, kind)
+
+
+def _names(settings: ORMSettings, kind: str) -> bool:
     schemes = {item.partition("://")[0] for item in settings.coherence}
-    return not schemes.isdisjoint({"auto", kind, "postgres" if kind == "postgresql" else kind})
+    return not schemes.isdisjoint({kind, "postgres" if kind == "postgresql" else kind})
 
 
 def _of_kind(kind: str, aliases: Iterable[str]) -> Iterator[str]:

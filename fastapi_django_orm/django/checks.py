@@ -40,7 +40,7 @@ def register() -> None:
 def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """W001: a table that a repository reads has no triggers, or old ones."""
     settings = _settings()
-    if not databases or settings is None or not {"auto", "postgresql"} & set(settings.coherence):
+    if not databases or settings is None or not choice.wants(settings, "postgresql"):
         return []
     read = selection.named(sorted({label for concern in _concerns() for label in concern.tables.values()}))
     found = selection.by_database(read, None)
