@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fastapi_django_orm.coherence.hints import CHANNEL, Hint
+from fastapi_django_orm.coherence.hints import CHANNEL, Hint, encode
 from fastapi_django_orm.coherence.redis import RedisListener, RedisPublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.transport import TransportUnavailable
@@ -102,6 +102,45 @@ def test_messages_that_cannot_be_understood(
             assert not broker(coherence).degraded
 
     run(main)
+
+
+def test_a_burst_lets_others_run(valkey: Valkey, publisher: RedisPublisher) -> None:
+    """Messages that have come together are not read in one go, which would stop every request for seconds."""
+    ticks, number = 0, 2000
+    heard_at: list[int] = []
+
+    class Receiver:
+        def connected(self) -> None:
+            up.set()
+
+        def heard(self, hint: Hint) -> None:
+            heard_at.append(ticks)
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    def publish() -> None:
+        with publisher._client.pipeline() as together:
+            for key in range(number):
+                together.publish(CHANNEL, encode(Hint("board.Topic", (key,)))[0])
+            together.execute()
+
+    async def main() -> None:
+        listener = RedisListener("redis", valkey.url(), 10)
+        tasks = [asyncio.create_task(listener.listen(Receiver())), asyncio.create_task(tick())]
+        await asyncio.wait_for(up.wait(), DEADLINE)
+        await asyncio.to_thread(publish)
+        await eventually(lambda: len(heard_at) == number, "all are heard")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    up = asyncio.Event()
+    run(main)
+    assert len(set(heard_at)) > number / 2
 
 
 def test_a_server_that_dies_in_a_burst(valkey: Valkey, publisher: RedisPublisher) -> None:

@@ -81,6 +81,7 @@ class RedisListener:
             if message is not None:
                 waits_for_pong = False
                 _tell(message, receiver)
+                await asyncio.sleep(0)  # what has come at once is read without a wait, and others want to run
             elif waits_for_pong:
                 raise redis.TimeoutError("the server does not answer")
             else:
