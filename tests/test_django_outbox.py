@@ -11,6 +11,7 @@ import redis
 
 from fastapi_django_orm.coherence.choice import publishers
 from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
+from fastapi_django_orm.django import outbox as outbox_module
 from fastapi_django_orm.django.outbox import MOST_KEYS, Outbox, Waiting
 from fastapi_django_orm.settings import ORMSettings
 from tests.projects import Project
@@ -126,6 +127,23 @@ def test_the_broker_dies(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> No
     assert outbox.flush(DEADLINE)
     assert len(lines(caplog)) == 2
     assert lines(caplog)[1].endswith("through redis again")
+
+
+def test_a_broker_that_is_back_is_told_at_the_end(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that ends does not wait for the next attempt of its own accord, which may be too late."""
+    monkeypatch.setattr(outbox_module, "LAST_RETRY", 3600.0)
+    outbox = outbox_to(valkey.url())
+    valkey.kill()
+    outbox.put(Hint(TOPICS, (1,)))
+    assert not outbox.flush(0.1)
+    (line,) = outbox._lines
+    line.failures = 20  # as after a long time
+    assert not outbox.flush(0.8)  # it has been tried once more
+    valkey.start()
+    assert outbox.flush()
+    assert line.failures == 0
 
 
 def test_a_black_hole(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture) -> None:

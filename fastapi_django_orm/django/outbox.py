@@ -22,7 +22,8 @@ logger = logging.getLogger("fastapi_django_orm")
 
 MOST_KEYS = 1000  # of one model; beyond them a hint says "all"
 FIRST_RETRY = 0.5  # seconds
-LAST_RETRY = 30.0
+# As the workers do: one that is back reads everything at once, and what is written then is told only by this.
+LAST_RETRY = 5.0
 FLUSH_PATIENCE = 2.0  # seconds that the end of the process waits
 
 
@@ -53,13 +54,29 @@ class Waiting:
 
 
 class _Line:
-    """A transport, what it has yet to carry, and when to try."""
+    """A transport, what it has yet to carry, and when to try.
+
+    Attributes:
+        failures: how many times it has failed since it worked last.
+        tried: when it was tried last, by the monotonic clock.
+    """
 
     def __init__(self, publisher: Publisher) -> None:
         self.publisher = publisher
         self.waiting = Waiting()
         self.failures = 0
-        self.due = 0.0  # by the monotonic clock
+        self.tried = 0.0
+
+    def due(self, hurry: bool) -> float:
+        """When to try, by the monotonic clock.
+
+        Args:
+            hurry: whether somebody waits for it.
+        """
+        if self.failures == 0:
+            return 0.0
+        exponent = 0 if hurry else min(self.failures - 1, 10)
+        return self.tried + min(LAST_RETRY, FIRST_RETRY * 2.0**exponent)
 
     def send(self, hints: Iterable[Hint]) -> None:
         """Publish all; what fails waits for the next time.
@@ -85,13 +102,13 @@ class _Line:
                 self.publisher.name,
                 error,
             )
-        self.due = time.monotonic() + min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self.failures, 10))
+        self.tried = time.monotonic()
         self.failures += 1
 
     def _succeeded(self) -> None:
         if self.failures:
             logger.warning("FastAPI's workers are told of writes through %s again", self.publisher.name)
-        self.failures, self.due = 0, 0.0
+        self.failures = 0
 
 
 class Outbox:
@@ -108,6 +125,7 @@ class Outbox:
         self._waiting = Waiting()
         self._idle = threading.Event()  # nothing waits and nothing is being sent
         self._idle.set()
+        self._waited_for = 0  # how many wait in flush()
         self._thread: threading.Thread | None = None
         self._lines: list[_Line] = []
         os.register_at_fork(after_in_child=self._forget)
@@ -125,7 +143,7 @@ class Outbox:
                     self._thread.start()
 
     def flush(self, patience: float = FLUSH_PATIENCE) -> bool:
-        """Wait until all is published.
+        """Wait until all is published. A transport that has failed is tried more often meanwhile.
 
         Args:
             patience: the most seconds to wait.
@@ -133,7 +151,16 @@ class Outbox:
         Returns:
             Whether it is.
         """
-        return self._idle.wait(patience)
+        self._hurry(1)
+        try:
+            return self._idle.wait(patience)
+        finally:
+            self._hurry(-1)
+
+    def _hurry(self, more: int) -> None:
+        with self._changed:
+            self._waited_for += more
+            self._changed.notify()
 
     def _forget(self) -> None:
         """Begin anew: a forked process has no thread, and its parent sends what waits."""
@@ -141,6 +168,7 @@ class Outbox:
         self._waiting = Waiting()
         self._idle = threading.Event()
         self._idle.set()
+        self._waited_for = 0
         self._thread = None
         self._lines = []
 
@@ -169,8 +197,11 @@ class Outbox:
 
     def _until_due(self) -> float | None:
         """Seconds until there is something to send; None: nothing waits."""
-        dues = [line.due for line in self._lines if line.waiting]
+        dues = [self._due(line) for line in self._lines if line.waiting]
         return max(0.0, min(dues) - time.monotonic()) if dues else None
 
     def _is_due(self, line: _Line) -> bool:
-        return bool(line.waiting) and line.due <= time.monotonic()
+        return bool(line.waiting) and self._due(line) <= time.monotonic()
+
+    def _due(self, line: _Line) -> float:
+        return line.due(hurry=self._waited_for > 0)
