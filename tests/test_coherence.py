@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 from django.db import connections, transaction
+from django.db.models import Value
+from django.db.models.functions import Concat
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.testing import capture_logs
 
@@ -196,6 +198,26 @@ def test_hints_of_the_process_itself(sqlite: str) -> None:
             await asyncio.to_thread(process.publish, Hint("board.Topic"))
             await follows(topics, "one")
             assert gate.loads == 1
+
+    run(main)
+
+
+def test_rows_that_depend_on_each_other_are_read_together(sqlite: str) -> None:
+    """A hint that names one row of a transaction, and not yet the other, brings both."""
+
+    async def main() -> None:
+        apart = declare("Apart", ordering=("pk",))
+        together = declare("Together", ordering=("pk",), depends_on=("board.Topic",))
+        async with hearing(apart, together, coherence="process") as (one, _):
+            first, _second = await write("a", "b")
+            process.publish(EVERYTHING)
+            await follows(one, "a", "b")
+            other = await together.current()
+            await follows(other, "a", "b")
+            await outside(lambda: Topic.objects.update(comment=Concat("comment", Value("!"))))
+            process.publish(Hint("board.Topic", (first,)))
+            await follows(one, "a!", "b")
+            await follows(other, "a!", "b!")
 
     run(main)
 
