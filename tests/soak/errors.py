@@ -1,0 +1,5 @@
+"""What ends a run early."""
+
+
+class Wrong(AssertionError):
+    """A worker has done what it must not."""
