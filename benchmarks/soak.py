@@ -41,10 +41,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="of everything that is left to chance (default: another)")
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--faults", action="store_true", help="cut connections, stop workers for a while")
+    parser.add_argument("--shared", action="store_true", help="have workers share loads on PostgreSQL, too")
     parser.add_argument("--fault-every", type=float, default=10.0, metavar="SECONDS")
-    plan = plan_of(parser.parse_args())
+    options = parser.parse_args()
+    plan = plan_of(options)
     say(f"seed {plan.seed}")
-    with servers_for(plan.database) as place:
+    with servers_for(plan.database, shared=options.shared) as place:
         verdict = asyncio.run(soak(plan, place, say))
     print(verdict)
     return 1 if verdict.wrong else 0

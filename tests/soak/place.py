@@ -37,11 +37,14 @@ class Place:
 
 
 @contextmanager
-def on_postgresql(server: PostgreSQL) -> Iterator[Place]:
-    """A database that tells of its writes by itself."""
+def on_postgresql(server: PostgreSQL, valkey: Valkey | None = None) -> Iterator[Place]:
+    """A database that tells of its writes by itself; with a broker, by which workers share loads."""
     server.drop_database(NAME)
     try:
-        yield Place(_variables(server.create_database(NAME)), pool=True, postgresql=server)
+        variables = _variables(server.create_database(NAME))
+        if valkey is not None:
+            variables["DJANGO_ORM_SHARED"] = valkey.url(1)
+        yield Place(variables, pool=True, postgresql=server, valkey=valkey)
     finally:
         server.drop_database(NAME)
 
@@ -65,15 +68,20 @@ def on_mariadb(server: MariaDB, valkey: Valkey) -> Iterator[Place]:
 
 
 @contextmanager
-def servers_for(database: str) -> Iterator[Place]:
+def servers_for(database: str, *, shared: bool = False) -> Iterator[Place]:
     """A place with servers of its own.
+
+    Args:
+        database: ``postgresql``, ``sqlite`` or ``mariadb``.
+        shared: whether workers share loads on PostgreSQL as well.
 
     Raises:
         ServerError: one of them is not here, or does not start.
     """
     with ExitStack() as stack:
         if database == "postgresql":
-            yield stack.enter_context(on_postgresql(stack.enter_context(PostgreSQL())))
+            valkey = stack.enter_context(Valkey()) if shared else None
+            yield stack.enter_context(on_postgresql(stack.enter_context(PostgreSQL()), valkey))
         elif database == "mariadb":
             servers = stack.enter_context(MariaDB()), stack.enter_context(Valkey())
             yield stack.enter_context(on_mariadb(*servers))
