@@ -1,4 +1,4 @@
-"""`python -m benchmarks cached|live|loading|refreshing|calm|all`: measure, print, write RESULTS.md."""
+"""`python -m benchmarks PART`: measure one part, or all; print the tables and write RESULTS.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import calm, harness, loading, refreshing, report
+from benchmarks import calm, coherence, harness, loading, refreshing, report
 from benchmarks.catalog import choose
 from benchmarks.plan import DEFAULT, QUICK, Plan, Results, Say
 
@@ -18,6 +18,7 @@ MEASURES: dict[str, Callable[[Plan, Say], Results]] = {
     "loading": loading.measure_all,
     "refreshing": refreshing.measure_all,
     "calm": calm.measure_all,
+    "coherence": coherence.measure_all,
 }
 RESULTS = Path(__file__).with_name("RESULTS.md")
 

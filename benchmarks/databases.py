@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks.peer import Way
 from benchmarks.plan import PeerError
 from benchmarks.serving import ROOT, environment
 from tests.servers.postgresql import PostgreSQL
@@ -18,15 +19,24 @@ def name_of(rows: int) -> str:
     return f"benchmark_{rows}_rows"
 
 
-def seeded(server: PostgreSQL, rows: int) -> str:
-    """Make a database with so many rows; return its URL."""
-    name = name_of(rows)
+def seeded(server: PostgreSQL, rows: int, name: str = "") -> str:
+    """Make a database with so many rows, by default under a name that tells them; return its URL."""
+    name = name or name_of(rows)
     server.drop_database(name)
-    url = server.create_database(name)
-    settings = {"DJANGO_SETTINGS_MODULE": "benchmarks.project.settings"}
-    command = [sys.executable, "-m", "benchmarks.project.seed", str(rows)]
-    subprocess.run(command, cwd=ROOT, env=environment(settings, url), check=True)
+    return filled(server.create_database(name), rows)
+
+
+def filled(url: str, rows: int) -> str:
+    """Fill an empty database; return its URL."""
+    run(Way("seed", "", ""), url, "benchmarks.project.seed", rows)
     return url
+
+
+def run(peer: Way, url: str, module: str, *arguments: object) -> None:
+    """Run a module on a database with a peer's settings, to its end."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    settings = environment(peer.environment(), url)
+    subprocess.run(command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL, check=True)
 
 
 def wait_until_quiet(server: PostgreSQL, rows: int) -> None:

@@ -51,6 +51,7 @@ DEFAULT = {
     "loading": Sizes((100_000, 1_000_000)),
     "refreshing": Sizes((100_000, 1_000_000)),
     "calm": Sizes((100_000,), (1, 32), seconds=3),
+    "coherence": Sizes((1_000,), (32,), seconds=6),
 }
 
 # To see that everything runs, in less than 8 minutes: figures of one short round prove nothing.
@@ -60,6 +61,7 @@ QUICK = {
     "loading": Sizes((100_000,), (), 1),
     "refreshing": Sizes((100_000,), (), 1),
     "calm": Sizes((100_000,), (1, 32), 1, 2),
+    "coherence": Sizes((1_000,), (32,), 1, 2),
 }
 
 

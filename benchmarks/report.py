@@ -12,7 +12,7 @@ import django
 
 from benchmarks.peer import Way
 from benchmarks.plan import Results
-from benchmarks.tables import calm, loading, refreshing, served
+from benchmarks.tables import calm, coherence, loading, refreshing, served
 
 PARTS: dict[str, ModuleType] = {
     "cached": served,
@@ -20,6 +20,7 @@ PARTS: dict[str, ModuleType] = {
     "loading": loading,
     "refreshing": refreshing,
     "calm": calm,
+    "coherence": coherence,
 }
 
 

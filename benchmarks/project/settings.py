@@ -12,6 +12,8 @@ SECRET_KEY = "only measures"
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1"]
 INSTALLED_APPS = ["benchmarks.project.bbs"]
+if app := os.environ.get("BENCHMARK_APP"):
+    INSTALLED_APPS.append(app)
 ROOT_URLCONF = os.environ.get("BENCHMARK_URLCONF", "benchmarks.project.settings")
 MIDDLEWARE: list[str] = []
 USE_TZ = True
@@ -27,6 +29,12 @@ DATABASES = {
 }
 if pool := int(os.environ.get("BENCHMARK_POOL", "0")):
     DATABASES["default"]["OPTIONS"] = {"pool": {"min_size": 2, "max_size": pool}}
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # https://docs.djangoproject.com/en/stable/ref/databases/#setting-pragma-options
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL",
+    }
 
 CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 

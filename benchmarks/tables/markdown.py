@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import median, quantiles
 
 
 def table(title: str, columns: Sequence[str], lines: Iterable[Iterable[str]], texts: int = 2) -> str:
@@ -44,3 +44,8 @@ def latency(values: Iterable[float]) -> str:
 def rounds(number: int) -> str:
     """Return how many rounds there were, in words."""
     return f"{number} interleaved rounds" if number > 1 else "one round, **which proves nothing**"
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return a percentile; of few values, the highest."""
+    return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]

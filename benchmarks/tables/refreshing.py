@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median, quantiles
+from statistics import median
 
 from benchmarks.plan import Plan, Results
 from benchmarks.refreshing import Run
@@ -51,12 +51,7 @@ def figures(runs: list[Run], what: str) -> Iterator[str]:
     query = [median(run.queries[what]) for run in runs]
     full = [median(run.refreshes["full"]) for run in runs]
     yield markdown.spread(visible, 2)
-    yield f"{percentile([value for run in runs for value in run.refreshes[what]], 99):.2f}"
+    yield f"{markdown.percentile([value for run in runs for value in run.refreshes[what]], 99):.2f}"
     yield markdown.spread(query, 2)
     yield markdown.spread([a - b for a, b in zip(visible, query, strict=True)], 2)
     yield f"× {median(a / b for a, b in zip(full, visible, strict=True)):,.0f}"
-
-
-def percentile(values: list[float], percent: int) -> float:
-    """Return a percentile; of few values, the highest."""
-    return quantiles(values, n=100, method="inclusive")[percent - 1] if len(values) > 1 else values[0]

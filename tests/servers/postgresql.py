@@ -7,6 +7,7 @@ every parent directory.
 import importlib.util
 import shutil
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import LiteralString
 from urllib.parse import urlsplit, urlunsplit
@@ -32,13 +33,22 @@ _SETTINGS = {
 
 
 class PostgreSQL(Server):
-    """A PostgreSQL server; `TEST_POSTGRES_URL` (a superuser's) replaces it."""
+    """A PostgreSQL server; `TEST_POSTGRES_URL` (a superuser's) replaces it.
+
+    Args:
+        settings: what is to be different from the settings of the tests.
+
+    """
 
     name = "PostgreSQL"
     variable = "TEST_POSTGRES_URL"
     # "Fast" shutdown: roll back and disconnect, where SIGTERM would wait for the clients to leave.
     # https://www.postgresql.org/docs/current/server-shutdown.html
     stop_signal = signal.SIGINT
+
+    def __init__(self, *, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self._settings = {**_SETTINGS, **(settings or {})}
 
     def url(self, database: str | None = None) -> str:
         """Return `postgres://user@host:port/database`, by default for the maintenance database."""
@@ -108,7 +118,7 @@ class PostgreSQL(Server):
         )
 
     def _command(self) -> list[str]:
-        settings = {"port": str(self.port), **_SETTINGS}
+        settings = {"port": str(self.port), **self._settings}
         return [
             self._program("postgres"),
             "-D",
