@@ -264,6 +264,10 @@ def test_long_texts_as_keys(exotic: Ear) -> None:
     with announced(Odd):
         Odd.objects.bulk_create([Odd(pk=f"{number}" + "键" * 1900) for number in range(4)])
         assert exotic.hints() == [Hint("places.Odd")]
+        Odd.objects.create(pk="é" * 1900)  # in JSON no longer than in the table
+        assert exotic.hints() == [Hint("places.Odd", ("é" * 1900,))]
+        Odd.objects.create(pk="\x01" * 1900)  # each of these takes six bytes in JSON
+        assert exotic.hints() == [Hint("places.Odd")]
         Odd.objects.bulk_create([Odd(pk=f"{number:03}" + "x" * 600) for number in range(40)])
         assert len(keys(exotic.hints())) == 40
 
