@@ -11,7 +11,7 @@ help:
 	@echo "make test    run the tests, on servers that they start themselves"
 	@echo "make lint    formatting, rules, types, layers"
 	@echo "make demo    serve the sample on http://$(HOST):$(PORT)"
-	@echo "make bench   measure against other ways to do it (40 minutes; BENCH=--quick: 8)"
+	@echo "make bench   measure against other ways to do it (50 minutes; BENCH=--quick: 10)"
 	@echo "make pin     renew requirements/*.txt (needs uv)"
 
 $(VENV)/%.installed: requirements/%.txt pyproject.toml

@@ -44,7 +44,7 @@ class Sizes:
     seconds: int = 2
 
 
-# All of it takes less than 40 minutes; what is published is measured for longer (README.md says how).
+# All of it takes less than 50 minutes; what is published is measured for longer (README.md says how).
 DEFAULT = {
     "cached": Sizes((10, 100, 1_000, 10_000), (32,)),
     "live": Sizes((10_000,), (32, 256)),
@@ -54,7 +54,7 @@ DEFAULT = {
     "coherence": Sizes((1_000,), (32,), seconds=6),
 }
 
-# To see that everything runs, in less than 8 minutes: figures of one short round prove nothing.
+# To see that everything runs, in less than 10 minutes: figures of one short round prove nothing.
 QUICK = {
     "cached": Sizes((10, 10_000), (32,), 1, 1),
     "live": Sizes((10_000,), (32,), 1, 1),

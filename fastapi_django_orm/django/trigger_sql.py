@@ -48,7 +48,8 @@ _TRIGGERS = {
 _FUNCTION = """\
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint$
 #variable_conflict use_column
-{key}DECLARE
+{key}<<hint>>
+DECLARE
     keys pg_catalog.text[];
     parts pg_catalog.text[];
     part pg_catalog.text;
@@ -62,16 +63,18 @@ END{end}
 $hint$"""
 
 # One row is the usual case and has a query that does all: every expression more costs a microsecond or two.
-# What fits into one notification is sent at once, too; the rest is rare enough to be slow.
+# What fits into one notification is sent at once, too; the rest is rare enough to be slow. Queries in which the
+# key may become a variable mention another: with none PL/pgSQL would pass none when they are planned anew.
 _READ_KEYS = """\
         PERFORM {single}
             FROM changed
-            WHERE NOT EXISTS (SELECT FROM changed OFFSET 1)
+            WHERE hint.part IS NULL
+                AND NOT EXISTS (SELECT FROM changed OFFSET 1)
                 AND pg_catalog.octet_length({written}) OPERATOR(pg_catalog.<=) {part};
         IF FOUND THEN
             RETURN NULL;
         END IF;
-        keys := ARRAY(SELECT {written} FROM changed LIMIT {limit});
+        keys := ARRAY(SELECT {written} FROM changed WHERE hint.part IS NULL LIMIT {limit});
         IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.=) 0 THEN
             RETURN NULL;
         ELSIF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} AND keys[1] IS NOT NULL THEN
