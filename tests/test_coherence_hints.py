@@ -94,7 +94,7 @@ def test_what_cannot_be_understood_means_everything(payload: bytes | str) -> Non
     assert decode(payload) == EVERYTHING
 
 
-DEEP = "[" * 2000 + "]" * 2000  # which Python's parser reads
+DEEP = "[" * 600 + "]" * 600  # which every version of Python parses
 
 
 @pytest.mark.parametrize("keys", ["1", "{}", "[null]", "[true]", "[{}]", "null", '"12"', "[[[1]]]", DEEP])
