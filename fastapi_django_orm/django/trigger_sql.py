@@ -63,8 +63,8 @@ END{end}
 $hint$"""
 
 # One row is the usual case and has a query that does all: every expression more costs a microsecond or two.
-# What fits into one notification is sent at once, too; the rest is rare enough to be slow. Queries in which the
-# key may become a variable mention another: with none PL/pgSQL would pass none when they are planned anew.
+# What fits into one notification is sent at once, too; the rest is rare enough to be slow. Queries in which
+# the key may become a variable mention another: without, PL/pgSQL passes none when they are planned anew.
 _READ_KEYS = """\
         PERFORM {single}
             FROM changed
