@@ -164,6 +164,33 @@ def test_printed_sql(board: Project, connection: psycopg.Connection) -> None:
     assert ours(connection) == []
 
 
+ROUTED = """
+DATABASES["other"] = DATABASES["default"]
+DATABASE_ROUTERS = ["config.routers.Users"]
+"""
+ROUTER = """
+class Users:
+    def db_for_write(self, model, **hints):
+        return "other" if model._meta.app_label == "auth" else None
+"""
+
+
+def test_printed_sql_of_two_databases(board: Project) -> None:
+    """What is printed for each database is a transaction of its own, which says where it belongs."""
+    with_users(board)
+    board.append("config/settings.py", ROUTED)
+    board.write("config/routers.py", ROUTER)
+    printed = manage(board, "coherence", "install", "--sql", "bbs.Topic", "auth.Group")
+    here, there = (part for part in printed.split("-- Database ") if part)
+    assert here.startswith("default\nBEGIN;")
+    assert there.startswith("other\nBEGIN;")
+    assert all(part.rstrip().endswith("COMMIT;") for part in (here, there))
+    assert "bbs_topic" in here
+    assert "auth_group" not in here
+    assert "auth_group" in there
+    assert "bbs_topic" not in there
+
+
 def test_models_by_name(board: Project, connection: psycopg.Connection) -> None:
     """Models that are named are meant alone, and no application is looked for."""
     board.remove("main.py")

@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser
 from collections.abc import Collection, Iterator
+from itertools import groupby
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -67,12 +68,14 @@ class Command(BaseCommand):
                     yield alias, table
 
     def _print(self, action: str, tables: list[tuple[str, Table]]) -> None:
-        self.stdout.write("BEGIN;")
-        for alias, table in tables:
-            self.stdout.write(f"-- {table.label}, database {alias}")
-            for statement in getattr(TriggerSQL(table, connections[alias]), action)():
-                self.stdout.write(f"{statement};")
-        self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};\nCOMMIT;")
+        """A transaction for each database, to be run there."""
+        for alias, group in groupby(tables, key=lambda each: each[0]):
+            self.stdout.write(f"-- Database {alias}\nBEGIN;")
+            for _, table in group:
+                self.stdout.write(f"-- {table.label}")
+                for statement in getattr(TriggerSQL(table, connections[alias]), action)():
+                    self.stdout.write(f"{statement};")
+            self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};\nCOMMIT;")
 
     def _install(self, tables: list[tuple[str, Table]]) -> None:
         words = {
