@@ -6,9 +6,9 @@ from .database.executor import run
 from .dependencies import InTransaction
 from .plugin import DjangoORM
 from .repository import Repository
-from .rows import Row
+from .rows.row import Row
 from .settings import ORMSettings
-from .snapshot import Snapshot
+from .snapshots.snapshot import Snapshot
 
 __all__ = [
     "CachedRepository",

@@ -6,15 +6,16 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from . import declaration, running
+from . import running
 from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
-from .loading import Loader
-from .pacing import Pace
-from .refresh import Refresher
+from .reading import declaration
+from .reading.loading import Loader
+from .reading.pacing import Pace
+from .reading.refresh import Refresher
 from .repository import Repository, declared
-from .representation import RepositoryResponse
-from .snapshot import RowT, Snapshot, value_of
+from .responses.representation import RepositoryResponse
+from .snapshots.snapshot import RowT, Snapshot, value_of
 
 
 def declared_cached() -> "list[type[CachedRepository[Any]]]":

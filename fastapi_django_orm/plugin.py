@@ -18,8 +18,6 @@ from django.db import DEFAULT_DB_ALIAS, connections
 from fastapi import FastAPI
 
 from . import repository, running
-from .access import HOW_TO_ALLOW
-from .answers import handlers_instrumented
 from .cached import CachedRepository
 from .coherence.choice import shared_snapshots
 from .coherence.service import Coherence
@@ -29,11 +27,13 @@ from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
 from .errors import InvalidRepository
-from .health import DatabaseProbe
-from .publishing import publications, published
-from .refresh import Refresher
+from .handlers import handlers_instrumented
+from .publishing.routes import publications, published
+from .reading.refresh import Refresher
 from .repository import Repository
-from .routes import build_router, routes_added
+from .routes.access import HOW_TO_ALLOW
+from .routes.added import build_router, routes_added
+from .routes.health import DatabaseProbe
 from .settings import ORMSettings, read_settings
 from .setup import set_up_django
 from .shared import SharedContext

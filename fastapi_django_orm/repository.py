@@ -11,11 +11,12 @@ from typing import Any, ClassVar, Generic, Self
 
 from django.db.models import Model, QuerySet
 
-from . import declaration, running
+from . import running
 from .errors import NotFound, NotStarted
-from .live import LiveReads
-from .readers import Reader
-from .snapshot import RowT
+from .reading import declaration
+from .reading.live import LiveReads
+from .reading.readers import Reader
+from .snapshots.snapshot import RowT
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.

@@ -26,8 +26,8 @@ from fastapi_django_orm import (
     atomic,
     run,
 )
-from fastapi_django_orm.batching import AT_ONCE, MOST
 from fastapi_django_orm.errors import DatabaseBusy, DjangoORMError, NotFound, NotStarted, NotUnique
+from fastapi_django_orm.reading.batching import AT_ONCE, MOST
 from tests.comparing import finish
 from tests.databases import BOARD, DEADLINE, default_changed
 from tests.gates import Gate, started

@@ -17,8 +17,8 @@ from fastapi import BackgroundTasks, Depends, FastAPI, Response
 from starlette.middleware.gzip import GZipMiddleware
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, compression
-from fastapi_django_orm.compression import CODINGS, Variants
-from fastapi_django_orm.representation import RepositoryResponse
+from fastapi_django_orm.responses.compression import CODINGS, Variants
+from fastapi_django_orm.responses.representation import RepositoryResponse
 from tests.gates import add_topics
 from tests.project.board.models import Topic
 from tests.repositories import read

@@ -22,12 +22,12 @@ from django.test import override_settings
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import ORMSettings
-from fastapi_django_orm.codec import RowCodec
 from fastapi_django_orm.coherence import shared_identity, shared_loader, shared_store
 from fastapi_django_orm.coherence.shared_format import NotGenuine, NotPortable, pack, unpack
 from fastapi_django_orm.coherence.shared_identity import Identity
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
-from fastapi_django_orm.pages import Chunk, cut, cut_evenly
+from fastapi_django_orm.rows.codec import RowCodec
+from fastapi_django_orm.snapshots.pages import Chunk, cut, cut_evenly
 from tests.gates import Gate, add_topics, comments, gated, started
 from tests.hearing import eventually, write
 from tests.playing import outside

@@ -15,8 +15,8 @@ from django.db import DatabaseError
 from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 
-from ..declaration import ordered, resolve_model
 from ..errors import InvalidRepository
+from ..reading.declaration import ordered, resolve_model
 from .hints import Hint
 from .relations import prefetched, related_models
 

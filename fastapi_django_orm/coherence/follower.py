@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable
 from contextvars import copy_context
 from typing import Any
 
-from ..refresh import Load, Refresher
+from ..reading.refresh import Load, Refresher
 from .hints import MOST_KEYS
 
 PACE = 0.01  # seconds between the beginnings of two refreshes: a burst costs a hundred a second at most

@@ -8,7 +8,7 @@ import structlog
 
 from .. import running
 from ..errors import RefreshFailed
-from ..refresh import Refresher
+from ..reading.refresh import Refresher
 from ..settings import ORMSettings
 from .choice import is_named, listeners
 from .concerns import concern_of

@@ -17,9 +17,9 @@ from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
-from ..codec import PARSERS, RowCodec
 from ..errors import DjangoORMError
-from ..pages import HEAD, Page
+from ..rows.codec import PARSERS, RowCodec
+from ..snapshots.pages import HEAD, Page
 
 FORMAT = 1
 PART = 2**20  # bytes, about

@@ -19,11 +19,11 @@ import structlog
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
-from ..codec import RowCodec
-from ..loading import Loader
-from ..readers import Reader
-from ..refresh import Loads
-from ..snapshot import Snapshot
+from ..reading.loading import Loader
+from ..reading.readers import Reader
+from ..reading.refresh import Loads
+from ..rows.codec import RowCodec
+from ..snapshots.snapshot import Snapshot
 from .shared_format import NotGenuine, NotPortable, is_portable, pack, unpack
 from .shared_identity import Identity, secret
 from .shared_store import Alone, Lost, Room, SharedStore, Take, Turn

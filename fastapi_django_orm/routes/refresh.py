@@ -8,17 +8,17 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from . import running
+from .. import running
+from ..coherence.hints import READ_LIMIT, VERSION, Hint, decode
+from ..coherence.roll_call import Attendance
+from ..coherence.service import Coherence
+from ..coherence.transport import TransportUnavailable
+from ..coherence.workers import LONGEST_WAIT
+from ..errors import NotFound, RefreshFailed, nearest
+from ..reading.refresh import Load, Refresher
+from ..rows.encoding import combine
+from ..settings import ORMSettings
 from .access import may_refresh
-from .coherence.hints import READ_LIMIT, VERSION, Hint, decode
-from .coherence.roll_call import Attendance
-from .coherence.service import Coherence
-from .coherence.transport import TransportUnavailable
-from .coherence.workers import LONGEST_WAIT
-from .encoding import combine
-from .errors import NotFound, RefreshFailed, nearest
-from .refresh import Load, Refresher
-from .settings import ORMSettings
 
 Refreshers = Mapping[str, Refresher[Any]]
 

@@ -20,10 +20,10 @@ from fastapi import FastAPI
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import running
-from .context import RequestContext
-from .editions import Answer
-from .negotiation import at_once, deliver
+from .. import running
+from ..context import RequestContext
+from ..responses.editions import Answer
+from ..responses.negotiation import at_once, deliver
 from .own_routes import OwnRoutes
 from .sources import Source, Window, plain_window
 

@@ -7,21 +7,21 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from datetime import UTC, datetime
 from typing import Any
 
-from .changing import Changing, NewRow
-from .database.reachable import table_explained
+from ..database.reachable import table_explained
+from ..errors import InvalidRow
+from ..snapshots.changing import Changing, NewRow
+from ..snapshots.key_index import ABSENT, Absent, KeyIndex
+from ..snapshots.page_list import PageList
+from ..snapshots.pages import Chunk, Page, cut, cut_evenly
+from ..snapshots.placing import NotComparable, Order
+from ..snapshots.row_cache import RowCache
+from ..snapshots.snapshot import Snapshot, value_of
+from ..snapshots.table import Table
+from ..snapshots.value_index import ValueIndex
 from .equality import is_loose
-from .errors import InvalidRow
-from .key_index import ABSENT, Absent, KeyIndex
 from .pacing import Pace
-from .page_list import PageList
-from .pages import Chunk, Page, cut, cut_evenly
-from .placing import NotComparable, Order
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
-from .row_cache import RowCache
-from .snapshot import Snapshot, value_of
 from .sql_json import NotExpressible
-from .table import Table
-from .value_index import ValueIndex
 
 Pairs = list[tuple[Hashable, Hashable]]
 

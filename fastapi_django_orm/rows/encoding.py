@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json
 
-from .errors import InvalidRow
+from ..errors import InvalidRow
 
 CLOSING = b"]}"
 

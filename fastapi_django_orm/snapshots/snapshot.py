@@ -11,10 +11,10 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from .encoding import CLOSING, digest, opening
+from ..rows.encoding import CLOSING, digest, opening
+from ..rows.row import Row
+from ..rows.sharing import CopiedRows, copied
 from .row_cache import RowCache
-from .rows import Row
-from .sharing import CopiedRows, copied
 from .table import Table
 from .value_index import ValueIndex
 

@@ -19,9 +19,9 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
-from . import metrics
-from .errors import DatabaseBusy, DjangoORMError, RefreshFailed
-from .snapshot import RowT, Snapshot
+from .. import metrics
+from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
+from ..snapshots.snapshot import RowT, Snapshot
 
 logger = structlog.get_logger("fastapi_django_orm")
 

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ..snapshots.snapshot import Snapshot
 from .editions import Content, Edition, Headers
 from .negotiation import deliver, entity
-from .snapshot import Snapshot
 
 _READING = ("GET", "HEAD")
 

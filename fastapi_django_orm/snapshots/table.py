@@ -10,7 +10,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from .encoding import digest
+from ..rows.encoding import digest
 from .key_index import KeyIndex
 from .page_list import PageList
 from .pages import Page

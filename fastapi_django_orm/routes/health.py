@@ -8,12 +8,12 @@ from typing import Any, Literal
 from asgiref.sync import sync_to_async
 from pydantic import BaseModel, Field
 
-from . import running
-from .coherence.link import Link
-from .coherence.service import Coherence
-from .database.reachable import check_reachable
-from .errors import DatabaseUnreachable
-from .refresh import Refresher
+from .. import running
+from ..coherence.link import Link
+from ..coherence.service import Coherence
+from ..database.reachable import check_reachable
+from ..errors import DatabaseUnreachable
+from ..reading.refresh import Refresher
 
 DATABASE_TIMEOUT = 2.0  # seconds that a database has to answer
 

@@ -11,9 +11,9 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 from pydantic import BaseModel, ConfigDict, create_model
 
-from .cached import CachedRepository
-from .readers import names_of_dicts
-from .repository import Repository
+from ..cached import CachedRepository
+from ..reading.readers import names_of_dicts
+from ..repository import Repository
 
 _TYPES: dict[str, type[Any]] = {
     **dict.fromkeys(["AutoField", "BigAutoField", "SmallAutoField"], int),

@@ -18,7 +18,7 @@ from django.utils.functional import LazyObject, Promise
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema
 
-from .errors import LazyValue
+from ..errors import LazyValue
 
 SCALARS: frozenset[type] = frozenset(
     {type(None), bool, int, float, str, bytes, Decimal, UUID} | {date, datetime, time, timedelta}

@@ -15,7 +15,7 @@ from django.db.models.query import ModelIterable, ValuesIterable
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel, nearest
+from ..errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel, nearest
 from .readers import (
     AnyQuerySet,
     ColumnReader,

@@ -16,10 +16,10 @@ from django.db import connections, transaction
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
-from .errors import InvalidRepository
+from ..errors import InvalidRepository
+from ..repository import Repository
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute
-from .repository import Repository
 from .row_models import key_type, list_model, row_model
 from .sources import not_found, plain_keys, response_to, source_of
 

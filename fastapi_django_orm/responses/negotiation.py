@@ -12,9 +12,9 @@ from typing import Any
 
 from starlette.types import Scope, Send
 
+from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import preferred
 from .editions import Answer, Content, Headers
-from .snapshot import JOINED, Snapshot
 
 SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
 

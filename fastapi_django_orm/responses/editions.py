@@ -11,8 +11,8 @@ from hashlib import sha256
 from itertools import islice
 from typing import Any, Self, TypeAlias
 
+from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import MINIMUM, Variants
-from .snapshot import JOINED, Snapshot
 
 WINDOWS = 32  # windows of a list that are kept with their compressed forms,
 WINDOW = 128 * 2**10  # bytes, if they are not larger than this

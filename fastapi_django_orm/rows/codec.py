@@ -14,7 +14,7 @@ from uuid import UUID
 
 from pydantic_core import from_json
 
-from .rows import Row
+from .row import Row
 
 Parse = Callable[[str], Any]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from .rows import SCALARS
+from .row import SCALARS
 
 RowT = TypeVar("RowT")
 

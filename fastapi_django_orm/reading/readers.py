@@ -15,12 +15,12 @@ from django.db import DataError
 from django.db.models import Model, QuerySet
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from .codec import RowCodec
-from .encoding import Encoder
-from .errors import InvalidRow, LazyValue
-from .pages import Chunk
-from .rows import Row, freeze
-from .sharing import frozen_type, is_shareable
+from ..errors import InvalidRow, LazyValue
+from ..rows.codec import RowCodec
+from ..rows.encoding import Encoder
+from ..rows.row import Row, freeze
+from ..rows.sharing import frozen_type, is_shareable
+from ..snapshots.pages import Chunk
 from .sql_json import DatabaseJSON
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from .codec import RowCodec
+from ..rows.codec import RowCodec
 from .pages import Page
 
 

@@ -11,9 +11,9 @@ from starlette._utils import get_route_path
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from ..settings import ORMSettings
 from .health import DatabaseProbe, Health, report
-from .refresh_route import Refreshers, add_refresh
-from .settings import ORMSettings
+from .refresh import Refreshers, add_refresh
 
 logger = structlog.get_logger("fastapi_django_orm")
 

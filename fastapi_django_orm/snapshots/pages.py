@@ -12,7 +12,7 @@ from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
-from .encoding import digest
+from ..rows.encoding import digest
 
 ROWS = 256  # in a page, on average
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
-from .cached import CachedRepository
-from .editions import Content, Edition, Stamp
-from .errors import NotFound, NotLoaded
-from .repository import Repository
-from .representation import RepositoryResponse
-from .snapshot import Snapshot
+from ..cached import CachedRepository
+from ..errors import NotFound, NotLoaded
+from ..repository import Repository
+from ..responses.editions import Content, Edition, Stamp
+from ..responses.representation import RepositoryResponse
+from ..snapshots.snapshot import Snapshot
 
 Found: TypeAlias = tuple[Content, Snapshot[Any] | None]
 Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most

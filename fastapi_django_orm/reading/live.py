@@ -10,18 +10,18 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import DataError
 from django.db.models import CompositePrimaryKey, Field, Model
 
-from . import running
+from .. import running
+from ..database.executor import DatabaseExecutor
+from ..database.reachable import table_explained
+from ..database.turns import asking_block
+from ..errors import NotUnique, nearest
+from ..rows.encoding import CLOSING, opening
+from ..rows.sharing import copied
+from ..snapshots.changing import NewRow
+from ..snapshots.pages import Chunk
 from .batching import Batcher
-from .changing import NewRow
-from .database.executor import DatabaseExecutor
-from .database.reachable import table_explained
-from .database.turns import asking_block
-from .encoding import CLOSING, opening
 from .equality import is_loose
-from .errors import NotUnique, nearest
-from .pages import Chunk
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
-from .sharing import copied
 from .sql_json import NotExpressible
 
 K = TypeVar("K", bound=Hashable)

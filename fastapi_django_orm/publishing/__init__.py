@@ -1,0 +1,1 @@
+"""Repositories that are served without a handler."""

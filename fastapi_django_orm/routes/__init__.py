@@ -1,0 +1,1 @@
+"""The routes that the plugin adds to an application: refresh and health."""
