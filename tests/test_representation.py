@@ -16,7 +16,8 @@ import pytest
 from fastapi import BackgroundTasks, Depends, FastAPI, Response
 from starlette.middleware.gzip import GZipMiddleware
 
-from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, compression
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm.responses import compression
 from fastapi_django_orm.responses.compression import CODINGS, Variants
 from fastapi_django_orm.responses.representation import RepositoryResponse
 from tests.gates import add_topics
