@@ -471,8 +471,9 @@ WORKER = """
 import asyncio, json, os, sys, time
 from datetime import datetime as real, timedelta
 from fastapi import FastAPI
-from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, loading
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from fastapi_django_orm.coherence import shared_loader
+from fastapi_django_orm.reading import loading
 
 SKEW = timedelta(seconds=float(os.environ.get("SKEW", "0")))
 loads = 0
