@@ -455,6 +455,26 @@ def test_injection_costs_no_thread(topics: list[Topic]) -> None:
     assert len(asyncio.run(main()).json()["topics"]) == 4
 
 
+def test_the_dependency_is_one_function_of_each_class() -> None:
+    """FastAPI takes longer for a method; and a subclass may have a dependency of its own that calls it."""
+
+    class Own(Topics):
+        @classmethod
+        async def current(cls) -> Any:
+            return (await super().current()).all()
+
+    assert inspect.isfunction(Topics.current)
+    assert Topics.current is Topics.current
+    assert Topics.current.__doc__ is not None
+    assert inspect.signature(Topics.current).parameters == {}
+
+    async def main() -> Any:
+        async with started(Own):
+            return await Own.current()
+
+    assert asyncio.run(main()) == ()
+
+
 def test_the_dependency_can_be_overridden() -> None:
     """`dependency_overrides[Topics.current]` puts something else in the handlers' place for it."""
 
