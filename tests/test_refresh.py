@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime, timedelta, tzinfo
@@ -74,6 +75,37 @@ def test_loads_of_one_repository_never_overlap() -> None:
             assert gate.most == 1
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0.005, 0.0005), (0.001001, 0.0005), (0.0001, 0.0001)])
+def test_the_interpreter_changes_hands_sooner_during_a_load(own: float, expected: float) -> None:
+    """While anything loads, no thread waits for five milliseconds; and after it, as before."""
+
+    async def main() -> None:
+        gates = Gate(), Gate()
+        async with started(
+            *(gated(gate, name=f"topics_{number}") for number, gate in enumerate(gates))
+        ) as both:
+            sys.setswitchinterval(own)
+            loads = []
+            for gate, served in zip(gates, both, strict=True):
+                gate.close()
+                loads.append(ask(served))
+                await gate.load_begun()
+                gate.reset()
+            for gate, load in zip(gates, loads, strict=True):
+                assert sys.getswitchinterval() == pytest.approx(expected, abs=1e-6)
+                gate.open()
+                await load
+            for _ in range(20):
+                await both[0].refresh()
+            assert sys.getswitchinterval() == pytest.approx(own, abs=1e-6)
+
+    before = sys.getswitchinterval()
+    try:
+        asyncio.run(main())
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_two_repositories_load_at_the_same_time() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import EmptyResultSet
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 
@@ -32,6 +32,7 @@ class Concern:
         tables: of all these that are known, with their labels.
         to_key: makes a row's key of what a hint has.
         explained: labels of those that may be views, since `depends_on` says what is behind them.
+        embedded: whether that database is a file, and no server.
     """
 
     alias: str
@@ -40,6 +41,7 @@ class Concern:
     tables: Mapping[str, str]
     to_key: Callable[[Any], Any]
     explained: frozenset[str]
+    embedded: bool
 
     def is_hit(self, hint: Hint) -> bool:
         """Whether rows may have changed."""
@@ -106,7 +108,13 @@ def _concern(
         model._meta.db_table: model._meta.label for model in _installed() if model._meta.label in labels
     }
     return Concern(
-        queryset.db, own, related, tables, _to_key(queryset.model), frozenset(labels if explained else ())
+        queryset.db,
+        own,
+        related,
+        tables,
+        _to_key(queryset.model),
+        explained=frozenset(labels if explained else ()),
+        embedded=connections[queryset.db].vendor == "sqlite",
     )
 
 

@@ -81,7 +81,10 @@ class Coherence:
             refreshers: by the repositories' names.
         """
         for name, refresher in refreshers.items():
-            self._followers[name] = Follower(refresher, self._spread)
+            # There is no server to spare where the database is a file, and its watchers look at moments of
+            # their own.
+            spread = 0.0 if self._concerns[name].embedded else self._spread
+            self._followers[name] = Follower(refresher, spread)
 
     async def stop(self) -> None:
         """Hang up, and follow nothing more."""

@@ -22,6 +22,7 @@ from django.db import DatabaseError
 from .. import metrics
 from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
 from ..snapshots.snapshot import RowT, Snapshot
+from .pacing import switching_sooner
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -209,7 +210,8 @@ class Refresher(Generic[RowT]):
     async def _load(self, asked: Asked[RowT]) -> None:
         started, read_at = time.perf_counter(), time.monotonic()
         try:
-            snapshot = await sync_to_async(self._read)(asked)
+            with switching_sooner():
+                snapshot = await sync_to_async(self._read)(asked)
         except asyncio.CancelledError:
             asked.done.cancel()
             raise
