@@ -6,6 +6,7 @@ All of them, or those of some keys alone, which costs in proportion to the keys.
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 from ..database.reachable import table_explained
 from ..errors import InvalidRow
@@ -26,6 +27,9 @@ from .sql_json import NotExpressible
 Pairs = list[tuple[Hashable, Hashable]]
 
 STEP = 8  # pages: half a millisecond
+
+# Keys of these types that are equal are the same; 1.0 and 1.00 would begin other pages.
+_WRITTEN_ONE_WAY = frozenset({int, str, UUID})
 
 
 class Loader:
@@ -164,9 +168,9 @@ class Loader:
             self._pace.rest()
 
     def _where(self, pages: Sequence[Page], known: Table | None) -> KeyIndex[Hashable]:
-        """Where each key is: made of the table before, as far as pages are the same."""
+        """Where each key is: made of the table before, as far as pages have the same keys."""
         if known is not None and known.where is not None and known.has_unique_keys:
-            new = [page for page in pages if known.page(page.start) is not page]
+            new = [page for page in pages if not _has_keys_of(page, known)]
             # A join that has begun to double a row may have made two pages of one start.
             one_each = len({page.start for page in pages}) == len(pages)
             if one_each and len(new) <= len(pages) // 4:
@@ -174,7 +178,7 @@ class Loader:
                 gone = (key for page in known.pages if page.start not in kept for key in page.keys)
                 moves: dict[Hashable, Hashable | Absent] = dict.fromkeys(gone, ABSENT)
                 moves |= {key: page.start for page in new for key in page.keys}
-                return known.where.changed(moves)
+                return known.where.changed(moves) if moves else known.where
         return KeyIndex.of(sum(map(len, pages)), self._keys(pages))
 
     def _keys(self, pages: Sequence[Page]) -> Iterator[tuple[Sequence[Hashable], Hashable]]:
@@ -281,9 +285,18 @@ class Loader:
 
 
 def _known(page: Page, known: Table | None) -> Page:
-    """The page that is there already, if it is the same."""
+    """The page that is there already, if it is the same; else with the keys that are there already."""
     old = None if known is None else known.page(page.start)
-    if old is None or old.objects is not None or page.objects is not None:
+    # The keys are looked at as well as the JSON, since they need not be among the fields.
+    if old is None or old.keys != page.keys:
         return page
-    # The keys as well, since they need not be among the fields.
-    return old if old.digest == page.digest and old.keys == page.keys else page
+    if old.objects is None and page.objects is None and old.digest == page.digest:
+        return old
+    if _WRITTEN_ONE_WAY.issuperset(map(type, old.keys)):
+        page.keys = old.keys
+    return page
+
+
+def _has_keys_of(page: Page, known: Table) -> bool:
+    old = known.page(page.start)
+    return old is not None and old.keys is page.keys
