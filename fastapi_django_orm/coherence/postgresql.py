@@ -19,7 +19,7 @@ import structlog
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
-from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
+from .hints import CHANNEL, EVERYTHING, REKEY, Hint, decode, encode
 from .postgresql_session import Session
 from .transport import Receiver, TransportUnavailable
 from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
@@ -35,17 +35,19 @@ USE_DIRECT_DSN = (
 
 # Of each table whether its triggers announce all kinds of statements under the model's label; and what tells
 # them from others, or from themselves before they were switched off and on again.
-# The bits of pg_trigger.tgtype: FOR EACH ROW 1, INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32.
+# The bits of pg_trigger.tgtype: FOR EACH ROW 1, INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32. A trigger for
+# each row is only for some updates, and needed beside the others.
 _TRIGGERS = f"""
 SELECT wanted.number, COALESCE(found.complete, false), found.identity, c.relkind IN ('r', 'p')
 FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (name, label, number)
 LEFT JOIN pg_catalog.pg_class c ON c.oid = to_regclass(wanted.name)
 LEFT JOIN LATERAL (
-    SELECT bit_or(t.tgtype) & 60 = 60 AS complete,
+    SELECT bit_or(t.tgtype) FILTER (WHERE t.tgtype & 1 = 0) & 60 = 60
+            AND (bool_or(t.tgname = '{REKEY}') OR NOT bool_or(strpos(p.prosrc, '{REKEY}') > 0)) AS complete,
         string_agg(t.oid || ' ' || t.xmin, ',' ORDER BY t.oid) AS identity
     FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
     WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, '{CHANNEL}')
-    AND t.tgenabled IN ('O', 'A') AND t.tgtype & 1 = 0 AND strpos(p.prosrc, wanted.label) > 0
+    AND t.tgenabled IN ('O', 'A') AND strpos(p.prosrc, wanted.label) > 0
 ) AS found ON true
 ORDER BY wanted.number"""
 
