@@ -217,7 +217,7 @@ class Migration(migrations.Migration):
 
 
 def test_a_migration_to_another_key(board: Project, connection: psycopg.Connection) -> None:
-    """PostgreSQL drops the trigger with its column; when migrate has ended it is there for the new one."""
+    """The trigger is not in the way when its column goes, and is there for the new one in the end."""
     manage(board, "migrate", "bbs", "--fake")
     manage(board, "coherence", "install")
     before = ours(connection)

@@ -1,10 +1,10 @@
-"""Migrations and triggers: PostgreSQL does not change the type of a column that a trigger names.
+"""Migrations and triggers: PostgreSQL does not change or drop a column that a trigger names.
 
 One of each table's triggers names the column of its key, since that alone makes it cheap. A migration from
 ``AutoField`` to ``BigAutoField`` would fail for it. So while ``migrate`` runs, that trigger makes way for
 each such statement. It goes and comes back in the transaction of the statement, so that nobody ever sees it
-away, even if ``migrate`` fails later. What is lost in other ways, as with a column that is dropped,
-``migrate`` brings back at its end.
+away, even if ``migrate`` fails later. For the key's next column ``migrate`` makes it at its end; until then
+the function finds no key, and tells of all rows.
 """
 
 import logging
@@ -26,12 +26,16 @@ from .trigger_sql import rekey_trigger
 
 logger = logging.getLogger("fastapi_django_orm")
 
-# As Django's schema editor writes it.
-_NEW_TYPE = re.compile(r'ALTER TABLE ("[^;]+?"|\S+) ALTER COLUMN .* TYPE ', re.IGNORECASE | re.DOTALL)
+# As Django's schema editor writes them. Django 6.1 drops columns without CASCADE.
+_STATEMENT = re.compile(
+    r'ALTER TABLE (?P<table>"[^;]+?"|\S+) (?:ALTER COLUMN .* TYPE |DROP COLUMN (?P<dropped>"[^"]+"|\S+))',
+    re.IGNORECASE | re.DOTALL,
+)
 _UID = "fastapi_django_orm"
 
-_IN_THE_WAY = """
-SELECT quote_ident(a.attname), t.tgfoid::regproc::text
+# The column that it names, and what it calls.
+_TRIGGER = """
+SELECT a.attname::text, t.tgfoid::regproc::text
 FROM pg_trigger t JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum = t.tgattr[0]
 WHERE t.tgrelid = to_regclass(%s) AND t.tgname = %s"""
 
@@ -57,30 +61,33 @@ class _MakingWay:
         self.tables: set[str] = set()  # whose trigger was in the way
 
     def __call__(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
-        found, connection = _NEW_TYPE.match(str(sql)), context["connection"]
-        if found is None or (create := _in_the_way(connection, found[1])) is None:
+        statement, connection = _STATEMENT.match(str(sql)), context["connection"]
+        trigger = None if statement is None else _trigger(connection, statement["table"])
+        if statement is None or trigger is None or statement["dropped"] not in (None, trigger[0]):
             return execute(sql, params, many, context)
-        self.tables.add(found[1])
+        table, is_dropped = statement["table"], statement["dropped"] is not None
+        self.tables.add(table)
         with transaction.atomic(using=connection.alias, savepoint=False), connection.cursor() as cursor:
-            cursor.execute(f"DROP TRIGGER {REKEY} ON {found[1]}")
+            cursor.execute(f"DROP TRIGGER {REKEY} ON {table}")
             result = execute(sql, params, many, context)
-            _create(connection, create, found[1])
+            if not is_dropped:
+                _create(connection, table, *trigger)
         return result
 
 
-def _in_the_way(connection: BaseDatabaseWrapper, table: str) -> str | None:
-    """The statement that creates the table's trigger, if it has one."""
+def _trigger(connection: BaseDatabaseWrapper, table: str) -> tuple[str, str] | None:
+    """The column that the table's trigger names, and the function that it calls; None if there is none."""
     with connection.cursor() as cursor:
-        cursor.execute(_IN_THE_WAY, [table, REKEY])
+        cursor.execute(_TRIGGER, [table, REKEY])
         found = cursor.fetchone()
-    return None if found is None else rekey_trigger(table, *found)
+    return None if found is None else (connection.ops.quote_name(found[0]), found[1])
 
 
-def _create(connection: BaseDatabaseWrapper, statement: str, table: str) -> None:
+def _create(connection: BaseDatabaseWrapper, table: str, key: str, function: str) -> None:
     """Have the trigger again; no migration fails for that."""
     try:
         with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
-            cursor.execute(statement)
+            cursor.execute(rekey_trigger(table, key, function))
     except DatabaseError as error:
         logger.warning("The trigger %s of %s is away until the end of migrate: %s", REKEY, table, error)
 
