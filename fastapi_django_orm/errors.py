@@ -135,8 +135,9 @@ def nearest(name: str, known: Iterable[str], *, most: int = 10) -> str:
         most: how many names to list when none is close.
     """
     names = sorted(known)
-    if close := get_close_matches(name, names, n=3):
-        return "Did you mean " + " or ".join(map(repr, close)) + "?"
+    folded = {known_as.casefold(): known_as for known_as in names}
+    if close := get_close_matches(name.casefold(), folded, n=3):
+        return "Did you mean " + " or ".join(repr(folded[found]) for found in close) + "?"
     if not names:
         return "There is none."
     return "There is: " + ", ".join(names[:most]) + (", …" if len(names) > most else ".")

@@ -15,6 +15,8 @@ from fastapi_django_orm.coherence.choice import libpq_parameters
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
+from fastapi_django_orm.django import triggers
+from fastapi_django_orm.django.tables import table_of
 from tests.announcing import EXOTIC_TABLES, WITHOUT_EXOTIC_TABLES, announced
 from tests.databases import BOARD, DEADLINE
 from tests.gates import Gate, comments, gated
@@ -480,6 +482,25 @@ def test_triggers_that_go_and_come_back(board: PostgreSQL, removal: str) -> None
             assert not listener(coherence).degraded
 
     run(main)
+
+
+def test_the_trigger_of_a_key_that_goes(board: PostgreSQL) -> None:
+    """Of a row whose key becomes another only that one tells, so that it is missed like the others."""
+
+    async def main() -> None:
+        async with hearing(declare(), coherence_heartbeat=HEARTBEAT) as (topics, coherence):
+            (pk,) = await write("one")
+            await follows(topics, "one")
+            assert not listener(coherence).degraded
+            await outside(lambda: execute("DROP TRIGGER fastapi_django_orm_rekey ON board_topic"))
+            await eventually(lambda: listener(coherence).degraded, "the missing trigger is noticed")
+            await outside(lambda: execute("UPDATE board_topic SET id = id + 1000"))
+            await outside(lambda: triggers.install("postgresql", table_of(Topic)))
+            await eventually(lambda: [row["id"] for row in topics.all()] == [pk + 1000], "one row")
+            assert not listener(coherence).degraded
+
+    with announced(Topic):
+        run(main)
 
 
 def test_triggers_that_were_off_for_a_moment(board: PostgreSQL) -> None:

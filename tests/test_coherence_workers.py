@@ -405,18 +405,58 @@ def test_a_posted_hint_is_answered_at_once(sqlite: str, query: str) -> None:
     run(main)
 
 
-def test_a_model_alone_is_a_hint(sqlite: str) -> None:
-    """`?model=` without a body means all its rows; another model's loads nothing."""
+@pytest.mark.parametrize("label", ["board.Topic", "board.topic", "board.LoudTopic"])
+def test_a_model_alone_is_a_hint(sqlite: str, label: str) -> None:
+    """`?model=` without a body means all its rows, by any label that Django knows it or its proxy by."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with worker(gated(gate), coherence="off") as one:
+            await write("one")
+            assert (await one.refresh(f"?model={label}")).status_code == 202
+            await eventually(lambda: comments(one.repository) == ["one"], "the row")
+
+    run(main)
+
+
+UNCONCERNED = [
+    ("?model=board.Author", b""),
+    ("?model=nobody.Knows", b'{"v":1,"m":"nobody.Knows","k":[1]}'),
+    ("", b'{"v":1,"m":"nobody.Knows"}'),
+]
+
+
+@pytest.mark.parametrize(("query", "body"), UNCONCERNED)
+def test_a_hint_that_concerns_nobody(sqlite: str, query: str, body: bytes) -> None:
+    """A model that no repository reads loads nothing, nor one in a hint that only the poster knows."""
     gate = Gate()
 
     async def main() -> None:
         async with worker(gated(gate), coherence="off") as one:
             gate.reset()
-            assert (await one.refresh("?model=nobody.Knows")).status_code == 202
+            assert (await one.refresh(query, content=body)).status_code == 202
             assert gate.loads == 0
-            await write("one")
-            assert (await one.refresh("?model=board.Topic")).status_code == 202
-            await eventually(lambda: comments(one.repository) == ["one"], "the row")
+
+    run(main)
+
+
+UNKNOWN = [
+    ("board.Topik", "There is no model 'board.Topik' in INSTALLED_APPS. Did you mean 'board.Topic'"),
+    ("BOARD.TOPIC", "There is no model 'BOARD.TOPIC' in INSTALLED_APPS. Did you mean 'board.Topic'"),
+    ("Topic", "There is no model 'Topic' in INSTALLED_APPS. "),
+    ("a.b.c", "There is no model 'a.b.c' in INSTALLED_APPS. There is: "),
+]
+
+
+@pytest.mark.parametrize(("label", "message"), UNKNOWN)
+def test_a_model_that_is_none(sqlite: str, label: str, message: str) -> None:
+    """`?model=` with a label of no model is a mistake, answered with the nearest labels."""
+
+    async def main() -> None:
+        async with worker(declare(), coherence="off") as one:
+            answer = await one.refresh(f"?model={label}")
+            assert answer.status_code == 404
+            assert answer.json()["detail"].startswith(message)
 
     run(main)
 

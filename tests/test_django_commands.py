@@ -10,7 +10,7 @@ import redis
 from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
 from tests.announcing import Ear
 from tests.databases import wait_until
-from tests.projects import MAIN, Project
+from tests.projects import MAIN, MODELS, Project
 from tests.servers import PostgreSQL, Valkey
 
 DATABASE = "commands"
@@ -150,6 +150,85 @@ def test_a_migration_of_the_key(board: Project, connection: psycopg.Connection) 
     manage(board, "coherence", "uninstall")
     manage(board, "migrate", "bbs")
     assert ours(connection) == []
+
+
+ABORTED = """\
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    atomic = {atomic}
+    dependencies = [("bbs", "{before}")]
+    operations = [{operations}]
+"""
+TO_TEXT = 'migrations.AlterField("Topic", "id", models.CharField(max_length=9, primary_key=True))'
+TO_INTEGER = 'migrations.AlterField("Topic", "id", models.BigIntegerField(primary_key=True))'
+FAIL = 'migrations.RunSQL("SELECT 1 / 0")'
+
+
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_migration_of_the_key_that_aborts(
+    board: Project, connection: psycopg.Connection, atomic: bool
+) -> None:
+    """What follows the change of the key fails, in a migration without a transaction or in the next one."""
+    migrations = [("0002_text", "0001_initial", TO_TEXT), ("0003_fail", "0002_text", f"{TO_INTEGER}, {FAIL}")]
+    for name, before, operations in migrations:
+        board.write(
+            f"bbs/migrations/{name}.py", ABORTED.format(atomic=atomic, before=before, operations=operations)
+        )
+    connection.execute("DROP TABLE bbs_topic")
+    manage(board, "migrate", "bbs", "0001")
+    manage(board, "coherence", "install")
+    before = ours(connection)
+    connection.execute("INSERT INTO bbs_topic VALUES (1, 'old')")
+    code, output = board.run("manage.py", "migrate", "bbs")
+    assert code == 1
+    assert "division by zero" in output
+    assert ours(connection) == before
+    ear = Ear(connection)
+    connection.execute("UPDATE bbs_topic SET id = '2'")
+    assert Hint("bbs.Topic") in ear.hints()
+
+
+def test_migrate_brings_back_what_is_lost(board: Project, connection: psycopg.Connection) -> None:
+    """A key's trigger that is away, and only that, comes back with the next migrate."""
+    manage(board, "migrate", "bbs", "--fake")
+    manage(board, "coherence", "install")
+    before = ours(connection)
+    connection.execute("DROP TRIGGER fastapi_django_orm_rekey ON bbs_topic")
+    manage(board, "migrate")
+    assert ours(connection) == before
+    connection.execute("ALTER TABLE bbs_topic DISABLE TRIGGER fastapi_django_orm_update")
+    manage(board, "migrate")
+    assert "outdated" in refused(board, "coherence", "status")
+
+
+OTHER_KEY = """\
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [("bbs", "0001_initial")]
+    operations = [
+        migrations.RemoveField("Topic", "id"),
+        migrations.AddField("Topic", "number", models.BigAutoField(primary_key=True)),
+    ]
+"""
+
+
+def test_a_migration_to_another_key(board: Project, connection: psycopg.Connection) -> None:
+    """The trigger is not in the way when its column goes, and is there for the new one in the end."""
+    manage(board, "migrate", "bbs", "--fake")
+    manage(board, "coherence", "install")
+    before = ours(connection)
+    board.write("bbs/models.py", MODELS + "    number = models.BigAutoField(primary_key=True)\n")
+    board.write("bbs/migrations/0002_number.py", OTHER_KEY)
+    manage(board, "migrate", "bbs")
+    assert ours(connection) == before
+    ear = Ear(connection)
+    connection.execute("INSERT INTO bbs_topic (comment) VALUES ('new')")
+    connection.execute("UPDATE bbs_topic SET number = 7")
+    assert ear.hints() == [Hint("bbs.Topic", (1,)), Hint("bbs.Topic"), Hint("bbs.Topic", (7,))]
 
 
 def test_printed_sql(board: Project, connection: psycopg.Connection) -> None:

@@ -8,14 +8,20 @@ from typing import Any
 
 import pytest
 import redis
+from fastapi import FastAPI
 
+from fastapi_django_orm import DjangoORM
 from fastapi_django_orm.coherence.choice import publishers
 from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
-from fastapi_django_orm.django import outbox as outbox_module
-from fastapi_django_orm.django.outbox import MOST_KEYS, Outbox, Waiting
+from fastapi_django_orm.coherence.http import PATIENCE
+from fastapi_django_orm.django import destination as destination_module
+from fastapi_django_orm.django.outbox import Outbox
+from fastapi_django_orm.django.waiting import MOST_KEYS, Waiting
 from fastapi_django_orm.settings import ORMSettings
+from tests.gates import Gate, gated
 from tests.projects import Project
 from tests.servers import TCPProxy, Valkey
+from tests.serving import serving
 
 DEADLINE = 20.0  # seconds
 TOPICS = "bbs.Topic"
@@ -63,7 +69,7 @@ def subscriber(valkey: Valkey) -> Iterator[Subscriber]:
 
 def outbox_to(*urls: str) -> Outbox:
     """An outbox that publishes there."""
-    return Outbox(lambda: publishers(ORMSettings(coherence=urls)))
+    return Outbox(lambda: publishers(ORMSettings(coherence=urls, refresh_token="token")))
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -133,17 +139,17 @@ def test_a_broker_that_is_back_is_told_at_the_end(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process that ends does not wait for the next attempt of its own accord, which may be too late."""
-    monkeypatch.setattr(outbox_module, "LAST_RETRY", 3600.0)
+    monkeypatch.setattr(destination_module, "LAST_RETRY", 3600.0)
     outbox = outbox_to(valkey.url())
     valkey.kill()
     outbox.put(Hint(TOPICS, (1,)))
     assert not outbox.flush(0.1)
-    (line,) = outbox._lines
-    line.failures = 20  # as after a long time
+    (destination,) = outbox._destinations or []
+    destination.failures = 20  # as after a long time
     assert not outbox.flush(0.8)  # it has been tried once more
     valkey.start()
     assert outbox.flush()
-    assert line.failures == 0
+    assert destination.failures == 0
 
 
 def test_a_black_hole(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture) -> None:
@@ -171,6 +177,31 @@ def test_one_of_two(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCa
     assert subscriber.hint() == Hint(TOPICS, (2,))
     assert not outbox.flush(0.1)
     assert len([line for line in lines(caplog) if "through http" in line]) == 1
+
+
+def test_routes_that_hang(
+    sqlite: str, valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Routes that take a connection and say nothing hold up no other route and no broker."""
+    gate = Gate()
+    app = FastAPI(lifespan=DjangoORM(ORMSettings(refresh_token="token"), repositories=[gated(gate)]).lifespan)
+    with serving(app) as client, TCPProxy("127.0.0.1", client.base_url.port or 0) as proxy:
+        proxy.black_hole()
+        hanging = f"http://127.0.0.1:{proxy.port}/refresh/"
+        outbox = outbox_to(
+            hanging, hanging, valkey.url(), f"http://127.0.0.1:{client.base_url.port}/refresh/"
+        )
+        gate.reset()
+        for key in (1, 2, 3):
+            started = time.monotonic()
+            outbox.put(Hint("board.Topic", (key,)))
+            assert subscriber.hint() == Hint("board.Topic", (key,))
+            gate.wait_for_load()
+            assert time.monotonic() - started < PATIENCE / 2
+        assert not outbox.flush(0.1)
+        proxy.resume()
+        assert outbox.flush(DEADLINE)
+    assert len([line for line in lines(caplog) if "cannot be told" in line]) <= 2  # one for each
 
 
 def test_many_writers(valkey: Valkey, subscriber: Subscriber) -> None:

@@ -15,6 +15,9 @@ from uuid import UUID
 
 # PostgreSQL's channel and Redis'; the names of the triggers begin with it.
 CHANNEL = "fastapi_django_orm"
+REKEY = (
+    f"{CHANNEL}_rekey"  # the trigger that tells of keys which become others; functions that need it name it
+)
 VERSION = 1
 
 # NOTIFY takes payloads of fewer than 8,000 bytes.

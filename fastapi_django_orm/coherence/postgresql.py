@@ -7,7 +7,6 @@ https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 import asyncio
-import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,40 +14,19 @@ from typing import Any
 from uuid import uuid4
 
 import psycopg
-import structlog
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
 from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
-from .postgresql_session import Session
+from .postgresql_session import PATIENCE, Session
+from .postgresql_triggers import TriggerWatch
 from .transport import Receiver, TransportUnavailable
 from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
-
-logger = structlog.get_logger("fastapi_django_orm")
-
-PATIENCE = 3.0  # seconds for an answer
 
 USE_DIRECT_DSN = (
     "LISTEN needs a session of its own with the primary server. Set DJANGO_ORM_COHERENCE_DSN to a DSN that "
     "leads there directly, or DJANGO_ORM_COHERENCE to another transport."
 )
-
-# Of each table whether its triggers announce all kinds of statements under the model's label; and what tells
-# them from others, or from themselves before they were switched off and on again.
-# The bits of pg_trigger.tgtype: FOR EACH ROW 1, INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32.
-_TRIGGERS = f"""
-SELECT wanted.number, COALESCE(found.complete, false), found.identity, c.relkind IN ('r', 'p')
-FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (name, label, number)
-LEFT JOIN pg_catalog.pg_class c ON c.oid = to_regclass(wanted.name)
-LEFT JOIN LATERAL (
-    SELECT bit_or(t.tgtype) & 60 = 60 AS complete,
-        string_agg(t.oid || ' ' || t.xmin, ',' ORDER BY t.oid) AS identity
-    FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-    WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, '{CHANNEL}')
-    AND t.tgenabled IN ('O', 'A') AND t.tgtype & 1 = 0 AND strpos(p.prosrc, wanted.label) > 0
-) AS found ON true
-ORDER BY wanted.number"""
-
 
 # Everybody may see names of applications, whose sessions these ever are.
 _WORKERS = """
@@ -79,12 +57,9 @@ class PostgreSQLListener:
         """
         self.name = f"postgresql:{alias}"
         self.aliases: frozenset[str] | None = frozenset({alias})
-        self.unheard: frozenset[str] = frozenset()
         self.worker = new_worker()
         self._parameters = parameters
-        self._tables = tables
-        self._explained = explained
-        self._triggers: list[str | None] = []
+        self._watch = TriggerWatch(self.name, tables, explained)
         self._heartbeat = heartbeat
         self._private = f"{CHANNEL}_{uuid4().hex}"  # for messages to itself
         self._session: Session | None = None
@@ -92,6 +67,11 @@ class PostgreSQLListener:
         self._errands: list[_Errand] = []
         self._beats = 0
         self._came = b""
+
+    @property
+    def unheard(self) -> frozenset[str]:
+        """Labels of the models whose tables tell less than all."""
+        return self._watch.unheard
 
     async def listen(self, receiver: Receiver) -> None:
         """Listen, and pass on what comes.
@@ -147,7 +127,7 @@ class PostgreSQLListener:
             listen = sql.SQL("LISTEN {}").format(sql.Identifier(channel))
             await session.execute(listen, seconds=PATIENCE)
         await self._test_from_elsewhere(session)
-        await self._look_at_triggers(session)
+        await self._watch.look(session)
         # Not before it hears: whoever is seen is expected to answer.
         name = sql.SQL("SET application_name TO {}").format(APPLICATION + self.worker)
         await session.execute(name, seconds=PATIENCE)
@@ -174,7 +154,8 @@ class PostgreSQLListener:
                 await self._beat(session)
             if loop.time() >= due:
                 await self._beat(session)
-                await self._follow_triggers(session, receiver)
+                if await self._watch.look(session):  # what was written without them is unknown
+                    receiver.heard(EVERYTHING)
                 due = loop.time() + self._heartbeat
 
     async def _do_errands(self, session: Session) -> None:
@@ -218,27 +199,6 @@ class PostgreSQLListener:
                     await session.wait(PATIENCE)
                 return True
         return self._came == message
-
-    async def _look_at_triggers(self, session: Session) -> None:
-        labels = list(self._tables.values())
-        written = [json.dumps(label) for label in labels]  # as the triggers' function has them
-        rows = await session.execute(_TRIGGERS, [list(self._tables), written], seconds=PATIENCE)
-        self._triggers = [identity for _, _, identity, _ in rows]
-        unheard = (
-            label
-            for label, (_, complete, _, ordinary) in zip(labels, rows, strict=True)
-            if not complete and (ordinary or label not in self._explained)
-        )
-        before, self.unheard = self.unheard, frozenset(unheard)
-        if missing := sorted(self.unheard - before):
-            hint = f"python manage.py coherence install {' '.join(missing)}"
-            logger.warning("triggers_missing", transport=self.name, models=missing, hint=hint)
-
-    async def _follow_triggers(self, session: Session, receiver: Receiver) -> None:
-        before = self._triggers
-        await self._look_at_triggers(session)
-        if self._triggers != before:  # what was written without them is unknown
-            receiver.heard(EVERYTHING)
 
     def _hear(self, notify: PGnotify, receiver: Receiver) -> None:
         if notify.relname == self._private.encode():

@@ -16,6 +16,8 @@ from psycopg import AsyncConnection
 from psycopg.pq import PGnotify
 from psycopg.sql import Composed
 
+PATIENCE = 3.0  # seconds for an answer
+
 
 class Session:
     """A connection in autocommit mode."""

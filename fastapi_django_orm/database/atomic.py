@@ -11,12 +11,12 @@ from django.db.transaction import TransactionManagementError
 
 from . import calls
 from .calls import left_open
+from .held import new_transaction
 from .transactions import (
     Block,
     current_block,
     enter_block,
     entered_block,
-    new_transaction,
     rolled_back_before,
 )
 from .turns import asking_block

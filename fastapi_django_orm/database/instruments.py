@@ -20,8 +20,9 @@ from anyio import CancelScope, CapacityLimiter
 
 from . import calls
 from .calls import Call
+from .held import new_transaction
 from .pool import Pool
-from .transactions import Block, enter_block, entered_block, new_transaction
+from .transactions import Block, enter_block, entered_block
 from .turns import ThreadTurn, asking_block
 
 T = TypeVar("T")

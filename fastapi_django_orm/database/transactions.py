@@ -10,105 +10,26 @@ Blocks form a chain: the variable holds the innermost one of its task. While a t
 """
 
 import asyncio
-import queue
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 import anyio
-import structlog
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
-from .. import running
 from .calls import run_as_call
-from .pool import Pool
-from .threads import DatabaseThreads, Job, Worker
+from .held import Transaction
+from .threads import DatabaseThreads, Job
 
 T = TypeVar("T")
 
-logger = structlog.get_logger("fastapi_django_orm")
-
 _block: ContextVar["Block | None"] = ContextVar("fastapi_django_orm_block", default=None)
 _outermost: WeakSet["Block"] = WeakSet()
-
-
-class Transaction:
-    """Connections and a thread of their own for as long as the outermost block is open."""
-
-    def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
-        """Take nothing yet.
-
-        Args:
-            threads: where to take the thread.
-            pools: where to take connections, by alias.
-        """
-        self.connections: dict[str, BaseDatabaseWrapper] = {}
-        self.threads = threads
-        self.lock = threading.RLock()
-        self.ended = False
-        self.pools = pools
-        self._worker: Worker | None = None
-
-    def put(self, job: Job) -> None:
-        """Let the transaction's thread run the job, or any when the transaction has ended."""
-        with self.lock:
-            if self.ended:
-                self.threads.put(job)
-                return
-            if self._worker is None:
-                self._worker = self.threads.take_worker()
-            self._worker.jobs.put(job)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether a transaction is open on one of the connections."""
-        return any(connection.in_atomic_block for connection in self.connections.values())
-
-    def end(self) -> None:
-        """Give everything back, on a thread that may close connections."""
-        with self.lock:
-            self.ended = True
-            held, self.connections = self.connections, {}
-            worker, self._worker = self._worker, None
-        _release(self.pools, held)
-        if worker is None:
-            return
-        # What is left is of tasks that outlive the block, and may wait for connections; the next transaction
-        # on this thread must not wait for that.
-        with suppress(queue.Empty):
-            while (job := worker.jobs.get_nowait()) is not None:
-                _put_or_cancel(self.threads, job)
-            worker.jobs.put(None)
-        self.threads.give_back_worker(worker)
-
-    def __del__(self) -> None:
-        # Only one that a call has left open and nobody has closed comes here with connections.
-        if self.connections:
-            logger.error("transaction_abandoned", databases=sorted(self.connections))
-            with suppress(RuntimeError):  # the application has shut down, and its connections with it
-                self.threads.put(Job(partial(_release, self.pools, self.connections)))
-
-
-def _put_or_cancel(threads: DatabaseThreads, job: Job) -> None:
-    try:
-        threads.put(job)
-    except RuntimeError:  # the application has shut down
-        job.future.cancel()
-
-
-def _release(pools: Callable[[str], Pool], held: dict[str, BaseDatabaseWrapper]) -> None:
-    for alias, connection in held.items():
-        if connection.in_atomic_block or connection.connection is None or not connection.autocommit:
-            pools(alias).discard(connection)
-        else:
-            pools(alias).give_back(connection)
 
 
 class Block:
@@ -329,16 +250,6 @@ def entered_block() -> Block | None:
 def enter_block(block: Block | None) -> None:
     """Let the rest of this context run inside the block, or outside of any."""
     _block.set(block)
-
-
-def new_transaction() -> Transaction:
-    """A transaction of the application that this code runs under.
-
-    Raises:
-        NotStarted: it runs under none.
-    """
-    executor = running.find("atomic()").executor
-    return Transaction(executor.threads, executor.pools)
 
 
 async def to_its_end(future: Future[Any]) -> Any:

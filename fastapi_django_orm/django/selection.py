@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from django.apps import apps
 from django.db import router
 from django.db.models import Model
 
 from ..cached import CachedRepository, declared_cached
 from ..coherence.concerns import concern_of
-from ..errors import ConfigurationError, UnknownModel, nearest
+from ..errors import ConfigurationError, nearest
+from ..reading.declaration import model_named
 from .application import import_application
 from .tables import Table, tables_of
 
@@ -20,22 +20,6 @@ class NoRepository(ConfigurationError):
 
 class UnknownRepository(ConfigurationError, LookupError):
     """No repository has this name."""
-
-
-def model_named(label: str) -> type[Model]:
-    """The model with this label; a proxy's is the model that it stands for.
-
-    Raises:
-        UnknownModel: no installed app has one; the message has the nearest labels.
-    """
-    try:
-        model = apps.get_model(label)
-    except (LookupError, ValueError):
-        labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
-        raise UnknownModel(
-            f"There is no model {label!r} in INSTALLED_APPS. {nearest(label, labels)}"
-        ) from None
-    return model._meta.concrete_model or model
 
 
 def model_of(name: str, application: str | None) -> type[Model]:

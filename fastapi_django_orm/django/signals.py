@@ -17,8 +17,9 @@ from ..coherence import choice, process
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
 from ..settings import read_settings
-from .outbox import Outbox, Waiting
+from .outbox import Outbox
 from .tables import announced
+from .waiting import Waiting
 
 logger = logging.getLogger("fastapi_django_orm")
 

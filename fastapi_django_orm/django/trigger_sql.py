@@ -17,13 +17,12 @@ from collections.abc import Iterable, Iterator
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..coherence.hints import CHANNEL, VERSION
+from ..coherence.hints import CHANNEL, REKEY, VERSION
 from .tables import Table
 
 MOST_KEYS = 1000  # of one statement; beyond them a hint says "all"
 PART = 7000  # bytes of keys in one notification, which must be shorter than 8,000 with all else
 LONGEST_KEY = 700  # bytes
-REKEY = f"{CHANNEL}_rekey"
 
 _STATEMENT = " FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
 
@@ -65,7 +64,9 @@ $hint$"""
 # One row is the usual case and has a query that does all: every expression more costs a microsecond or two.
 # What fits into one notification is sent at once, too; the rest is rare enough to be slow. Queries in which
 # the key may become a variable mention another: without, PL/pgSQL passes none when they are planned anew.
+# The workers look for the name in the comment: where it is, there must be such a trigger.
 _READ_KEYS = """\
+        -- {rekey} tells of those that were others before.
         PERFORM {single}
             FROM changed
             WHERE hint.part IS NULL
@@ -177,14 +178,25 @@ class TriggerSQL:
         return self._dropped(_TRIGGERS)
 
     def _created(self) -> list[str]:
-        triggers = (
-            f"CREATE OR REPLACE TRIGGER {name} {definition.format(**self._names)}"
-            for name, definition in self._triggers.items()
-        )
-        return [self._body, *triggers]
+        return [self._body, *(_trigger(name, **self._names) for name in self._triggers)]
 
     def _dropped(self, names: Iterable[str]) -> list[str]:
         return [f"DROP TRIGGER IF EXISTS {name} ON {self.table}" for name in sorted(names)]
+
+
+def rekey_trigger(table: str, key: str, function: str) -> str:
+    """The statement that creates the trigger which names the column of the key.
+
+    Args:
+        table: its name, quoted.
+        key: the column's name, quoted.
+        function: the name of the table's function, quoted.
+    """
+    return _trigger(REKEY, table=table, key=key, function=function)
+
+
+def _trigger(name: str, **names: str) -> str:
+    return f"CREATE OR REPLACE TRIGGER {name} {_TRIGGERS[name].format(**names)}"
 
 
 def _digest(text: str) -> str:
@@ -198,6 +210,7 @@ def _read(table: Table, names: dict[str, str]) -> str:
     written = f"pg_catalog.to_json({names['key']})::pg_catalog.text"
     others = [_literal(label) for label in table.unkeyed]
     return _READ_KEYS.format(
+        rekey=REKEY,
         single=", ".join(map(_call, [*_keyed(table, written), *others])),
         written=written,
         limit=MOST_KEYS + 1,

@@ -82,6 +82,24 @@ def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
         ) from None
 
 
+def model_named(label: str) -> type[Model]:
+    """The model with this label, as Django reads labels: the case of the model's name makes no difference.
+
+    A proxy's is the model that it stands for, since hints name that one.
+
+    Raises:
+        UnknownModel: no installed app has one; the message has the nearest labels.
+    """
+    try:
+        model = apps.get_model(label)
+    except (LookupError, ValueError):
+        labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
+        raise UnknownModel(
+            f"There is no model {label!r} in INSTALLED_APPS. {nearest(label, labels)}"
+        ) from None
+    return model._meta.concrete_model or model
+
+
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
     """The query in an order that is the same in every worker: the key decides where nothing else does."""
     query = queryset.query

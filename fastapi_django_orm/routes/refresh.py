@@ -14,7 +14,8 @@ from ..coherence.roll_call import Attendance
 from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_WAIT
-from ..errors import NotFound, RefreshFailed, nearest
+from ..errors import NotFound, RefreshFailed, UnknownModel, nearest
+from ..reading.declaration import model_named
 from ..reading.refresh import Load, Refresher
 from ..rows.encoding import combine
 from ..settings import ORMSettings
@@ -65,7 +66,7 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
     refusals: dict[int | str, dict[str, Any]] = {
         401: {"description": "No token was sent."},
         403: {"description": "The token is wrong, or none is configured and DEBUG is off."},
-        404: {"description": "There is no repository of that name."},
+        404: {"description": "There is no repository of that name, or no model."},
     }
 
     async def select(
@@ -131,7 +132,7 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
         """
         body = await _body(request)
         if body or model:
-            await _follow(decode(body) if body else Hint(model or ""), wait)
+            await _follow(decode(body) if body else _all_of(model or ""), wait)
             return Response(status_code=202)
         refreshed = await _refresh(selected, wait)
         response.status_code = refreshed.status
@@ -155,6 +156,20 @@ async def _body(request: Request) -> bytes:
         if len(body) > READ_LIMIT:
             raise HTTPException(413, f"A hint has at most {READ_LIMIT:,} bytes.")
     return body
+
+
+def _all_of(label: str) -> Hint:
+    """All rows of the model that somebody has named.
+
+    A hint in a body is taken as it is: a Django process that posts it may have models that this one has not.
+
+    Raises:
+        NotFound: there is none.
+    """
+    try:
+        return Hint(model_named(label)._meta.label)
+    except UnknownModel as error:
+        raise NotFound(str(error)) from None
 
 
 def _coherence() -> Coherence:

@@ -11,6 +11,7 @@ from ....coherence import choice
 from ....coherence.hints import EVERYTHING, Hint
 from ....coherence.transport import Publisher, TransportUnavailable
 from ....errors import DjangoORMError
+from ....reading.declaration import model_named
 from ....settings import read_settings
 from ... import selection
 
@@ -49,7 +50,7 @@ class Command(BaseCommand):
         if not names:
             yield EVERYTHING
         for name in names:
-            model = selection.model_named(name) if "." in name else selection.model_of(name, application)
+            model = model_named(name) if "." in name else selection.model_of(name, application)
             yield Hint(model._meta.label)
 
     def _publishers(self) -> list[Publisher]:
