@@ -57,9 +57,9 @@ def tables(results: Results) -> Iterator[str]:
         yield markdown.table("What announcing costs a write on PostgreSQL", COST, cost_lines(costs))
         yield (
             "On: the triggers of `coherence install`. Constant: one trigger, which does nothing but "
-            "`pg_notify` of a constant. Off: none. Listening: a worker that reads the changed rows. Medians "
-            "of the medians of blocks that alternate; ratios and differences are within a turn, the range "
-            "is of the rounds."
+            "`pg_notify` of a constant. Off: none. Listening: a worker that reads the changed rows, in the "
+            "pause after each write. Medians of the medians of blocks that alternate; ratios and "
+            "differences are within a turn, the range is of the rounds."
         )
 
 
