@@ -96,7 +96,8 @@ class Bench:
 
     def measure(self, peer: Peer, number: int) -> Run:
         """Start a peer, compare its answers, and load it idle and busy."""
-        with serve(peer, "list", COMPARED[0], self.url, self.processor) as base:
+        with serve(peer, "list", COMPARED[0], self.url, self.processor) as server:
+            base = server.base
             seen = same.answers(base, COMPARED, {})
             self.expected = self.expected or seen
             same.check(COMPARED, seen, self.expected)

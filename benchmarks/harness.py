@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -58,19 +58,25 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """One peer in one cell in one round, and the server connections that it kept afterwards."""
+    """One peer in one cell in one round.
+
+    Attributes:
+        processor: microseconds of a processor that the server's processes had for each good answer.
+        connections: to the database that it kept afterwards.
+    """
 
     peer: str
     cell: Cell
     round: int
     outcome: Outcome
+    processor: float
     connections: int
 
     def __str__(self) -> str:
         return (
             f"{self.cell.kind} of {self.cell.rows} rows, {self.cell.clients} clients, round "
-            f"{self.round + 1}: {self.peer} {self.outcome.rate:.0f}/s, {self.outcome.errors} errors, "
-            f"{self.connections} connections"
+            f"{self.round + 1}: {self.peer} {self.outcome.rate:.0f}/s, {self.processor:.0f} µs each, "
+            f"{self.outcome.errors} errors, {self.connections} connections"
         )
 
 
@@ -124,17 +130,20 @@ class Bench:
         """Start a peer, compare its answers, warm it up, load it and count what it keeps."""
         path = cell.path_of(peer)
         paths = cell.compared(path)
-        with serve(peer, cell.kind, paths[0], self.urls[cell.rows], self.processor) as base:
-            etag = same.etag(base + path) if cell.conditional else None
+        with serve(peer, cell.kind, paths[0], self.urls[cell.rows], self.processor) as server:
+            etag = same.etag(server.base + path) if cell.conditional else None
             headers = {"If-None-Match": etag} if etag else {}
-            seen = same.answers(base, paths, headers)
+            seen = same.answers(server.base, paths, headers)
             same.check(paths, seen, self.expected.setdefault(cell, seen))
             keys = cell.rows if cell.random_keys else 0
-            measure(Load(base + path, cell.clients, self.plan.warm_up, keys, etag))
+            load = Load(server.base + path, cell.clients, self.plan.seconds, keys, etag)
+            measure(replace(load, seconds=self.plan.warm_up))
             with contextlib.suppress(OSError):  # the next load counts errors
-                same.answers(base, paths[:1], headers)  # after what the warm-up left in the queue
-            outcome = measure(Load(base + path, cell.clients, self.plan.seconds, keys, etag))
+                same.answers(server.base, paths[:1], headers)  # after what the warm-up left in the queue
+            before = server.processor_seconds()
+            outcome = measure(load)
+            processor = (server.processor_seconds() - before) * 1e6 / max(outcome.answers, 1)
             time.sleep(0.5)  # closing takes a server a moment; keeping is what is counted
             connections = self.server.connections(name_of(cell.rows))
         wait_until_quiet(self.server, cell.rows)
-        return Run(peer.name, cell, number, outcome, connections)
+        return Run(peer.name, cell, number, outcome, processor, connections)

@@ -40,8 +40,9 @@ class Load:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came back: good answers a second, everything else, and latencies in milliseconds."""
+    """What came back: good answers, these a second, everything else, and latencies in milliseconds."""
 
+    answers: int
     rate: float
     errors: int
     p50: float
@@ -64,8 +65,10 @@ def wrk(load: Load) -> Outcome:
     command += [str(SCRIPT), load.url, "--", str(load.keys), *([load.etag] if load.etag else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     seen = json.loads(done.stdout.splitlines()[-1])
+    answers = seen["requests"] - seen["bad"]
     return Outcome(
-        rate=(seen["requests"] - seen["bad"]) / seen["seconds"],
+        answers=answers,
+        rate=answers / seen["seconds"],
         errors=seen["bad"] + seen["broken"],
         p50=seen["p50"],
         p99=seen["p99"],
@@ -124,9 +127,11 @@ async def clients(load: Load) -> Outcome:
     bad = sum(protocol.errors for protocol in protocols)
     for protocol in protocols:
         protocol.transport.abort()
+    answers = sum(len(protocol.latencies) for protocol in protocols) - bad
     latencies = sorted(ms for protocol in protocols for ms in protocol.latencies) or [0.0]
     return Outcome(
-        rate=(sum(len(protocol.latencies) for protocol in protocols) - bad) / elapsed,
+        answers=answers,
+        rate=answers / elapsed,
         errors=bad + broken,
         p50=latencies[len(latencies) // 2],
         p99=latencies[len(latencies) * 99 // 100],

@@ -12,8 +12,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+
+import psutil
 
 from benchmarks.peer import Peer
 from benchmarks.plan import PeerError
@@ -47,9 +50,23 @@ def apart() -> Iterator[int | None]:
         os.sched_setaffinity(0, before)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A peer's server that runs: where it answers, and its process."""
+
+    base: str
+    pid: int
+
+    def processor_seconds(self) -> float:
+        """Return what its processes have had of a processor so far."""
+        process = psutil.Process(self.pid)
+        times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+        return sum(each.user + each.system for each in times)
+
+
 @contextlib.contextmanager
-def serve(peer: Peer, kind: str, path: str, url: str, processor: int | None) -> Iterator[str]:
-    """Run a peer's server for a kind of cell until the block ends; give its base URL once it answers.
+def serve(peer: Peer, kind: str, path: str, url: str, processor: int | None) -> Iterator[Server]:
+    """Run a peer's server for a kind of cell until the block ends; give it once it answers.
 
     Raises `PeerError` with the last lines of its log unless `path` gives something good.
     """
@@ -70,7 +87,7 @@ def serve(peer: Peer, kind: str, path: str, url: str, processor: int | None) -> 
             base = f"http://127.0.0.1:{port}"
             if trouble := trouble_at(process, base + path):
                 raise PeerError(f"{trouble}:\n{tail(log.fileno())}")
-            yield base
+            yield Server(base, process.pid)
         finally:
             stop(process)
 

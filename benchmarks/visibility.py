@@ -79,9 +79,11 @@ class Bench:
             names |= {"BENCHMARK_BROKER": self.broker, "BENCHMARK_SEEN": directory}
             peer = replace(peer, settings={**names, "WEB_CONCURRENCY": str(cell.workers)})
             url = self.urls.get(peer.name, self.url)
-            with serve(peer, "list", PATH, url, self.processor) as base:
+            with serve(peer, "list", PATH, url, self.processor) as server:
                 wait_for(Path(directory), cell.workers)
-                writes, loads = self.write(peer, url, Load(base + PATH, cell.clients, self.plan.seconds))
+                writes, loads = self.write(
+                    peer, url, Load(server.base + PATH, cell.clients, self.plan.seconds)
+                )
                 time.sleep(SETTLE)
             seen = [json.loads(told.read_text()) for told in Path(directory).iterdir()]
         return compared(peer, cell, number, writes, seen, loads)

@@ -11,7 +11,8 @@ from benchmarks.plan import Plan, Results
 from benchmarks.tables import markdown
 
 COLUMNS = (
-    "peer", "what it does", "ratio", "requests/s", "p50 ms", "p99 ms", "errors", "connections left",
+    "peer", "what it does", "ratio", "requests/s", "processor µs", "p50 ms", "p99 ms", "errors",
+    "connections left",
 )  # fmt: skip
 
 TITLES = {
@@ -37,9 +38,10 @@ def conditions(plan: Plan) -> str:
     return (
         f"Load by {generator()}; a fresh process for each run, {plan.warm_up} s to warm up, {plan.seconds} s "
         f"measured, {markdown.rounds(plan.rounds)}. Medians, with the range of the rounds in parentheses; a "
-        f"ratio is to `{plan.peers[0].name}` in the same round. Errors are everything but a good answer, "
-        "summed. Connections left are the most that PostgreSQL still had from the peer half a second after a "
-        "run's end."
+        f"ratio is to `{plan.peers[0].name}` in the same round. Processor is what the server's processes had "
+        "of one for each answer, which a busy machine disturbs less. Errors are everything but a good "
+        "answer, summed. Connections left are the most that PostgreSQL still had from the peer half a second "
+        "after a run's end."
     )
 
 
@@ -66,8 +68,13 @@ def beside(results: Results, cell: Cell) -> Iterator[str]:
     for peer in results.plan.peers:
         if isinstance(peer, Peer) and peer.beside in by_name:
             runs, others = of(results, peer, cell), of(results, by_name[peer.beside], cell)
-            if found := [runs[n].outcome.rate / others[n].outcome.rate for n in runs.keys() & others.keys()]:
-                yield f"`{peer.name}` to `{peer.beside}` in the same round: {markdown.ratio(found)}."
+            if both := [(runs[n], others[n]) for n in runs.keys() & others.keys()]:
+                rates = markdown.ratio([run.outcome.rate / other.outcome.rate for run, other in both])
+                times = markdown.ratio([other.processor / run.processor for run, other in both])
+                yield (
+                    f"`{peer.name}` to `{peer.beside}` in the same round: {rates}; "
+                    f"by what they need of the processor: {times}."
+                )
 
 
 def of(results: Results, peer: Way, cell: Cell) -> dict[int, Run]:
@@ -79,6 +86,7 @@ def figures(runs: list[Run], limit: dict[int, Run]) -> Iterator[str]:
     """Yield the figures of one line."""
     yield markdown.ratio([run.outcome.rate / limit[run.round].outcome.rate for run in runs])
     yield markdown.rate([run.outcome.rate for run in runs])
+    yield markdown.spread([run.processor for run in runs], 0)
     yield markdown.latency(run.outcome.p50 for run in runs)
     yield markdown.latency(run.outcome.p99 for run in runs)
     yield f"{sum(run.outcome.errors for run in runs):,}"
