@@ -21,7 +21,7 @@ from ..snapshots.table import Table
 from ..snapshots.value_index import ValueIndex
 from .equality import is_loose
 from .pacing import Pace
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
+from .readers import CHUNK, OF_ONE_KEY, AnyQuerySet, Reader
 from .sql_json import NotExpressible
 
 Pairs = list[tuple[Hashable, Hashable]]
@@ -165,7 +165,8 @@ class Loader:
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
             yield chunk
-            self._pace.rest()
+            if len(chunk) == CHUNK:  # or it was the last
+                self._pace.rest()
 
     def _where(self, pages: Sequence[Page], known: Table | None) -> KeyIndex[Hashable]:
         """Where each key is: made of the table before, as far as pages have the same keys."""

@@ -5,7 +5,8 @@ back (``sys.getswitchinterval()``): the event loop during a load, and a load und
 begin and once more for each answer of the database. So it changes hands sooner while anything is loaded.
 
 Besides, a load works in short steps, and while requests are being answered it rests after each step for
-several times as long as the step took. When nobody asks for anything it runs at full speed.
+several times as long as the step took. When nobody asks for anything it runs at full speed, and so it does
+at first: a load of a thousand rows is over before requests have noticed.
 """
 
 import sys
@@ -17,6 +18,7 @@ from ..shared import SharedContext
 
 SHARE = 0.1  # of the time, while there are requests
 LONGEST = 0.1  # seconds
+UNNOTICED = 0.01  # seconds of work before the first rest
 SWITCH = 0.0005  # seconds
 
 
@@ -50,17 +52,18 @@ class Pace:
         """
         self._requests = requests
         self._seen = requests()
-        self._worked = 0.0
+        self._begun = self._worked = 0.0
 
     def begin(self) -> None:
         """A load begins."""
         self._seen = self._requests()
-        self._worked = time.thread_time()
+        self._begun = self._worked = time.thread_time()
 
     def rest(self) -> None:
-        """A step is done: let others go first, if there are any."""
+        """A step is done, and another will follow: let others go first, if there are any."""
         seen, self._seen = self._seen, self._requests()
-        if seen != self._seen:
-            step = time.thread_time() - self._worked
-            time.sleep(min(LONGEST, step * (1 / SHARE - 1)))
-        self._worked = time.thread_time()
+        now = time.thread_time()
+        if seen != self._seen and now - self._begun > UNNOTICED:
+            time.sleep(min(LONGEST, (now - self._worked) * (1 / SHARE - 1)))
+            now = time.thread_time()
+        self._worked = now
