@@ -153,7 +153,7 @@ class ORMSettings(BaseSettings):
         default=1.0,
         ge=0,
         description="The most seconds that a full load waits which a hint causes, for workers not to load at "
-        "once; at most four times what the last load took.",
+        "once; at most four times what the last load took, and not at all for SQLite's file.",
     )
     shared: Annotated[SecretStr | None, BeforeValidator(_shared_url)] = Field(
         default=None,
