@@ -491,6 +491,33 @@ def test_a_text_that_is_no_key_changes_nothing(database: str) -> None:
     finish(main)
 
 
+@pytest.mark.parametrize("key", ["inf", "-inf", "nan"])
+def test_a_number_without_end_changes_nothing(database: str, key: str) -> None:
+    """An infinite key, which MariaDB does not take, is the key of no row."""
+    with isolate_apps("tests.project.board"):
+
+        class Measure(models.Model):
+            id = models.FloatField(primary_key=True)
+            name = models.CharField(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.name
+
+        with created(Measure):
+            Measure.objects.create(id=1.5, name="old")
+
+            async def main() -> None:
+                async with started(declare("Measures", Measure)) as (kept,):
+                    await Measure.objects.aupdate(name="new")
+                    await kept.refresh(float(key), 1.5)
+                    assert kept.get(1.5)["name"] == "new"
+
+            finish(main)
+
+
 def test_what_cannot_be_a_key_is_refused_at_once(sqlite: str) -> None:
     """A key of a wrong type is the caller's error, and no load is lost or failed for it."""
     Entry.objects.create(id=1)

@@ -2,10 +2,13 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from copy import deepcopy
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, models
@@ -384,6 +387,68 @@ def test_a_text_that_no_row_can_have_is_not_found(make: Callable[..., FastAPI], 
             assert client.get(path).json()["address"] == "a"
         for path in ("/live/%00", "/cached/%00", "/live/a%00"):
             assert client.get(path).status_code == 404
+
+
+KEYS: dict[str, tuple[Any, Any]] = {
+    "number": (models.BigIntegerField(primary_key=True), 5),
+    "small": (models.SmallIntegerField(primary_key=True), 5),
+    "text": (models.CharField(max_length=50, primary_key=True), "a"),
+    "file": (models.FileField(primary_key=True), "a"),
+    "address": (models.GenericIPAddressField(primary_key=True), "::1"),
+    "old_address": (models.GenericIPAddressField(protocol="IPv4", primary_key=True), "1.2.3.4"),
+    "flag": (models.BooleanField(primary_key=True), True),
+    "ratio": (models.FloatField(primary_key=True), 1.5),
+    "price": (models.DecimalField(max_digits=10, decimal_places=2, primary_key=True), Decimal("1.50")),
+    "day": (models.DateField(primary_key=True), date(2024, 1, 2)),
+    "moment": (models.DateTimeField(primary_key=True), datetime(2024, 1, 2, 3, 4, tzinfo=UTC)),
+    "time": (models.TimeField(primary_key=True), time(1, 2, 3)),
+    "duration": (models.DurationField(primary_key=True), timedelta(days=1)),
+    "uuid": (models.UUIDField(primary_key=True), UUID(int=5)),
+    "code": (CodeField(primary_key=True), 5),
+}
+
+NOBODYS = [
+    *("x", "-7", "7.5", "None", "[]", "%20", "%25", "%00", "a%00", "%ff", "%ed%a0%80", "%F0%9F%98%80"),
+    *("inf", "-Infinity", "nan", "1e400", "1e1000000", str(2**63), "9" * 5000, "a" * 50_000),
+    *("1.2.3.256", "::12345", "25:00", "P999999999D", "-P999999999D"),
+    *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"),
+]
+
+
+@contextmanager
+def keyed(kinds: Iterable[str]) -> Iterator[dict[str, type[models.Model]]]:
+    """For each of these kinds of keys a model with one row, by kind."""
+    made: dict[str, type[models.Model]] = {}
+    with isolate_apps("tests.project.board"):
+        for kind in kinds:
+            body = {"key": deepcopy(KEYS[kind][0]), "name": models.CharField(max_length=20)}
+            meta = type("Meta", (), {"app_label": "board"})
+            made[kind] = type(kind.title(), (models.Model,), {"__module__": __name__, "Meta": meta, **body})
+        with created(*made.values()):
+            for kind, model in made.items():
+                model._default_manager.create(key=KEYS[kind][1], name=kind)
+            yield made
+
+
+def live_and_cached(kind: str, model: type[models.Model]) -> list[type[Any]]:
+    """Two repositories of a model, published below `/live/` and `/cached/`."""
+    attributes = {"model": model, "fields": ("name",)}
+    return [
+        type(f"{base.__name__}{kind}", (base,), {"publish": f"/{path}/{kind}/", **attributes})
+        for base, path in ((Repository, "live"), (CachedRepository, "cached"))
+    ]
+
+
+def test_a_key_that_no_row_can_have_is_not_found(database: str) -> None:
+    """Whatever the key's type and whatever stands in its place, it is found nowhere, live and cached."""
+    with keyed(KEYS) as made:
+        repositories = [each for kind in made for each in live_and_cached(kind, made[kind])]
+        with serving(application(*repositories)) as client:
+            for kind in made:
+                for text in NOBODYS:
+                    live, cached = (client.get(f"/{path}/{kind}/{text}") for path in ("live", "cached"))
+                    found = kind, text[:50], live.status_code, cached.status_code
+                    assert found[2] == found[3] in (404, 422), found
 
 
 @everywhere

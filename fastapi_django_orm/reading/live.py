@@ -7,8 +7,8 @@ from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 from django.core.exceptions import FieldDoesNotExist
-from django.db import DataError
-from django.db.models import CompositePrimaryKey, Field, Model
+from django.db import Error
+from django.db.models import CompositePrimaryKey, Field, Model, QuerySet
 
 from .. import running
 from ..database.executor import DatabaseExecutor
@@ -20,7 +20,7 @@ from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
 from .batching import Batcher
-from .equality import is_loose
+from .equality import is_loose, storable
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
 from .sql_json import NotExpressible
 
@@ -95,9 +95,13 @@ class LiveReads:
         """The JSON of the row with this key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is none, or no key is like this.
         """
-        return (await self._find("pk", self.key(pk))).json
+        try:
+            key = self.key(pk)
+        except OF_ONE_KEY:
+            raise KeyError(pk) from None
+        return (await self._find("pk", key)).json
 
     async def window(self, offset: int, limit: int | None) -> bytes:
         """The bytes of ``{"name": [rows]}`` for some of the rows."""
@@ -166,9 +170,11 @@ class LiveReads:
         Raises:
             DatabaseError: none of them can.
         """
-        with table_explained(self._model, self._queryset().db):
-            if len(values) == 1:
-                return dict(self._read_one(name, values[0]))
+        alias = self._queryset().db
+        values = storable(values, alias)
+        with table_explained(self._model, alias):
+            if len(values) < 2:
+                return {one: row for value in values for one, row in self._read_one(name, value)}
             try:
                 return dict(self._read_together(name, values))
             except OF_ONE_KEY:
@@ -183,10 +189,27 @@ class LiveReads:
     def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
         try:
             return [(value, row) for row in self._read(name, {name: value})[:1]]
-        except (DataError, ValueError):
-            if isinstance(value, str) and "\x00" in value:  # which no text of PostgreSQL's has
+        except OF_ONE_KEY:
+            if self._is_refused(name, value):
                 return []
             raise
+
+    def _is_refused(self, name: str, value: Hashable) -> bool:
+        """Whether the database refuses this very value, which no row can have then, and not the query.
+
+        What a column takes is known to its database and driver alone: PostgreSQL has no NUL in a text, and no
+        text but an address where addresses are, SQLite no number beyond 64 bits.
+        """
+        rows: AnyQuerySet = QuerySet(self._model, using=self._queryset().db)
+        try:
+            rows.exists()
+        except Error:  # the table is missing; the transaction ended with the first error
+            return False
+        try:
+            rows.filter(**{name: value}).exists()
+        except OF_ONE_KEY:
+            return True
+        return False
 
     def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow]:
         field = self._unique_field(name)
