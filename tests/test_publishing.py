@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, models
-from django.test.utils import isolate_apps
+from django.test.utils import isolate_apps, override_settings
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field
@@ -430,9 +430,9 @@ def keyed(kinds: Iterable[str]) -> Iterator[dict[str, type[models.Model]]]:
             yield made
 
 
-def live_and_cached(kind: str, model: type[models.Model]) -> list[type[Any]]:
+def live_and_cached(kind: str, model: type[models.Model], field: str = "name") -> list[type[Any]]:
     """Two repositories of a model, published below `/live/` and `/cached/`."""
-    attributes = {"model": model, "fields": ("name",)}
+    attributes = {"model": model, "fields": (field,)}
     return [
         type(f"{base.__name__}{kind}", (base,), {"publish": f"/{path}/{kind}/", **attributes})
         for base, path in ((Repository, "live"), (CachedRepository, "cached"))
@@ -449,6 +449,62 @@ def test_a_key_that_no_row_can_have_is_not_found(database: str) -> None:
                     live, cached = (client.get(f"/{path}/{kind}/{text}") for path in ("live", "cached"))
                     found = kind, text[:50], live.status_code, cached.status_code
                     assert found[2] == found[3] in (404, 422), found
+
+
+WRITTEN: dict[str, list[str]] = {
+    "address": ["::1", "0:0::1", "0:0:0:0:0:0:0:1", "0::1%25eth0"],
+    "old_address": ["1.2.3.4", "1.2.3.4%20"],
+    "ratio": ["1.5", "1.50", "15e-1"],
+    "price": ["1.5", "1.50"],
+    "moment": ["2024-01-02T03:04:00Z", "2024-01-02T04:04+01:00", "2024-01-02T12:04", "2024-01-02 12:04:00"],
+    "duration": ["P1D", "PT24H"],
+    "uuid": [str(UUID(int=5)), UUID(int=5).hex],
+    "code": ["5", "05"],
+}
+
+
+@everywhere
+def test_a_key_may_be_written_as_the_database_does_not(make: Callable[..., FastAPI], database: str) -> None:
+    """Whatever Django and FastAPI take for a row's key finds it, live and cached."""
+    with keyed(WRITTEN) as made:
+        repositories = [each for kind in made for each in live_and_cached(kind, made[kind])]
+        with serving(make(*repositories)) as client:
+            for kind, texts in WRITTEN.items():
+                for path in (f"/{base}/{kind}/{text}" for text in texts for base in ("live", "cached")):
+                    answer = client.get(path)
+                    assert (path, answer.status_code) == (path, 200)
+                    assert answer.json() == {"name": kind}
+
+
+def test_times_without_a_zone_are_found_under_one() -> None:
+    """Where USE_TZ is off, a time that is written with its zone is the same time in Django's own."""
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"), isolate_apps("tests.project.board"):
+
+        class Event(models.Model):
+            at = models.DateTimeField(primary_key=True)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return str(self.at)
+
+        with created(Event):
+            Event.objects.create(at=datetime(2024, 1, 2, 12, 4))
+            with serving(application(*live_and_cached("events", Event, "at"))) as client:
+                for path in ("/live/events/", "/cached/events/"):
+                    for text in ("2024-01-02T12:04", "2024-01-02T12:04:00+09:00", "2024-01-02T03:04:00Z"):
+                        assert client.get(f"{path}{text}").json() == {"at": "2024-01-02T12:04:00"}
+                    assert client.get(f"{path}9999-12-31T23:59:59-14:00").status_code == 404
+
+
+@everywhere
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_collation_is_the_databases_alone(make: Callable[..., FastAPI], database: str) -> None:
+    """Another spelling of a text that the database holds for equal is found live, and not in memory."""
+    with keyed(["text"]) as made, serving(make(*live_and_cached("text", made["text"]))) as client:
+        found = [client.get(f"/{path}/text/A").status_code for path in ("live", "cached")]
+    assert found == [200, 404]
 
 
 @everywhere

@@ -75,6 +75,22 @@ class LiveReads:
             return tuple(part.get_prep_value(of) for part, of in zip(parts, value, strict=True))
         return cast("Hashable", pk.get_prep_value(value))
 
+    def row_key(self, value: Any) -> Hashable:
+        """A primary key as rows have it that were read: an address in its short form, a code as an object.
+
+        Raises:
+            KeyError: no key is like this.
+        """
+        pk: Any = self._model._meta.pk
+        try:
+            stored: Any = self.key(value)
+            if isinstance(pk, CompositePrimaryKey):
+                parts: Any = pk.fields
+                return tuple(part.to_python(of) for part, of in zip(parts, stored, strict=True))
+            return cast("Hashable", pk.to_python(stored))
+        except OF_ONE_KEY:
+            raise KeyError(value) from None
+
     async def row(self, pk: Any, unique: Mapping[str, Any]) -> Any:
         """The row with this key, or this value of a unique field, as the reader reads rows.
 
@@ -92,13 +108,13 @@ class LiveReads:
         return copied(found.row) if self._reader.copied else found.row
 
     async def row_json(self, pk: Any) -> bytes:
-        """The JSON of the row with this key.
+        """The JSON of the row with this key, which may be a text of it.
 
         Raises:
             KeyError: there is none, or no key is like this.
         """
         try:
-            key = self.key(pk)
+            key = self.key(self._model._meta.pk.to_python(pk))
         except OF_ONE_KEY:
             raise KeyError(pk) from None
         return (await self._find("pk", key)).json
