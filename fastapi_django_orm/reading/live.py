@@ -14,14 +14,14 @@ from .. import running
 from ..database.executor import DatabaseExecutor
 from ..database.reachable import table_explained
 from ..database.turns import asking_block
-from ..errors import NotUnique, nearest
+from ..errors import InvalidRepository, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
 from .batching import Batcher
 from .equality import is_loose, storable
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
+from .readers import OF_ONE_KEY, AnyQuerySet, Reader, is_final
 from .sql_json import NotExpressible
 
 K = TypeVar("K", bound=Hashable)
@@ -241,9 +241,17 @@ class LiveReads:
         return found
 
     def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
+        queryset = self._queryset()
+        if is_final(queryset):
+            kind = "sliced" if queryset.query.is_sliced else f"a {queryset.query.combinator}()"
+            raise InvalidRepository(
+                f"{self._label}.fetch(): its queryset() is {kind}, in which Django cannot look for a row. "
+                "Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
+                "CachedRepository with get()."
+            )
         return [
             NewRow(*row)
-            for chunk in self._chunks(self._queryset().filter(**wanted).order_by(), name)
+            for chunk in self._chunks(queryset.filter(**wanted).order_by(), name)
             for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)
         ]
 

@@ -101,6 +101,11 @@ class ColumnReader:
         return encode_columns(self.codec, self._encoder, key, values)
 
 
+def is_final(queryset: AnyQuerySet) -> bool:
+    """Whether Django refuses to look for a row in this query: a slice, or several queries in one."""
+    return bool(queryset.query.is_sliced or queryset.query.combinator)
+
+
 def names_of_dicts(queryset: AnyQuerySet) -> list[str]:
     """What the dicts of a ``queryset()`` that ends in ``.values()`` have, in their order."""
     query = queryset.query
