@@ -635,6 +635,41 @@ def test_the_applications_own_paths_win(
 
 
 @everywhere
+def test_what_an_included_router_gets_later_wins(make: Callable[..., FastAPI]) -> None:
+    """A route that is added to a router, after the application with it has started, is served at once."""
+    app, outer, inner = make(), APIRouter(), APIRouter()
+
+    @inner.get("/other")
+    async def other() -> str:
+        return "other"
+
+    outer.include_router(inner, prefix="/topics")
+    app.include_router(outer)
+    Topic.objects.bulk_create([Topic(pk=pk, comment=str(pk)) for pk in range(1, 6)])
+
+    async def own() -> str:
+        return "own"
+
+    def mounted() -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/topics/4", own)
+        return router
+
+    additions: dict[int, Callable[[], Any]] = {
+        1: lambda: outer.get("/topics/1")(own),
+        2: lambda: inner.get("/2")(own),
+        3: lambda: outer.add_route("/topics/3", lambda request: PlainTextResponse('"own"')),
+        4: lambda: outer.include_router(mounted()),
+    }
+    with serving(app) as client:
+        for pk, add in additions.items():
+            assert client.get(f"/topics/{pk}").json()["comment"] == str(pk)
+            add()
+            assert client.get(f"/topics/{pk}").json() == "own"
+        assert client.get("/topics/5").json()["comment"] == "5"
+
+
+@everywhere
 def test_the_applications_own_list_wins(make: Callable[..., FastAPI], logs: list[Any]) -> None:
     """A GET of the application's own at the list's path is served, with a warning; rows are beside it."""
     app = make()
@@ -857,6 +892,7 @@ def test_everything_goes_when_the_application_ends() -> None:
         return "own"
 
     kind, routes, router = type(app), list(app.routes), app.router.middleware_stack
+    class_of_routers = dict(vars(APIRouter))
     for _ in range(2):
         with serving(app) as client:
             assert client.get("/topics/").json() == {"topics": []}
@@ -864,6 +900,7 @@ def test_everything_goes_when_the_application_ends() -> None:
         assert type(app) is kind
         assert list(app.routes) == routes
         assert app.router.middleware_stack == router
+        assert dict(vars(APIRouter)) == class_of_routers
         assert list(app.openapi()["paths"]) == ["/own"]
 
 

@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from ..errors import InvalidRepository
 from ..repository import Repository
 from .front import Published, layer_added
-from .own_routes import OwnRoutes, PublishedRoute
+from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
 from .sources import not_found, plain_keys, response_to, source_of
 
@@ -95,6 +95,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
     """Serve what is published, for the length of the block."""
     served = [_served(app, publication) for publication in found]
     with ExitStack() as stack:
+        for _, place in served:
+            stack.enter_context(told_of_additions(place.own.forget))
         # In front goes last: rows below shallow paths, rows below deep ones, and then the lists, since a key
         # could be the last part of a list's path.
         for publication, place in sorted(served, key=lambda each: each[0].base.count("/")):
