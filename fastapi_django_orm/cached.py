@@ -1,8 +1,10 @@
 """``CachedRepository``: the rows of a model in memory."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel
 
@@ -16,6 +18,8 @@ from .reading.refresh import Refresher
 from .repository import Repository, declared
 from .responses.representation import RepositoryResponse
 from .snapshots.snapshot import RowT, Snapshot, value_of
+
+FoundT = TypeVar("FoundT")
 
 
 def declared_cached() -> "list[type[CachedRepository[Any]]]":
@@ -107,7 +111,9 @@ class CachedRepository(Repository[RowT]):
         return tuple(self.snapshot.rows)
 
     def get(self, pk: Hashable) -> RowT:
-        """The row with this primary key.
+        """The row with this primary key, in any form that Django takes for it.
+
+        What only the database holds for equal, such as ``"A"`` and ``"a"`` under some collations, is not.
 
         Raises:
             NotFound: there is none. In a handler: 404.
@@ -116,7 +122,7 @@ class CachedRepository(Repository[RowT]):
         try:
             return snapshot.row(pk)
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
-            raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
+            return self._find_otherwise(pk, snapshot.row)
 
     def find(self, **values: Any) -> tuple[RowT, ...]:
         """The rows with these values, in order. At least one field must be in ``indexes``.
@@ -157,10 +163,15 @@ class CachedRepository(Repository[RowT]):
         snapshot = self.snapshot
         if isinstance(item, Mapping | BaseModel):
             return any(row == item for row in snapshot)
-        try:
-            return snapshot.by_key is not None and item in snapshot.by_key
-        except TypeError:  # unhashable, which no key is
+        where = snapshot.table.where
+        if where is None:
             return False
+        with suppress(TypeError):  # unhashable, which no key is
+            if item in where:
+                return True
+        with suppress(KeyError, TypeError):
+            return self.live.row_key(item) in where
+        return False
 
     def response(
         self, pk: Hashable = None, *, offset: int = 0, limit: int | None = None
@@ -185,9 +196,21 @@ class CachedRepository(Repository[RowT]):
                 self.snapshot, offset=offset, limit=limit, cache_control=self.cache_control
             )
         snapshot = self._keyed("response")
+        answer = partial(RepositoryResponse.of_row, snapshot, cache_control=self.cache_control)
         try:
-            return RepositoryResponse.of_row(snapshot, pk, cache_control=self.cache_control)
+            return answer(pk)
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
+            return self._find_otherwise(pk, answer)
+
+    def _find_otherwise(self, pk: Hashable, find: Callable[[Hashable], FoundT]) -> FoundT:
+        """Find a row by the form that Django gives its key: by 5 for ``"5"``, as ``fetch()`` does.
+
+        Raises:
+            NotFound: there is none.
+        """
+        try:
+            return find(self.live.row_key(pk))
+        except (KeyError, TypeError):
             raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
 
     def _keyed(self, method: str) -> Snapshot[RowT]:

@@ -188,6 +188,7 @@ class Repository(Generic[RowT]):
         Raises:
             NotFound: there is no such row in ``queryset()``. In a handler: 404.
             NotUnique: the field is not unique.
+            InvalidRepository: ``queryset()`` is sliced, or a union or the like.
             DatabaseError: as Django raises it.
         """
         try:

@@ -26,7 +26,14 @@ from fastapi_django_orm import (
     atomic,
     run,
 )
-from fastapi_django_orm.errors import DatabaseBusy, DjangoORMError, NotFound, NotStarted, NotUnique
+from fastapi_django_orm.errors import (
+    DatabaseBusy,
+    DjangoORMError,
+    InvalidRepository,
+    NotFound,
+    NotStarted,
+    NotUnique,
+)
 from fastapi_django_orm.reading.batching import AT_ONCE, MOST
 from tests.comparing import finish
 from tests.databases import BOARD, DEADLINE, default_changed
@@ -146,6 +153,31 @@ def test_a_field_that_is_not_unique_is_refused(unique: dict[str, Any]) -> None:
         async with started(live()) as (pages,):
             with pytest.raises(NotUnique, match=r"Did you mean|There is"):
                 await pages.fetch(**unique)
+
+    finish(main)
+
+
+@pytest.mark.parametrize("base", KINDS)
+@pytest.mark.parametrize(
+    ("cut", "kind"),
+    [
+        (lambda: Page.objects.order_by("slug")[:5], "sliced"),
+        (lambda: Page.objects.union(Page.objects.all()), "union"),
+    ],
+    ids=["sliced", "union"],
+)
+def test_a_query_that_django_cannot_filter_is_named(base: type[Any], cut: Any, kind: str) -> None:
+    """The error says what the repository's query is and what to do, for each of those who ask at once."""
+    add("a", "b")
+
+    async def main() -> None:
+        async with started(live(base, queryset=lambda self: cut())) as (pages,):
+            asking = (pages.fetch("a"), pages.fetch("b"), pages.fetch(address="at a"))
+            for error in await asyncio.gather(*asking, return_exceptions=True):
+                assert isinstance(error, InvalidRepository)
+                assert str(error).startswith("Pages.fetch(): its queryset() is ")
+                assert kind in str(error)
+                assert "Declare a repository" in str(error)
 
     finish(main)
 

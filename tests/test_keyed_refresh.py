@@ -5,15 +5,18 @@ import datetime as dt
 import gc
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections, models
 from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
-from django.test.utils import isolate_apps
+from django.test.utils import isolate_apps, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import AfterValidator, BaseModel
@@ -23,7 +26,7 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import run
 from fastapi_django_orm.errors import NotFound, RefreshFailed
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
-from tests.databases import created, until
+from tests.databases import created, default_changed, until
 from tests.gates import Gate, started
 from tests.project.board.models import Code, CodeField, Desk, Entry, Page, Seat, Topic, Writer
 from tests.repositories import declare, of
@@ -246,6 +249,54 @@ def test_a_table_of_many_pages(database: str, ordering: str) -> None:
             await assert_as_loaded_anew(kept, expected=kept.ordered_queryset(), names=FIELDS)
 
     finish(main)
+
+
+@contextmanager
+def in_berlin(use_tz: bool) -> Iterator[None]:
+    """Connections whose time zone has a summer time."""
+    with override_settings(USE_TZ=use_tz, TIME_ZONE="Europe/Berlin"):
+        if not use_tz:
+            yield
+        else:
+            with default_changed(TIME_ZONE="Europe/Berlin"):
+                yield
+
+
+@pytest.mark.parametrize("use_tz", [False, True])
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("fields", [("id", "moment"), FIELDS], ids=["few fields", "all"])
+def test_an_order_by_times_of_an_hour_that_comes_twice(
+    default_database: str, use_tz: bool, down: bool, fields: tuple[str, ...]
+) -> None:
+    """When summer time ends, an hour's times are those of the hour after it as well, and sort before them."""
+    moments = ["00:10", "00:20", "00:40", "00:50", "01:10", "01:20", "01:40", "01:50"]  # 2:10 to 2:50, twice
+    with in_berlin(use_tz):
+        Entry.objects.bulk_create(Entry(id=number) for number in range(10))
+        for number, moment in enumerate(["2024-10-26 12:00", *(f"2024-10-27 {of}" for of in moments)]):
+            set_moment(number, moment)
+
+        async def main() -> None:
+            ordering = ("-moment" if down else "moment",)
+            async with started(declare("Entries", Entry, fields=fields, ordering=ordering)) as (kept,):
+                for key, moment in [(9, "00:30"), (8, "00:45"), (1, "01:30"), (3, "01:40"), (2, "12:00")]:
+                    await sync_to_async(set_moment)(key, f"2024-10-27 {moment}")
+                    await kept.refresh(key)
+                    await assert_as_loaded_anew(kept)
+
+        finish(main)
+
+
+def set_moment(key: int, moment: str) -> None:
+    """Set an entry's time, in UTC, behind the back of Django, which cannot say which of two it means."""
+    connection = connections["default"]
+    utc = dt.datetime.fromisoformat(f"{moment}+00:00")
+    local = (
+        utc
+        if connection.vendor == "postgresql"
+        else utc.astimezone(ZoneInfo("Europe/Berlin")).replace(tzinfo=None)
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("UPDATE board_entry SET moment = %s WHERE id = %s", [str(local), key])
 
 
 @pytest.mark.parametrize(
@@ -489,6 +540,33 @@ def test_a_text_that_is_no_key_changes_nothing(database: str) -> None:
             assert pages.get("a")["title"] == "new"
 
     finish(main)
+
+
+@pytest.mark.parametrize("key", ["inf", "-inf", "nan"])
+def test_a_number_without_end_changes_nothing(database: str, key: str) -> None:
+    """An infinite key, which MariaDB does not take, is the key of no row."""
+    with isolate_apps("tests.project.board"):
+
+        class Measure(models.Model):
+            id = models.FloatField(primary_key=True)
+            name = models.CharField(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.name
+
+        with created(Measure):
+            Measure.objects.create(id=1.5, name="old")
+
+            async def main() -> None:
+                async with started(declare("Measures", Measure)) as (kept,):
+                    await Measure.objects.aupdate(name="new")
+                    await kept.refresh(float(key), 1.5)
+                    assert kept.get(1.5)["name"] == "new"
+
+            finish(main)
 
 
 def test_what_cannot_be_a_key_is_refused_at_once(sqlite: str) -> None:

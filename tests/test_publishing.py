@@ -2,14 +2,17 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from copy import deepcopy
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Annotated, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from django.db import connection, models
-from django.test.utils import isolate_apps
+from django.test.utils import isolate_apps, override_settings
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field
@@ -386,6 +389,124 @@ def test_a_text_that_no_row_can_have_is_not_found(make: Callable[..., FastAPI], 
             assert client.get(path).status_code == 404
 
 
+KEYS: dict[str, tuple[Any, Any]] = {
+    "number": (models.BigIntegerField(primary_key=True), 5),
+    "small": (models.SmallIntegerField(primary_key=True), 5),
+    "text": (models.CharField(max_length=50, primary_key=True), "a"),
+    "file": (models.FileField(primary_key=True), "a"),
+    "address": (models.GenericIPAddressField(primary_key=True), "::1"),
+    "old_address": (models.GenericIPAddressField(protocol="IPv4", primary_key=True), "1.2.3.4"),
+    "flag": (models.BooleanField(primary_key=True), True),
+    "ratio": (models.FloatField(primary_key=True), 1.5),
+    "price": (models.DecimalField(max_digits=10, decimal_places=2, primary_key=True), Decimal("1.50")),
+    "day": (models.DateField(primary_key=True), date(2024, 1, 2)),
+    "moment": (models.DateTimeField(primary_key=True), datetime(2024, 1, 2, 3, 4, tzinfo=UTC)),
+    "time": (models.TimeField(primary_key=True), time(1, 2, 3)),
+    "duration": (models.DurationField(primary_key=True), timedelta(days=1)),
+    "uuid": (models.UUIDField(primary_key=True), UUID(int=5)),
+    "code": (CodeField(primary_key=True), 5),
+}
+
+NOBODYS = [
+    *("x", "-7", "7.5", "None", "[]", "%20", "%25", "%00", "a%00", "%ff", "%ed%a0%80", "%F0%9F%98%80"),
+    *("inf", "-Infinity", "nan", "1e400", "1e1000000", str(2**63), "9" * 5000, "a" * 50_000),
+    *("1.2.3.256", "::12345", "25:00", "P999999999D", "-P999999999D"),
+    *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"),
+]
+
+
+@contextmanager
+def keyed(kinds: Iterable[str]) -> Iterator[dict[str, type[models.Model]]]:
+    """For each of these kinds of keys a model with one row, by kind."""
+    made: dict[str, type[models.Model]] = {}
+    with isolate_apps("tests.project.board"):
+        for kind in kinds:
+            body = {"key": deepcopy(KEYS[kind][0]), "name": models.CharField(max_length=20)}
+            meta = type("Meta", (), {"app_label": "board"})
+            made[kind] = type(kind.title(), (models.Model,), {"__module__": __name__, "Meta": meta, **body})
+        with created(*made.values()):
+            for kind, model in made.items():
+                model._default_manager.create(key=KEYS[kind][1], name=kind)
+            yield made
+
+
+def live_and_cached(kind: str, model: type[models.Model], field: str = "name") -> list[type[Any]]:
+    """Two repositories of a model, published below `/live/` and `/cached/`."""
+    attributes = {"model": model, "fields": (field,)}
+    return [
+        type(f"{base.__name__}{kind}", (base,), {"publish": f"/{path}/{kind}/", **attributes})
+        for base, path in ((Repository, "live"), (CachedRepository, "cached"))
+    ]
+
+
+def test_a_key_that_no_row_can_have_is_not_found(database: str) -> None:
+    """Whatever the key's type and whatever stands in its place, it is found nowhere, live and cached."""
+    with keyed(KEYS) as made:
+        repositories = [each for kind in made for each in live_and_cached(kind, made[kind])]
+        with serving(application(*repositories)) as client:
+            for kind in made:
+                for text in NOBODYS:
+                    live, cached = (client.get(f"/{path}/{kind}/{text}") for path in ("live", "cached"))
+                    found = kind, text[:50], live.status_code, cached.status_code
+                    assert found[2] == found[3] in (404, 422), found
+
+
+WRITTEN: dict[str, list[str]] = {
+    "address": ["::1", "0:0::1", "0:0:0:0:0:0:0:1", "0::1%25eth0"],
+    "old_address": ["1.2.3.4", "1.2.3.4%20"],
+    "ratio": ["1.5", "1.50", "15e-1"],
+    "price": ["1.5", "1.50"],
+    "moment": ["2024-01-02T03:04:00Z", "2024-01-02T04:04+01:00", "2024-01-02T12:04", "2024-01-02 12:04:00"],
+    "duration": ["P1D", "PT24H"],
+    "uuid": [str(UUID(int=5)), UUID(int=5).hex],
+    "code": ["5", "05"],
+}
+
+
+@everywhere
+def test_a_key_may_be_written_as_the_database_does_not(make: Callable[..., FastAPI], database: str) -> None:
+    """Whatever Django and FastAPI take for a row's key finds it, live and cached."""
+    with keyed(WRITTEN) as made:
+        repositories = [each for kind in made for each in live_and_cached(kind, made[kind])]
+        with serving(make(*repositories)) as client:
+            for kind, texts in WRITTEN.items():
+                for path in (f"/{base}/{kind}/{text}" for text in texts for base in ("live", "cached")):
+                    answer = client.get(path)
+                    assert (path, answer.status_code) == (path, 200)
+                    assert answer.json() == {"name": kind}
+
+
+def test_times_without_a_zone_are_found_under_one() -> None:
+    """Where USE_TZ is off, a time that is written with its zone is the same time in Django's own."""
+    with override_settings(USE_TZ=False, TIME_ZONE="Asia/Tokyo"), isolate_apps("tests.project.board"):
+
+        class Event(models.Model):
+            at = models.DateTimeField(primary_key=True)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return str(self.at)
+
+        with created(Event):
+            Event.objects.create(at=datetime(2024, 1, 2, 12, 4))
+            with serving(application(*live_and_cached("events", Event, "at"))) as client:
+                for path in ("/live/events/", "/cached/events/"):
+                    for text in ("2024-01-02T12:04", "2024-01-02T12:04:00+09:00", "2024-01-02T03:04:00Z"):
+                        assert client.get(f"{path}{text}").json() == {"at": "2024-01-02T12:04:00"}
+                    assert client.get(f"{path}9999-12-31T23:59:59-14:00").status_code == 404
+
+
+@everywhere
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_collation_is_the_databases_alone(make: Callable[..., FastAPI], database: str) -> None:
+    """Another spelling of a text that the database holds for equal is found live, and not in memory."""
+    with keyed(["text"]) as made, serving(make(*live_and_cached("text", made["text"]))) as client:
+        found = [client.get(f"/{path}/text/A").status_code for path in ("live", "cached")]
+    assert found == [200, 404]
+
+
 @everywhere
 def test_live_rows_that_cannot_be_told_apart_are_a_list_alone(make: Callable[..., FastAPI]) -> None:
     """Django cannot look for a key in a part of a query, and the cache can."""
@@ -511,6 +632,41 @@ def test_the_applications_own_paths_win(
 
         assert client.get("/topics/2").json() == "late"
     assert warnings(logs) == []
+
+
+@everywhere
+def test_what_an_included_router_gets_later_wins(make: Callable[..., FastAPI]) -> None:
+    """A route that is added to a router, after the application with it has started, is served at once."""
+    app, outer, inner = make(), APIRouter(), APIRouter()
+
+    @inner.get("/other")
+    async def other() -> str:
+        return "other"
+
+    outer.include_router(inner, prefix="/topics")
+    app.include_router(outer)
+    Topic.objects.bulk_create([Topic(pk=pk, comment=str(pk)) for pk in range(1, 6)])
+
+    async def own() -> str:
+        return "own"
+
+    def mounted() -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/topics/4", own)
+        return router
+
+    additions: dict[int, Callable[[], Any]] = {
+        1: lambda: outer.get("/topics/1")(own),
+        2: lambda: inner.get("/2")(own),
+        3: lambda: outer.add_route("/topics/3", lambda request: PlainTextResponse('"own"')),
+        4: lambda: outer.include_router(mounted()),
+    }
+    with serving(app) as client:
+        for pk, add in additions.items():
+            assert client.get(f"/topics/{pk}").json()["comment"] == str(pk)
+            add()
+            assert client.get(f"/topics/{pk}").json() == "own"
+        assert client.get("/topics/5").json()["comment"] == "5"
 
 
 @everywhere
@@ -736,6 +892,7 @@ def test_everything_goes_when_the_application_ends() -> None:
         return "own"
 
     kind, routes, router = type(app), list(app.routes), app.router.middleware_stack
+    class_of_routers = dict(vars(APIRouter))
     for _ in range(2):
         with serving(app) as client:
             assert client.get("/topics/").json() == {"topics": []}
@@ -743,6 +900,7 @@ def test_everything_goes_when_the_application_ends() -> None:
         assert type(app) is kind
         assert list(app.routes) == routes
         assert app.router.middleware_stack == router
+        assert dict(vars(APIRouter)) == class_of_routers
         assert list(app.openapi()["paths"]) == ["/own"]
 
 

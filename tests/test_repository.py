@@ -181,6 +181,23 @@ def test_an_empty_table_is_healthy_and_counts_its_versions() -> None:
 # Looking up
 
 
+def test_a_key_may_be_given_in_every_form_that_django_takes(topics: list[Topic]) -> None:
+    """A text of a number finds the row that the number finds; what no key is like finds none."""
+    (pk, *_) = (topic.pk for topic in topics)
+
+    def look(repository: Topics) -> None:
+        assert repository.get(str(pk)) == repository.get(pk)
+        assert repository.response(pk=str(pk)).body == repository.response(pk=pk).body
+        assert str(pk) in repository
+        for other in ("0", "one", "", 10**30, float("inf"), [pk], {}, object()):
+            assert other not in repository
+            for find in (repository.get, repository.response):
+                with pytest.raises(NotFound, match="has no row with the key"):
+                    find(other)
+
+    read(Topics, look)
+
+
 def test_get_of_an_unknown_key_is_a_lookup_error(topics: list[Topic]) -> None:
     """`NotFound` is a LookupError and a 404 whose message names the repository and the key."""
 

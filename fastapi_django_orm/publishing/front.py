@@ -24,7 +24,7 @@ from .. import running
 from ..context import RequestContext
 from ..responses.editions import Answer
 from ..responses.negotiation import at_once, deliver
-from .own_routes import OwnRoutes
+from .own_routes import OwnRoutes, told_of_additions
 from .sources import Source, Window, plain_window
 
 PATHS = 10_000  # that are noted with what they mean
@@ -71,6 +71,10 @@ class Directory:
         self._routes = app.router.routes
         self._routes_seen = len(self._routes)
         self._noted: dict[str, Asked] = {}
+
+    def forget(self) -> None:
+        """Read paths anew: the application may have a route of its own now for one that is noted."""
+        self._noted.clear()
 
     def find(self, scope: Scope) -> Asked | None:
         """Who answers, and what it is asked for. None if that is for the router to say."""
@@ -197,7 +201,7 @@ def layer_added(app: FastAPI, published: Iterable[Published]) -> Iterator[None]:
     layer = BeforeRouter(before, directory)
     app.router.middleware_stack = layer
     try:
-        with _class_changed(app, directory, BeforeApplication(layer)):
+        with told_of_additions(directory.forget), _class_changed(app, directory, BeforeApplication(layer)):
             yield
     finally:
         app.router.middleware_stack = before

@@ -5,11 +5,12 @@ It would match what the application itself serves below ``/topics/``, too, and s
 """
 
 import re
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, wraps
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
@@ -17,6 +18,53 @@ from starlette.routing import Match, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 _PARAMETER = re.compile(r"{[^}]*}")
+
+_ADDING = ("add_api_route", "add_route", "include_router", "mount")
+_originals: dict[str, Any] = {}
+_told: list[Callable[[], None]] = []
+
+
+@contextmanager
+def told_of_additions(tell: Callable[[], None]) -> Iterator[None]:
+    """Have a function called whenever a router has got a route, for the length of the block.
+
+    A router that an application has included gives it what is added later, too, and to look through all of
+    them would cost every request. So the methods that add routes are instrumented, as tracers do.
+    """
+    if not _told:
+        _instrument()
+    _told.append(tell)
+    try:
+        yield
+    finally:
+        _told.remove(tell)
+        if not _told:
+            _restore()
+
+
+def _instrument() -> None:
+    for name in _ADDING:
+        _originals[name] = vars(APIRouter).get(name)  # None: it is Starlette's
+        setattr(APIRouter, name, _telling(getattr(APIRouter, name)))
+
+
+def _restore() -> None:
+    for name, original in _originals.items():
+        if original is None:
+            delattr(APIRouter, name)
+        else:
+            setattr(APIRouter, name, original)
+
+
+def _telling(add: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(add)
+    def telling(*args: Any, **options: Any) -> Any:
+        added = add(*args, **options)
+        for tell in _told:
+            tell()
+        return added
+
+    return telling
 
 
 class OwnRoutes:
@@ -32,6 +80,10 @@ class OwnRoutes:
         self._app = app
         self._base = base
         self._patterns: list[re.Pattern[str]] = []
+        self._seen = -1
+
+    def forget(self) -> None:
+        """Look again with the next question."""
         self._seen = -1
 
     def serve(self, path: str) -> bool:

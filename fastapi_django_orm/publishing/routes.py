@@ -6,20 +6,22 @@ The routes are FastAPI's own. They are in the OpenAPI document, they validate, a
 
 import inspect
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from typing import Annotated, Any
 
 import structlog
-from django.core.exceptions import ValidationError
+from django.conf import settings
 from django.db import connections, transaction
+from django.utils import timezone
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
 from ..errors import InvalidRepository
 from ..repository import Repository
 from .front import Published, layer_added
-from .own_routes import OwnRoutes, PublishedRoute
+from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
 from .sources import not_found, plain_keys, response_to, source_of
 
@@ -93,6 +95,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
     """Serve what is published, for the length of the block."""
     served = [_served(app, publication) for publication in found]
     with ExitStack() as stack:
+        for _, place in served:
+            stack.enter_context(told_of_additions(place.own.forget))
         # In front goes last: rows below shallow paths, rows below deep ones, and then the lists, since a key
         # could be the last part of a list's path.
         for publication, place in sorted(served, key=lambda each: each[0].base.count("/")):
@@ -155,10 +159,9 @@ def _list_route(publication: Publication, place: Published) -> Route:
 
 def _row_route(publication: Publication, place: Published) -> Route:
     name = publication.repository.name
-    is_key = publication.key_type is not Any
 
     async def row(pk: Any) -> Response:
-        key = pk if is_key else _key_in_python(publication.repository, pk)
+        key = _in_zone(publication.repository, pk) if isinstance(pk, datetime) else pk
         return response_to(await place.source.read(None, key))
 
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
@@ -177,14 +180,15 @@ def _row_route(publication: Publication, place: Published) -> Route:
     )
 
 
-def _key_in_python(repository: Repository[Any], text: str) -> Hashable:
-    """What a field of the project's own makes of a key's text."""
-    field: Any = repository.model_class._meta.pk
+def _in_zone(repository: Repository[Any], moment: datetime) -> datetime:
+    """A time as rows have it, with or without a zone. Django would warn of what a client has left out."""
+    if timezone.is_aware(moment) == settings.USE_TZ:
+        return moment
+    zone = timezone.get_default_timezone()
     try:
-        key: Hashable = field.to_python(text)
-    except (ValidationError, ValueError, TypeError):
-        raise not_found(repository, text) from None
-    return key
+        return timezone.make_aware(moment, zone) if settings.USE_TZ else timezone.make_naive(moment, zone)
+    except OverflowError:
+        raise not_found(repository, moment) from None
 
 
 def _description(repository: Repository[Any]) -> str:

@@ -12,7 +12,7 @@ from django.db.models.query import ValuesIterable
 from pydantic import BaseModel, ConfigDict, create_model
 
 from ..cached import CachedRepository
-from ..reading.readers import names_of_dicts
+from ..reading.readers import is_final, names_of_dicts
 from ..repository import Repository
 
 _TYPES: dict[str, type[Any]] = {
@@ -64,10 +64,8 @@ def key_type(repository: Repository[Any]) -> Any:
     key = model._meta.pk
     if not key.concrete or getattr(key, "columns", None):
         return None  # several columns
-    if not isinstance(repository, CachedRepository) and (
-        queryset.query.is_sliced or queryset.query.combinator
-    ):
-        return None  # Django cannot filter what is left of a query
+    if not isinstance(repository, CachedRepository) and is_final(queryset):
+        return None
     if repository.schema is None and not {key.attname, key.name, "pk"} & {*_names(repository, queryset)}:
         # Rows of .values() without their key; those of `fields` have it nevertheless.
         return _type(key) if _is_of_instances(queryset) else None

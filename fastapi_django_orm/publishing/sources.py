@@ -5,6 +5,7 @@ The layer asks for what is written plainly. The rest it leaves to the routes, wh
 
 import re
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
@@ -68,14 +69,18 @@ class CachedSource:
             return edition.window(snapshot, *window), snapshot
         try:
             return edition.row(snapshot, key), snapshot
-        except KeyError:
+        except (KeyError, TypeError):  # TypeError: unhashable, which no key is
             return None
 
     async def read(self, window: Window | None, key: Hashable) -> Found:
         """The same, with the reason why there is nothing."""
         if self._refresher.snapshot is None:
             raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
-        if (found := self.at_hand(window, key)) is None:
+        found = self.at_hand(window, key)
+        if found is None:  # a row's key, written in another way than the row has it
+            with suppress(KeyError):
+                found = self.at_hand(None, self.repository.live.row_key(key))
+        if found is None:
             raise not_found(self.repository, key)
         return found
 

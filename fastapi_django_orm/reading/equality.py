@@ -1,5 +1,7 @@
 """What a database holds for equal, and Python does not: two spellings of one text, two forms of one value."""
 
+from collections.abc import Collection, Hashable
+from math import isfinite
 from typing import Any
 
 from django.db import connections
@@ -24,3 +26,15 @@ def is_loose(field: "Field[Any, Any]", alias: str) -> bool:
     kind = field.db_type(connection) or ""
     exact = connection.vendor in ("postgresql", "sqlite") and getattr(field, "db_collation", None) is None
     return kind.startswith(("varchar", "text", "citext", "longtext")) and not (exact and kind != "citext")
+
+
+def storable(values: Collection[Hashable], alias: str) -> list[Hashable]:
+    """Those of these values that a query may ask for: drivers of MariaDB refuse infinite numbers, and NaN.
+
+    Args:
+        values: of one field.
+        alias: the database.
+    """
+    if connections[alias].vendor != "mysql":
+        return list(values)
+    return [value for value in values if not isinstance(value, float) or isfinite(value)]

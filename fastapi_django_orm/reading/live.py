@@ -7,21 +7,21 @@ from typing import Any, TypeVar, cast
 
 from asgiref.sync import AsyncToSync
 from django.core.exceptions import FieldDoesNotExist
-from django.db import DataError
-from django.db.models import CompositePrimaryKey, Field, Model
+from django.db import Error
+from django.db.models import CompositePrimaryKey, Field, Model, QuerySet
 
 from .. import running
 from ..database.executor import DatabaseExecutor
 from ..database.reachable import table_explained
 from ..database.turns import asking_block
-from ..errors import NotUnique, nearest
+from ..errors import InvalidRepository, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
 from .batching import Batcher
-from .equality import is_loose
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
+from .equality import is_loose, storable
+from .readers import OF_ONE_KEY, AnyQuerySet, Reader, is_final
 from .sql_json import NotExpressible
 
 K = TypeVar("K", bound=Hashable)
@@ -75,6 +75,22 @@ class LiveReads:
             return tuple(part.get_prep_value(of) for part, of in zip(parts, value, strict=True))
         return cast("Hashable", pk.get_prep_value(value))
 
+    def row_key(self, value: Any) -> Hashable:
+        """A primary key as rows have it that were read: an address in its short form, a code as an object.
+
+        Raises:
+            KeyError: no key is like this.
+        """
+        pk: Any = self._model._meta.pk
+        try:
+            stored: Any = self.key(value)
+            if isinstance(pk, CompositePrimaryKey):
+                parts: Any = pk.fields
+                return tuple(part.to_python(of) for part, of in zip(parts, stored, strict=True))
+            return cast("Hashable", pk.to_python(stored))
+        except OF_ONE_KEY:
+            raise KeyError(value) from None
+
     async def row(self, pk: Any, unique: Mapping[str, Any]) -> Any:
         """The row with this key, or this value of a unique field, as the reader reads rows.
 
@@ -92,12 +108,16 @@ class LiveReads:
         return copied(found.row) if self._reader.copied else found.row
 
     async def row_json(self, pk: Any) -> bytes:
-        """The JSON of the row with this key.
+        """The JSON of the row with this key, which may be a text of it.
 
         Raises:
-            KeyError: there is none.
+            KeyError: there is none, or no key is like this.
         """
-        return (await self._find("pk", self.key(pk))).json
+        try:
+            key = self.key(self._model._meta.pk.to_python(pk))
+        except OF_ONE_KEY:
+            raise KeyError(pk) from None
+        return (await self._find("pk", key)).json
 
     async def window(self, offset: int, limit: int | None) -> bytes:
         """The bytes of ``{"name": [rows]}`` for some of the rows."""
@@ -166,9 +186,11 @@ class LiveReads:
         Raises:
             DatabaseError: none of them can.
         """
-        with table_explained(self._model, self._queryset().db):
-            if len(values) == 1:
-                return dict(self._read_one(name, values[0]))
+        alias = self._queryset().db
+        values = storable(values, alias)
+        with table_explained(self._model, alias):
+            if len(values) < 2:
+                return {one: row for value in values for one, row in self._read_one(name, value)}
             try:
                 return dict(self._read_together(name, values))
             except OF_ONE_KEY:
@@ -183,10 +205,27 @@ class LiveReads:
     def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
         try:
             return [(value, row) for row in self._read(name, {name: value})[:1]]
-        except (DataError, ValueError):
-            if isinstance(value, str) and "\x00" in value:  # which no text of PostgreSQL's has
+        except OF_ONE_KEY:
+            if self._is_refused(name, value):
                 return []
             raise
+
+    def _is_refused(self, name: str, value: Hashable) -> bool:
+        """Whether the database refuses this very value, which no row can have then, and not the query.
+
+        What a column takes is known to its database and driver alone: PostgreSQL has no NUL in a text, and no
+        text but an address where addresses are, SQLite no number beyond 64 bits.
+        """
+        rows: AnyQuerySet = QuerySet(self._model, using=self._queryset().db)
+        try:
+            rows.exists()
+        except Error:  # the table is missing; the transaction ended with the first error
+            return False
+        try:
+            rows.filter(**{name: value}).exists()
+        except OF_ONE_KEY:
+            return True
+        return False
 
     def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow]:
         field = self._unique_field(name)
@@ -202,9 +241,17 @@ class LiveReads:
         return found
 
     def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
+        queryset = self._queryset()
+        if is_final(queryset):
+            kind = "sliced" if queryset.query.is_sliced else f"a {queryset.query.combinator}()"
+            raise InvalidRepository(
+                f"{self._label}.fetch(): its queryset() is {kind}, in which Django cannot look for a row. "
+                "Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
+                "CachedRepository with get()."
+            )
         return [
             NewRow(*row)
-            for chunk in self._chunks(self._queryset().filter(**wanted).order_by(), name)
+            for chunk in self._chunks(queryset.filter(**wanted).order_by(), name)
             for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)
         ]
 

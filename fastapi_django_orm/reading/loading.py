@@ -19,7 +19,7 @@ from ..snapshots.row_cache import RowCache
 from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
 from ..snapshots.value_index import ValueIndex
-from .equality import is_loose
+from .equality import is_loose, storable
 from .pacing import Pace
 from .readers import CHUNK, OF_ONE_KEY, AnyQuerySet, Reader
 from .sql_json import NotExpressible
@@ -197,7 +197,7 @@ class Loader:
         return not together and not windows and readable and before.table.has_unique_keys
 
     def _read_keys(self, queryset: AnyQuerySet, keys: Collection[Hashable]) -> dict[Hashable, NewRow] | None:
-        chunks = self._reader.read(queryset.filter(pk__in=list(keys)).order_by())
+        chunks = self._reader.read(queryset.filter(pk__in=storable(keys, queryset.db)).order_by())
         rows = [row for chunk in chunks for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)]
         read = {key: NewRow(key, json, row) for key, json, row in rows}
         return read if len(read) == len(rows) else None

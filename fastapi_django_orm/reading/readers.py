@@ -26,7 +26,7 @@ from .sql_json import DatabaseJSON
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
 
 # What one key can be to blame for when several are read together.
-OF_ONE_KEY = (DataError, ValueError, TypeError, OverflowError, ValidationErrorOfDjango, LazyValue)
+OF_ONE_KEY = (DataError, ValueError, TypeError, ArithmeticError, ValidationErrorOfDjango, LazyValue)
 
 AnyQuerySet = QuerySet[Any, Any]
 Encoded = tuple[Hashable, bytes, Any]  # a row's key, its JSON, and itself if the JSON does not say it all
@@ -99,6 +99,11 @@ class ColumnReader:
 
     def _encoded(self, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
         return encode_columns(self.codec, self._encoder, key, values)
+
+
+def is_final(queryset: AnyQuerySet) -> bool:
+    """Whether Django refuses to look for a row in this query: a slice, or several queries in one."""
+    return bool(queryset.query.is_sliced or queryset.query.combinator)
 
 
 def names_of_dicts(queryset: AnyQuerySet) -> list[str]:

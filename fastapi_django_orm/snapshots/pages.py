@@ -13,6 +13,7 @@ from typing import Any
 from zlib import crc32
 
 from ..rows.encoding import digest
+from .keys import check, text_of
 
 ROWS = 256  # in a page, on average
 
@@ -134,18 +135,24 @@ def begins_page(key: Hashable) -> bool:
 
 
 def _mixed(key: Hashable) -> int:
-    number = key if type(key) is int else crc32(str(key).encode())
+    number = key if type(key) is int else crc32(text_of(key).encode())
     return number * _GOLDEN & _MASK
 
 
 def _beginnings(keys: Sequence[Any]) -> list[int]:
-    if set(map(type, keys)) == {int}:  # no call for each
+    kinds = set(map(type, keys))
+    if kinds == {int}:  # no call for each
         return [index for index, key in enumerate(keys) if key * _GOLDEN & _MASK < _FIRST]
+    check(keys, kinds)
     return [index for index, key in enumerate(keys) if begins_page(key)]
 
 
 def cut(chunks: Iterable[Chunk]) -> Iterator[Page]:
-    """The pages of these rows."""
+    """The pages of these rows.
+
+    Raises:
+        InvalidRow: their keys are none to keep rows by.
+    """
     start: Hashable = HEAD
     held = Chunk([], [], [])
     for chunk in chunks:

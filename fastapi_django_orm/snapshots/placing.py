@@ -10,6 +10,7 @@ from decimal import Decimal
 from math import isnan
 from typing import Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from django.core.exceptions import FieldError
 from django.db import connections
@@ -47,17 +48,22 @@ class Down:
 class Order:
     """A query's order: columns, each up or down, of which the last is the primary key."""
 
-    def __init__(self, columns: Sequence[tuple[str | None, bool]], vendor: str) -> None:
+    def __init__(
+        self, columns: Sequence[tuple[str | None, bool]], vendor: str, zone: str | None = None
+    ) -> None:
         """Sort by these columns.
 
         Args:
             columns: the names, None for the key, and whether it goes down.
             vendor: the database's, by which nulls come first or last.
+            zone: the one in which times are read that the database sorts by another, empty if it is not
+                known; None if there is none.
         """
         self._columns = columns
         self._types = _COMPARABLE.get(vendor, frozenset())
         # PostgreSQL has NaN above all numbers, and null above that; the others have null below, and no NaN.
         self._null = 2 if vendor == "postgresql" else -1
+        self._zone = zone
 
     @classmethod
     def of(cls, queryset: "QuerySet[Any, Any]", names: Sequence[str]) -> "Order | None":
@@ -82,7 +88,10 @@ class Order:
                 columns.append((name, down))
             else:
                 return None
-        return cls(columns, connections[queryset.db].vendor) if columns[-1][0] is None else None
+        if columns[-1][0] is not None:
+            return None
+        connection: Any = connections[queryset.db]
+        return cls(columns, connection.vendor, _zone_of(connection))
 
     @property
     def is_by_key(self) -> bool:
@@ -107,7 +116,26 @@ class Order:
             return self._null, 0
         if type(value) not in self._types:
             raise NotComparable
+        if self._zone is not None and type(value) is datetime and _may_come_twice(value, self._zone):
+            raise NotComparable
         return (1, 0) if isinstance(value, float | Decimal) and isnan(value) else (0, value)
+
+
+def _zone_of(connection: Any) -> str | None:
+    """The zone in which times are read of a database that keeps them in UTC and sorts them so.
+
+    The others keep what is read: without USE_TZ times without a zone, and else times in the database's zone.
+    """
+    name = connection.timezone_name
+    return None if connection.vendor != "postgresql" or name == "UTC" else name or ""
+
+
+def _may_come_twice(moment: datetime, zone: str) -> bool:
+    """Whether a zone's clocks show it before and after they are put back. Python compares what they show."""
+    if not zone:
+        return True
+    local = moment.replace(tzinfo=ZoneInfo(zone))
+    return local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()
 
 
 def _sorts_as_it_reads(name: str, queryset: "QuerySet[Any, Any]") -> bool:
