@@ -1,7 +1,7 @@
 """``python -m tests.soak.writing SEED ROWS PAUSE NAME…``: write until standard input ends.
 
 Each name is a writer in a process of its own. They are forks of this one, which has imported by then what
-takes a second of a processor's time. Every writer prints a line when it begins, and in the end what it has done
+takes a second. Every writer prints a line when it begins, and in the end what it has done
 as JSON: for each kind how many were committed, rolled back, refused by the database (a deadlock, a row that
 went meanwhile) or had nothing to do.
 """
