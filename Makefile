@@ -8,7 +8,8 @@ PORT ?= 8000
 .PHONY: help test lint demo bench pin clean
 
 help:
-	@echo "make test    run the tests, on servers that they start themselves"
+	@echo "make test    run the tests on every processor, on servers that they start themselves"
+	@echo "             (one file: TESTS=tests/test_rows.py; one after the other: TESTS=-n0)"
 	@echo "make lint    formatting, rules, types, layers"
 	@echo "make demo    serve the sample on http://$(HOST):$(PORT)"
 	@echo "make bench   measure against other ways to do it (50 minutes; BENCH=--quick: 10)"
@@ -23,7 +24,7 @@ $(VENV)/%.installed: requirements/%.txt pyproject.toml
 	@touch $@
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(TESTS)
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .

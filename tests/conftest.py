@@ -38,6 +38,13 @@ def pytest_report_header() -> str:
     return f"django {django.__version__}"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Run in one process where servers are named by the environment: tests empty them and change them."""
+    servers = (PostgreSQL, MariaDB, Valkey)
+    return 0 if any(os.environ.get(server.variable) for server in servers) else None
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     yield from _server(PostgreSQL)

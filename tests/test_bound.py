@@ -170,7 +170,7 @@ def test_busy_connections_are_answered_with_503(default_database: str) -> None:
     """While a transaction holds the only connection, every kind of request gets 503 and Retry-After."""
 
     async def main() -> None:
-        async with client_of(every_kind(FastAPI()), threads=1, thread_timeout=0.2) as client:
+        async with client_of(every_kind(FastAPI()), threads=1, thread_timeout=1) as client:
             async with transactions_held(1):
                 responses = await asyncio.gather(*map(client.get, BUSY))
             assert {r.url.path: r.status_code for r in responses} == dict.fromkeys(BUSY, 503)
@@ -187,7 +187,7 @@ def test_busy_threads_are_answered_with_503(default_database: str) -> None:
 
     async def main() -> None:
         release = threading.Event()
-        async with client_of(every_kind(FastAPI()), threads=2, thread_timeout=0.2) as client:
+        async with client_of(every_kind(FastAPI()), threads=2, thread_timeout=1) as client:
             blocked = [asyncio.create_task(run(release.wait, DEADLINE)) for _ in range(2)]
             responses = await asyncio.gather(*map(client.get, paths * 3))
             assert [r.status_code for r in responses] == [503] * 9

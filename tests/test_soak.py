@@ -10,22 +10,27 @@ from tests.servers import MariaDB, PostgreSQL, Valkey
 from tests.soak.place import Place, on_mariadb, on_postgresql, on_sqlite
 from tests.soak.plan import Plan
 from tests.soak.running import soak
+from tests.soak.verdict import Verdict
 
 pytestmark = pytest.mark.timeout(180)
 
 
-def check(database: str, place: AbstractContextManager[Place], seconds: float, **options: Any) -> None:
-    plan = Plan(database, seconds, seed=1, rows=500, fault_every=2.5, patience=20, **options)
+def check(database: str, place: AbstractContextManager[Place], seconds: float, **options: Any) -> Verdict:
+    plan = Plan(database, seconds, seed=1, rows=500, fault_every=1.5, patience=20, **options)
     with place as found:
         verdict = asyncio.run(soak(plan, found, print))
     assert verdict.wrong is None, str(verdict)
+    assert verdict.writes, str(verdict)
+    assert all(tried.total() for tried in verdict.writes.values()), str(verdict)
     assert verdict.commits, str(verdict)
     assert verdict.behind, str(verdict)
+    return verdict
 
 
 def test_postgresql(postgresql: PostgreSQL) -> None:
     """Every kind of write is heard through the triggers, also when connections are cut in between."""
-    check("postgresql", on_postgresql(postgresql), 12, faults=True)
+    verdict = check("postgresql", on_postgresql(postgresql), 9, faults=True)
+    assert len(verdict.faults) == 3, str(verdict)
 
 
 def test_sqlite() -> None:

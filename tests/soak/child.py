@@ -26,10 +26,15 @@ class Child:
         arguments: the module and its arguments.
         environment: its variables.
         said: called with each line that it prints; by default lines are kept.
+        voices: how many lines it prints when it has begun.
     """
 
     def __init__(
-        self, *arguments: str, environment: Mapping[str, str], said: Callable[[str], None] | None = None
+        self,
+        *arguments: str,
+        environment: Mapping[str, str],
+        said: Callable[[str], None] | None = None,
+        voices: int = 1,
     ) -> None:
         self.lines: list[str] = []
         self.errors: list[str] = []
@@ -37,6 +42,7 @@ class Child:
         self._environment = environment
         self._said = said or self.lines.append
         self._process: Process | None = None
+        self._silent = voices
         self._begun = asyncio.Event()
         self._readers: list[asyncio.Task[None]] = []
 
@@ -57,7 +63,7 @@ class Child:
             self._readers.append(asyncio.create_task(_read(stream, said)))
 
     async def begun(self) -> None:
-        """Wait until it has said something.
+        """Wait until it has said that it has.
 
         Raises:
             ChildError: it does not.
@@ -66,7 +72,7 @@ class Child:
             async with asyncio.timeout(START_SECONDS):
                 await self._begun.wait()
         except TimeoutError:
-            raise self._error(f"has said nothing within {START_SECONDS:g} s") from None
+            raise self._error(f"has not begun within {START_SECONDS:g} s") from None
 
     async def finish(self) -> list[str]:
         """End its input, and return what it has said when it has ended.
@@ -120,7 +126,9 @@ class Child:
 
     def _hear(self, line: str) -> None:
         self._said(line)
-        self._begun.set()
+        self._silent -= 1
+        if self._silent == 0:
+            self._begun.set()
 
     def _error(self, what: str) -> ChildError:
         said = "\n".join([*self.lines[-TAIL:], *self.errors[-TAIL:]])

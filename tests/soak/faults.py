@@ -35,15 +35,16 @@ class Faults:
         self._counts = counts
 
     async def make(self, every: float) -> None:
-        """Make them until cancelled; whatever was stopped goes on then."""
+        """Make them until cancelled, each kind once in every round; whatever was stopped goes on then."""
         possible: list[Callable[[], Awaitable[None]]] = [self._stop_worker]
         if self._place.postgresql is not None:
             possible += [self._cut_one, self._cut_all]
         if self._place.valkey is not None:
             possible += [self._restart_broker]
         while True:
-            await asyncio.sleep(every * self._rng.uniform(0.5, 1.0))
-            await self._rng.choice(possible)()
+            for make in self._rng.sample(possible, len(possible)):
+                await asyncio.sleep(every * self._rng.uniform(0.5, 1.0))
+                await make()
 
     async def _stop_worker(self) -> None:
         pid = self._rng.choice(self._pids)

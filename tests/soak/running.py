@@ -68,22 +68,23 @@ async def _writers(verdict: Verdict, place: Place) -> AsyncIterator[list[Child]]
     """Processes that write; what they have done is in the verdict when they have ended."""
     plan = verdict.plan
     async with AsyncExitStack() as stack:
-        found = []
-        for group in GROUPS:
-            pool = {"SOAK_POOL": "1"} if place.pool and group == GROUPS[1] else {}
-            for number in range(WRITERS):
-                arguments = (f"{group}:{number}", str(plan.seed), str(plan.rows), str(plan.pause))
-                writer = Child("tests.soak.writing", *arguments, environment=place.environment(**pool))
-                found.append(await stack.enter_async_context(writer))
+        pool = {"SOAK_POOL": GROUPS[1]} if place.pool else {}
+        names = [f"{group}:{number}" for number in range(WRITERS) for group in GROUPS]
+        arguments = (str(plan.seed), str(plan.rows), str(plan.pause), *names)
+        writers = Child(
+            "tests.soak.writing", *arguments, environment=place.environment(**pool), voices=len(names)
+        )
         beacon = Child(
             "tests.soak.writing.beacon", environment=place.environment(), said=verdict.staleness.commit
         )
-        found.append(await stack.enter_async_context(beacon))
+        found = [writers, beacon]
+        for writer in found:
+            await stack.enter_async_context(writer)
         await asyncio.gather(*(writer.begun() for writer in found))
         yield found
-        for lines in await asyncio.gather(*(writer.finish() for writer in found)):
-            if lines:
-                verdict.add_writes(json.loads(lines[-1]))
+        said, _ = await asyncio.gather(*(writer.finish() for writer in found))
+        for line in said[len(names) :]:  # each has said before that it begins
+            verdict.add_writes(json.loads(line))
 
 
 async def _write_and_read(verdict: Verdict, place: Place, workers: list[Uvicorn], say: Say) -> None:

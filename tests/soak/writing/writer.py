@@ -21,27 +21,31 @@ class Writer:
     """One writer.
 
     Attributes:
-        counts: of writes, by kind and by what became of them.
+        counts: of writes, by kind (each that the database can do) and by what became of them.
     """
 
-    def __init__(self, hand: Hand, pause: float) -> None:
+    def __init__(self, hand: Hand, pause: float, turn: tuple[int, int] = (0, 1)) -> None:
         """Write nothing yet.
 
         Args:
             hand: what it writes with.
             pause: seconds between two writes, on average.
+            turn: which writer it is, and of how many: between them they begin with each kind once.
         """
-        self.counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         self._hand = hand
         self._pause = pause
         self._kinds = [kind for kind in KINDS if hand.vendor in kind.vendors]
+        self.counts: dict[str, dict[str, int]] = {kind.name: defaultdict(int) for kind in self._kinds}
+        number, count = turn
+        self._first = self._kinds[number::count]
 
     def write(self) -> None:
         """Write until it is time to end."""
         hurried = 0
         weights = [kind.weight for kind in self._kinds]
         while not self._hand.stopping.is_set():
-            (kind,) = self._hand.rng.choices(self._kinds, weights)
+            (kind,) = self._first[-1:] or self._hand.rng.choices(self._kinds, weights)
+            self._first = self._first[:-1]
             self.counts[kind.name][self._write(kind)] += 1
             hurried = HURRIED if self._hand.rng.random() < HURRY else hurried - 1
             if hurried <= 0:
