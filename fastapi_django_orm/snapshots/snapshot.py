@@ -32,8 +32,8 @@ class Snapshot(Generic[RowT]):
         version: 1 for the first load of this process, one more for each later one.
         loaded_at: when the last full load began to read, in UTC; what was committed before is in it.
         modified_at: when the load began that this process first had these rows from, in UTC.
-        date_is_exact: whether it had no other rows in the same second, which is all that HTTP's dates can
-            tell.
+        date_is_exact: whether this process had no other rows in the same second, which is all that HTTP's
+            dates can tell. What another process had in that second is not known.
         table: the rows as they are kept.
     """
 
