@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextvars import ContextVar
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import structlog
@@ -39,11 +39,14 @@ _threads = SyncToAsync.thread_sensitive_context
 
 
 def _numbered(prefix: str) -> Iterator[str]:
-    """Ids without end."""
+    """Ids without end, which threads may share."""
+
+    def hundred(number: int) -> list[str]:
+        return [f"{prefix}-{each:x}" for each in range(100 * number, 100 * (number + 1))]
+
     # Not random ones, which would cost a system call each; and by the hundred, since code that has just run
     # is several times as fast.
-    for hundred in count():
-        yield from [f"{prefix}-{number:x}" for number in range(100 * hundred, 100 * (hundred + 1))]
+    return chain.from_iterable(map(hundred, count()))
 
 
 class RequestContext:

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Hashable, Sequence
 from functools import update_wrapper
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from django.db.models import Model, QuerySet
 
@@ -47,10 +46,10 @@ class _FunctionOfClass:
 
     def __init__(self, method: "classmethod[Any, ..., Any]") -> None:
         self._method = method
-        self._functions: WeakKeyDictionary[type[Any], Callable[..., Any]] = WeakKeyDictionary()
+        self.__doc__ = method.__doc__
 
     def __get__(self, instance: object, owner: type[Any]) -> Callable[..., Any]:
-        function = self._functions.get(owner)
+        function: Callable[..., Any] | None = vars(owner).get("_current")  # its own, and not its base's
         if function is None:
             method = self._method.__get__(None, owner)
 
@@ -58,7 +57,7 @@ class _FunctionOfClass:
                 return await method()
 
             del update_wrapper(function, method).__wrapped__  # or FastAPI would ask the method as well
-            self._functions[owner] = function
+            owner._current = function
         return function
 
 

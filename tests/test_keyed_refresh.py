@@ -718,6 +718,27 @@ def test_rows_that_a_join_doubles_later(sqlite: str) -> None:
     finish(main)
 
 
+def test_a_row_that_a_join_doubles_in_an_earlier_page(sqlite: str) -> None:
+    """Its key gives the same one of the two rows as in a worker that has started since."""
+    keys = range(1, 20_001)
+    Writer.objects.bulk_create([Writer(pk=key, name="-") for key in keys])
+    Entry.objects.bulk_create([Entry(pk=key, writer_id=key, number=key // 10_000) for key in keys])
+
+    async def main() -> None:
+        repository = declare(
+            model=Writer,
+            queryset=lambda self: Writer.objects.annotate(number=F("entry__number")),
+            ordering=("number", "pk"),
+        )
+        async with started(repository) as (kept,):
+            await Entry.objects.acreate(pk=30_000, writer_id=19_990, number=0)
+            await kept.refresh()
+            await assert_as_loaded_anew(kept)
+            assert kept.get(19_990)["number"] == 1
+
+    finish(main)
+
+
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 @pytest.mark.parametrize("column", ["price", "ratio"])
 def test_what_is_not_a_number_has_its_place(database: str, column: str) -> None:

@@ -21,7 +21,7 @@ LAST_RETRY = 5.0
 
 
 class Destination:
-    """Publishes hints in the background, in the order of their models' first mention.
+    """Publishes hints in the background.
 
     Attributes:
         failures: how many times in a row it has failed.
@@ -48,9 +48,11 @@ class Destination:
             self._waiting.add(hint)
             self._changed.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="fastapi-coherence", daemon=True)
-                with suppress(RuntimeError):  # the interpreter ends
-                    self._thread.start()
+                thread = threading.Thread(target=self._run, name="fastapi-coherence", daemon=True)
+                # The interpreter ends; or there are too many threads now, and the next hint tries again.
+                with suppress(RuntimeError):
+                    thread.start()
+                    self._thread = thread
 
     def hurry(self, more: int) -> None:
         """So many more, or fewer, wait for all to be published: after a failure it is tried sooner."""

@@ -24,7 +24,7 @@ class Outbox:
         """Start nothing yet.
 
         Args:
-            publishers: makes them, without I/O; called when there is something to publish.
+            publishers: makes them, without connecting; called when there is something to publish.
         """
         self._publishers = publishers
         self._forget()

@@ -50,7 +50,7 @@ def _hear_of_deletes(wanted: bool) -> None:
 def _publishers() -> list[Publisher]:
     """Those that the settings name.
 
-    Called by `connect()` before it is by the thread, since it imports client libraries, and a process that
+    Called by `connect()` before it is by a writer, since it imports client libraries, and a process that
     forks while a thread imports leaves half a module to its child.
     """
     try:

@@ -27,6 +27,7 @@ from .sql_json import NotExpressible
 Pairs = list[tuple[Hashable, Hashable]]
 
 STEP = 8  # pages: half a millisecond
+FEW_PAGES = 1 / 32  # of all: an index is changed by their keys in one step, and made anew in many
 
 # Keys of these types that are equal are the same; 1.0 and 1.00 would begin other pages.
 _WRITTEN_ONE_WAY = frozenset({int, str, UUID})
@@ -110,8 +111,11 @@ class Loader:
         if before is not None and before.table.has_same_pages(table):
             # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
             # good.
-            return self._snapshot(before.table, before.keys_by_value, before, began, began)
-        return self._snapshot(table, self._index(table), before, began, began)
+            table, indexes = before.table, before.keys_by_value
+        else:
+            indexes = self._index(table)
+        self._pace.end()
+        return self._snapshot(table, indexes, before, began, began)
 
     def load_keys(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
         """Read the rows with these keys again.
@@ -174,12 +178,15 @@ class Loader:
             new = [page for page in pages if not _has_keys_of(page, known)]
             # A join that has begun to double a row may have made two pages of one start.
             one_each = len({page.start for page in pages}) == len(pages)
-            if one_each and len(new) <= len(pages) // 4:
+            if one_each and len(new) <= len(pages) * FEW_PAGES:
                 kept = {page.start for page in pages} - {page.start for page in new}
                 gone = (key for page in known.pages if page.start not in kept for key in page.keys)
                 moves: dict[Hashable, Hashable | Absent] = dict.fromkeys(gone, ABSENT)
                 moves |= {key: page.start for page in new for key in page.keys}
-                return known.where.changed(moves) if moves else known.where
+                where = known.where.changed(moves) if moves else known.where
+                # Of a key that two rows have now, the last page counts, as in an index of all pages.
+                if len(where) == sum(map(len, pages)) and where.fits:
+                    return where
         return KeyIndex.of(sum(map(len, pages)), self._keys(pages))
 
     def _keys(self, pages: Sequence[Page]) -> Iterator[tuple[Sequence[Hashable], Hashable]]:

@@ -4,9 +4,9 @@ A thread that computes holds the interpreter, and another waits up to five milli
 back (``sys.getswitchinterval()``): the event loop during a load, and a load under a busy event loop, once to
 begin and once more for each answer of the database. So it changes hands sooner while anything is loaded.
 
-Besides, a load works in short steps, and while requests are being answered it rests after each step for
-several times as long as the step took. When nobody asks for anything it runs at full speed, and so it does
-at first: a load of a thousand rows is over before requests have noticed.
+Besides, a load works in short steps, and while requests are being answered it rests after each step until it
+has had no more than its share of the time. What it did not use before is added, up to a few milliseconds, so
+that a thousand rows are loaded at once. When nobody asks for anything a load runs at full speed.
 """
 
 import sys
@@ -18,7 +18,7 @@ from ..shared import SharedContext
 
 SHARE = 0.1  # of the time, while there are requests
 LONGEST = 0.1  # seconds
-UNNOTICED = 0.01  # seconds of work before the first rest
+SAVED = 0.01  # seconds of work
 SWITCH = 0.0005  # seconds
 
 
@@ -52,18 +52,30 @@ class Pace:
         """
         self._requests = requests
         self._seen = requests()
-        self._begun = self._worked = 0.0
+        self._worked = 0.0
+        self._credit = SAVED  # seconds of work that requests do not notice; below 0: they have
+        self._credited_at = time.monotonic()
 
     def begin(self) -> None:
-        """A load begins."""
-        self._seen = self._requests()
-        self._begun = self._worked = time.thread_time()
+        """A load begins; if those before it have had too much, not at once."""
+        self._worked = time.thread_time()
+        self.rest()
 
     def rest(self) -> None:
         """A step is done, and another will follow: let others go first, if there are any."""
+        if self._charge() and self._credit < 0:
+            time.sleep(min(LONGEST, -self._credit / SHARE))
+
+    def end(self) -> None:
+        """The last step is done."""
+        self._charge()
+
+    def _charge(self) -> bool:
+        """Count the work since the last time; whether there were requests meanwhile."""
+        now, worked = time.monotonic(), time.thread_time()
         seen, self._seen = self._seen, self._requests()
-        now = time.thread_time()
-        if seen != self._seen and now - self._begun > UNNOTICED:
-            time.sleep(min(LONGEST, (now - self._worked) * (1 / SHARE - 1)))
-            now = time.thread_time()
-        self._worked = now
+        self._credit = min(SAVED, self._credit + SHARE * (now - self._credited_at))
+        if seen != self._seen:
+            self._credit = max(-SHARE * LONGEST, self._credit - (worked - self._worked))
+        self._credited_at, self._worked = now, worked
+        return seen != self._seen

@@ -131,7 +131,7 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
         ways, and the answer does not wait for that; 503 means that the others could not be told.
         """
         body = await _body(request)
-        if body or model:
+        if body or model is not None:
             await _follow(decode(body) if body else _all_of(model or ""), wait)
             return Response(status_code=202)
         refreshed = await _refresh(selected, wait)

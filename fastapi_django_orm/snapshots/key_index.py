@@ -64,6 +64,11 @@ class KeyIndex(Generic[V]):
     def __len__(self) -> int:
         return sum(map(len, self.shards))
 
+    @property
+    def fits(self) -> bool:
+        """Whether the shards have about as many keys as they should: a change makes no more shards."""
+        return len(self) <= 4 * _SHARD * len(self.shards)
+
     def __iter__(self) -> Iterator[Hashable]:
         for shard in self.shards:
             yield from shard

@@ -69,7 +69,7 @@ class Chunk:
 
 
 class Page:
-    """Some consecutive rows. Never changed.
+    """Some consecutive rows. Never changed once it is in a table.
 
     Attributes:
         start: the key that begins it, or ``HEAD``; its name among the pages.
