@@ -3,9 +3,11 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+import redis
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import CHANNEL, Hint, encode
@@ -227,6 +229,34 @@ def test_an_end_at_a_heartbeat(valkey: Valkey) -> None:
 
     async def main() -> None:
         await asyncio.gather(*(end(0.0095 + number * 0.00002) for number in range(50)))
+
+    run(main)
+
+
+def test_what_is_said_while_it_ends(valkey: Valkey) -> None:
+    """Whoever speaks while the listener ends is refused, or heard; no connection stays open for it."""
+
+    class Quiet:
+        def connected(self) -> None: ...
+        def heard(self, hint: Any) -> None: ...
+        def said(self, payload: bytes) -> None: ...
+
+    async def speak(listener: RedisListener) -> None:
+        for _ in range(50):
+            with suppress(TransportUnavailable):
+                await listener.say("nobody's", b"1")
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        listener = RedisListener("redis", valkey.url(), HEARTBEAT)
+        task = asyncio.create_task(listener.listen(Quiet()))
+        await eventually(lambda: listener._client is not None, "it listens")
+        speakers = [asyncio.create_task(speak(listener)) for _ in range(3)]
+        await asyncio.sleep(0.005)
+        task.cancel()
+        await asyncio.gather(task, *speakers, return_exceptions=True)
+        with redis.Redis.from_url(valkey.url()) as client:
+            await eventually(lambda: len(client.client_list()) == 1, "only this connection")
 
     run(main)
 

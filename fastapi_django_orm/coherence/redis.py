@@ -5,7 +5,8 @@ therefore essential that a lost connection is noticed, and that redis-py does no
 """
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 import redis
 import redis.asyncio
@@ -64,11 +65,12 @@ class RedisListener:
                 # Hints at last: when that is confirmed, so are the others.
                 await pubsub.subscribe(EVERY_WORKER, channel_of(self.worker), CHANNEL)
                 self._client = client
-                await self._pass_on(pubsub, receiver)
+                try:
+                    await self._pass_on(pubsub, receiver)
+                finally:
+                    self._client = None  # before it is closed: whoever uses it has it connect again
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
-        finally:
-            self._client = None
 
     async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: Receiver) -> None:
         waits_for_pong = False
@@ -96,10 +98,8 @@ class RedisListener:
     async def workers(self) -> frozenset[str]:
         """Who is subscribed to a channel of its own for answers."""
         prefix = channel_of("").encode()
-        try:
-            channels = await self._connected().pubsub_channels(prefix + b"*")
-        except (redis.RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        async with self._connected() as client:
+            channels = await client.pubsub_channels(prefix + b"*")
         names = (
             channel.removeprefix(prefix).decode("ascii", "replace")
             for channel in channels
@@ -109,15 +109,21 @@ class RedisListener:
 
     async def say(self, channel: str, message: bytes) -> None:
         """Publish it."""
+        async with self._connected() as client:
+            await client.publish(channel, message)
+
+    @asynccontextmanager
+    async def _connected(self) -> "AsyncIterator[redis.asyncio.Redis]":
+        client = self._client
+        if client is None:
+            raise TransportUnavailable(f"{self.name} is not connected.")
         try:
-            await self._connected().publish(channel, message)
+            yield client
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
-
-    def _connected(self) -> "redis.asyncio.Redis":
-        if self._client is None:
-            raise TransportUnavailable(f"{self.name} is not connected.")
-        return self._client
+        finally:
+            if client is not self._client:
+                await client.aclose()  # it was closed before, and may have connected again since
 
     def _unavailable(self, error: Exception) -> TransportUnavailable:
         return TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}")
