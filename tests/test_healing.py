@@ -69,6 +69,21 @@ def test_no_age_means_no_connection_is_kept(server: Any) -> None:
         asyncio.run(main())
 
 
+@pytest.mark.parametrize("path", ["/loop", "/stream"])
+def test_no_age_means_no_connection_is_kept_after_a_loop(server: Any, path: str) -> None:
+    """Nor the one that a loop over rows has had, which spans calls and ends in one that borrows none."""
+    Topic.objects.bulk_create([Topic(comment="-") for _ in range(5)])
+    connections.close_all()
+
+    async def main() -> None:
+        async with client_of(every_kind(FastAPI())) as client:
+            assert not failed([await client.get(path)])
+            await until(lambda: server.connections(BOARD) == 0, "all closed")
+
+    with default_changed(CONN_MAX_AGE=0):
+        asyncio.run(main())
+
+
 def test_a_connection_is_replaced_at_its_age(server: Any) -> None:
     """A call that finds the connection past CONN_MAX_AGE gets another, and until then all get the same."""
 

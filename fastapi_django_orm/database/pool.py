@@ -38,6 +38,8 @@ class Pool:
         first = self._create()
         self._close_driver_pool = getattr(first, "close_pool", None)  # OPTIONS["pool"]
         self._free = [first]  # a stack: the warmest is lent, the others grow old
+        # One may be idle for longer than its age, and is replaced at its next use; not if none is to be kept.
+        self._spared = 0 if first.settings_dict["CONN_MAX_AGE"] == 0 else 1
         self._lent = 0
         self._waiting: deque[Future[BaseDatabaseWrapper]] = deque()
         self._closed = False
@@ -137,11 +139,14 @@ class Pool:
         lender._pass_on(lender._create())
 
     def sweep(self) -> None:
-        """Close the idle connections that are past their age, all but the one used last."""
+        """Close the idle connections that are past their age, all but the one used last.
+
+        Besides those that have grown old here it is one that a loop over rows has read from to its end in a
+        call that has not borrowed it.
+        """
         with self._lock:
-            kept = self._free[-1:]
-            old = [connection for connection in self._free[:-1] if _is_old(connection)]
-            self._free = [c for c in self._free[:-1] if not _is_old(c)] + kept
+            old = self._old()
+            self._free = [connection for connection in self._free if connection not in old]
         for connection in old:
             self._close(connection)
 
@@ -149,7 +154,10 @@ class Pool:
     def has_old(self) -> bool:
         """Whether there is something to sweep."""
         with self._lock:
-            return any(_is_old(connection) for connection in self._free[:-1])
+            return bool(self._old())
+
+    def _old(self) -> list[BaseDatabaseWrapper]:
+        return [c for c in self._free[: len(self._free) - self._spared] if _is_old(c)]
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""
