@@ -19,6 +19,9 @@ from ..shared import SharedContext
 SHARE = 0.1  # of the time, while there are requests
 LONGEST = 0.1  # seconds
 SAVED = 0.01  # seconds of work
+
+# Seconds after a request in which others are expected: many a step ends before those that came in it count.
+ASKED = 0.1
 SWITCH = 0.0005  # seconds
 
 
@@ -52,7 +55,7 @@ class Pace:
         """
         self._requests = requests
         self._seen = requests()
-        self._worked = 0.0
+        self._worked = self._asked_until = 0.0
         self._credit = SAVED  # seconds of work that requests do not notice; below 0: they have
         self._credited_at = time.monotonic()
 
@@ -71,11 +74,14 @@ class Pace:
         self._charge()
 
     def _charge(self) -> bool:
-        """Count the work since the last time; whether there were requests meanwhile."""
+        """Count the work since the last time; whether there are requests."""
         now, worked = time.monotonic(), time.thread_time()
         seen, self._seen = self._seen, self._requests()
-        self._credit = min(SAVED, self._credit + SHARE * (now - self._credited_at))
         if seen != self._seen:
+            self._asked_until = now + ASKED
+        self._credit = min(SAVED, self._credit + SHARE * (now - self._credited_at))
+        asked = now < self._asked_until
+        if asked:
             self._credit = max(-SHARE * LONGEST, self._credit - (worked - self._worked))
         self._credited_at, self._worked = now, worked
-        return seen != self._seen
+        return asked
