@@ -17,7 +17,7 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, nothing_left_open
-from .database.transactions import Block, current_block, enter_block
+from .database.blocks import Block, current_block, enter_block
 from .errors import LazyAnswer
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)

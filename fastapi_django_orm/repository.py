@@ -14,8 +14,9 @@ from django.db.models import Model, QuerySet
 
 from . import running
 from .errors import NotFound, NotStarted
-from .reading import declaration
+from .reading import choosing, declaration
 from .reading.live import LiveReads
+from .reading.models import resolve_model
 from .reading.readers import Reader
 from .snapshots.snapshot import RowT
 
@@ -120,7 +121,7 @@ class Repository(Generic[RowT]):
         """
         declaration.check_shape(self)
         declaration.check_ordering(self)
-        self._reader = declaration.choose_reader(self, self.queryset())
+        self._reader = choosing.choose_reader(self, self.queryset())
         self._live = LiveReads(
             self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
         )
@@ -151,7 +152,7 @@ class Repository(Generic[RowT]):
     @property
     def model_class(self) -> type[Model]:
         """The model; Django must be set up."""
-        return declaration.resolve_model(self.label, self.model)
+        return resolve_model(self.label, self.model)
 
     def queryset(self) -> "QuerySet[Any, Any]":
         """What to read. Override it to filter, annotate or follow relations, on ``super().queryset()``."""

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastapi_django_orm import Repository, atomic
-from fastapi_django_orm.reading.declaration import choose_reader
+from fastapi_django_orm.reading.choosing import choose_reader
 from fastapi_django_orm.reading.sql_json import DatabaseJSON
 from tests.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, typed, values
 from tests.conftest import add_database

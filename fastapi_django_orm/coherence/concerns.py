@@ -16,7 +16,8 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 
 from ..errors import InvalidRepository
-from ..reading.declaration import ordered, resolve_model
+from ..reading.declaration import ordered
+from ..reading.models import resolve_model
 from .hints import Hint
 from .relations import prefetched, related_models
 

@@ -15,9 +15,8 @@ from uuid import UUID
 
 # PostgreSQL's channel and Redis'; the names of the triggers begin with it.
 CHANNEL = "fastapi_django_orm"
-REKEY = (
-    f"{CHANNEL}_rekey"  # the trigger that tells of keys which become others; functions that need it name it
-)
+# The trigger that tells of keys which become others. Functions that need it name it.
+REKEY = f"{CHANNEL}_rekey"
 VERSION = 1
 
 # NOTIFY takes payloads of fewer than 8,000 bytes.

@@ -68,7 +68,7 @@ class RedisListener:
                 try:
                     await self._pass_on(pubsub, receiver)
                 finally:
-                    self._client = None  # before it is closed: whoever uses it has it connect again
+                    self._client = None  # first: one that is closed connects again for whoever uses it
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 

@@ -10,15 +10,15 @@ from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.transaction import TransactionManagementError
 
 from . import calls
-from .calls import left_open
-from .held import new_transaction
-from .transactions import (
+from .blocks import (
     Block,
     current_block,
     enter_block,
     entered_block,
     rolled_back_before,
 )
+from .calls import left_open
+from .transaction import new_transaction
 from .turns import asking_block
 
 

@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler
 
 from . import calls
-from .transactions import current_block
+from .blocks import current_block
 
 
 class LentConnections(ConnectionHandler):

@@ -19,10 +19,10 @@ import structlog
 from anyio import CancelScope, CapacityLimiter
 
 from . import calls
+from .blocks import Block, enter_block, entered_block
 from .calls import Call
-from .held import new_transaction
 from .pool import Pool
-from .transactions import Block, enter_block, entered_block
+from .transaction import new_transaction
 from .turns import ThreadTurn, asking_block
 
 T = TypeVar("T")

@@ -15,14 +15,14 @@ import structlog
 from django.db import connections
 
 from ..shared import SharedContext
-from . import calls, transactions
+from . import blocks, calls
+from .blocks import break_off_all
 from .connections import lending
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
 from .instruments import calls_instrumented
 from .pool import Pool
 from .threads import DatabaseThreads, forget_threads
-from .transactions import break_off_all
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -84,7 +84,7 @@ class _Process:
         They are kept, because a driver that finalises one would say goodbye to the server on the socket that
         the parent still uses.
         """
-        self._forgotten.append((self._pools, calls.forget_all(), transactions.forget_all()))
+        self._forgotten.append((self._pools, calls.forget_all(), blocks.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
         forget_threads()
 

@@ -14,8 +14,8 @@ from functools import partial
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync
 
+from .blocks import Block, current_block
 from .threads import Job
-from .transactions import Block, current_block
 
 
 class Turn(Block):

@@ -9,7 +9,7 @@ from django.db.models import Model
 from ..cached import CachedRepository, declared_cached
 from ..coherence.concerns import concern_of
 from ..errors import ConfigurationError, nearest
-from ..reading.declaration import model_named
+from ..reading.models import model_named
 from .application import import_application
 from .tables import Table, tables_of
 

@@ -17,10 +17,11 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
+from ..shared import SharedContext
+
 _PARAMETER = re.compile(r"{[^}]*}")
 
 _ADDING = ("add_api_route", "add_route", "include_router", "mount")
-_originals: dict[str, Any] = {}
 _told: list[Callable[[], None]] = []
 
 
@@ -31,36 +32,37 @@ def told_of_additions(tell: Callable[[], None]) -> Iterator[None]:
     A router that an application has included gives it what is added later, too, and to look through all of
     them would cost every request. So the methods that add routes are instrumented, as tracers do.
     """
-    if not _told:
-        _instrument()
-    _told.append(tell)
+    with _additions_instrumented.entered():
+        _told.append(tell)
+        try:
+            yield
+        finally:
+            _told.remove(tell)
+
+
+@contextmanager
+def _instrumented() -> Iterator[None]:
+    originals = {name: vars(APIRouter).get(name) for name in _ADDING}  # None: it is Starlette's
+    for name in _ADDING:
+        setattr(APIRouter, name, _telling(getattr(APIRouter, name)))
     try:
         yield
     finally:
-        _told.remove(tell)
-        if not _told:
-            _restore()
+        for name, original in originals.items():
+            if original is None:
+                delattr(APIRouter, name)
+            else:
+                setattr(APIRouter, name, original)
 
 
-def _instrument() -> None:
-    for name in _ADDING:
-        _originals[name] = vars(APIRouter).get(name)  # None: it is Starlette's
-        setattr(APIRouter, name, _telling(getattr(APIRouter, name)))
-
-
-def _restore() -> None:
-    for name, original in _originals.items():
-        if original is None:
-            delattr(APIRouter, name)
-        else:
-            setattr(APIRouter, name, original)
+_additions_instrumented = SharedContext(_instrumented)
 
 
 def _telling(add: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(add)
     def telling(*args: Any, **options: Any) -> Any:
         added = add(*args, **options)
-        for tell in _told:
+        for tell in tuple(_told):
             tell()
         return added
 

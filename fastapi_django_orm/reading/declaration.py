@@ -4,27 +4,17 @@ Runs once, at startup, when Django is set up: a wrong label or field ends the st
 instead, before a request meets it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol
 
-from django.apps import apps
 from django.core.exceptions import FieldError
-from django.db.models import Model, QuerySet
+from django.db.models import QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
-from ..errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel, nearest
-from .readers import (
-    AnyQuerySet,
-    ColumnReader,
-    DictReader,
-    Reader,
-    SchemaReader,
-    SerializerReader,
-    names_of_dicts,
-)
+from ..errors import InvalidRepository, UnknownField, nearest
+from .models import unknown_field
+from .readers import AnyQuerySet, Reader
 
 
 class Declared(Protocol):
@@ -53,51 +43,6 @@ class DeclaredCached(Declared, Protocol):
     def indexes(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def rows_kept(self) -> Any: ...  # noqa: D102
-
-
-def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
-    """The model class that a repository means.
-
-    Args:
-        owner: the repository's name, for the message.
-        model: a label such as ``"bbs.Topic"``, or the class.
-
-    Raises:
-        UnknownModel: no installed app has it; the message has the nearest labels.
-        InvalidRepository: it is something else.
-    """
-    if not isinstance(model, str):
-        given: Any = model
-        if not (isinstance(given, type) and issubclass(given, Model)) or given._meta.abstract:
-            raise InvalidRepository(
-                f"{owner}.model: {model!r} is neither a model's label nor a model with a table."
-            )
-        return model
-    try:
-        return apps.get_model(model)
-    except (LookupError, ValueError):
-        labels = [installed._meta.label for installed in apps.get_models()]
-        raise UnknownModel(
-            f"{owner}.model: there is no model {model!r} in INSTALLED_APPS. {nearest(model, labels)}"
-        ) from None
-
-
-def model_named(label: str) -> type[Model]:
-    """The model with this label, as Django reads labels: the case of the model's name makes no difference.
-
-    A proxy's is the model that it stands for, since hints name that one.
-
-    Raises:
-        UnknownModel: no installed app has one; the message has the nearest labels.
-    """
-    try:
-        model = apps.get_model(label)
-    except (LookupError, ValueError):
-        labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
-        raise UnknownModel(
-            f"There is no model {label!r} in INSTALLED_APPS. {nearest(label, labels)}"
-        ) from None
-    return model._meta.concrete_model or model
 
 
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
@@ -174,61 +119,6 @@ def _shape(queryset: Any) -> str:
     )
 
 
-def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
-    """How to read a repository, from what it declares.
-
-    Raises:
-        UnknownField: ``fields`` names what is not there.
-        FieldsNotNamed: the model has a password and the repository does not say which fields to serve.
-        InvalidRepository: the declaration contradicts itself.
-    """
-    label, schema, fields = repository.label, repository.schema, repository.fields
-    if schema is not None and fields is not None:
-        raise InvalidRepository(f"{label}: give `fields` or `schema`; the schema names its own fields.")
-    if issubclass(queryset._iterable_class, ValuesIterable):
-        return _dict_reader(label, schema, fields, queryset)
-    if schema is None:
-        names = _default_fields(label, queryset) if fields is None else tuple(fields)
-        _check_fields(f"{label}.fields", names, queryset)
-        return ColumnReader(names)
-    if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return SchemaReader(schema, _schema_columns(schema, queryset))
-    if _is_serializer(schema):
-        return SerializerReader(schema)
-    raise InvalidRepository(
-        f"{label}.schema: {schema!r} is neither a pydantic model nor a DRF serializer class."
-    )
-
-
-def _is_serializer(schema: Any) -> bool:
-    try:
-        from rest_framework.serializers import Serializer
-    except ImportError:
-        return False
-    return isinstance(schema, type) and issubclass(schema, Serializer)
-
-
-def _dict_reader(label: str, schema: Any, fields: Any, queryset: AnyQuerySet) -> Reader:
-    if schema is not None or fields is not None:
-        raise InvalidRepository(
-            f"{label}: queryset() ends in .values(), so `fields` and `schema` would say it twice."
-        )
-    names = names_of_dicts(queryset)
-    key = next((name for name in (queryset.model._meta.pk.attname, "pk") if name in names), None)
-    return DictReader(names, key)
-
-
-def _default_fields(label: str, queryset: AnyQuerySet) -> tuple[str, ...]:
-    names = [field.attname for field in queryset.model._meta.concrete_fields]
-    secret = [name for name in names if "password" in name.lower()]
-    if secret:
-        raise FieldsNotNamed(
-            f"{label}: {queryset.model._meta.label} has the field {secret[0]!r}. Say which fields to "
-            f"serve: fields = ({', '.join(map(repr, [n for n in names if n not in secret][:3]))}, …)."
-        )
-    return (*names, *queryset.query.annotation_select)
-
-
 def check_ordering(repository: Declared) -> None:
     """Refuse an ``ordering`` by what is not there.
 
@@ -248,7 +138,7 @@ def check_ordering(repository: Declared) -> None:
             where = f"{repository.label}.ordering"
             if not isinstance(item, str):
                 raise UnknownField(f"{where}: {error}") from None
-            raise _unknown(where, item.lstrip("-"), queryset) from None
+            raise unknown_field(where, item.lstrip("-"), queryset) from None
 
 
 def _resolve_ordering(item: Any, queryset: AnyQuerySet) -> None:
@@ -258,59 +148,3 @@ def _resolve_ordering(item: Any, queryset: AnyQuerySet) -> None:
         item.resolve_expression(query)
     elif item != "?" and item.lstrip("-") not in query.extra:
         query.resolve_ref(item.lstrip("-"))
-
-
-def _check_fields(where: str, names: Sequence[str], queryset: AnyQuerySet) -> None:
-    for name in names:
-        try:
-            queryset.values_list(name)
-        except FieldError:
-            raise _unknown(where, name, queryset) from None
-
-
-def _unknown(where: str, name: str, queryset: AnyQuerySet) -> UnknownField:
-    fields = [field.name for field in queryset.model._meta.get_fields()]
-    known = [*fields, *queryset.query.annotations]
-    return UnknownField(
-        f"{where}: {queryset.model._meta.label} has no field {name!r}. {nearest(name, known)}"
-    )
-
-
-def _schema_columns(schema: type[BaseModel], queryset: AnyQuerySet) -> Sequence[str] | None:
-    """For each field of the schema its column, or None if it wants more of a model instance than columns."""
-    columns = set(queryset.query.annotation_select)
-    for column in queryset.model._meta.concrete_fields:
-        columns.update((column.attname, column.name))
-    names = tuple(_source(name, field) for name, field in schema.model_fields.items())
-    _check_schema(schema, columns, queryset)
-    if any(_nests_model(field.annotation) for field in schema.model_fields.values()):
-        return None
-    return names if columns.issuperset(names) else None
-
-
-def _check_schema(schema: type[BaseModel], columns: Collection[str], queryset: AnyQuerySet) -> None:
-    """Refuse a field that nothing of the model can fill, before the first row comes."""
-    if schema.__pydantic_decorators__.model_validators:
-        return  # which may make it of something else
-    for name, field in schema.model_fields.items():
-        source = _source(name, field)
-        aliased = field.validation_alias is not None and field.validation_alias != field.alias
-        if (
-            field.is_required()
-            and not aliased
-            and source not in columns
-            and not hasattr(queryset.model, source)
-        ):
-            raise _unknown(f"{schema.__name__}.{name}", source, queryset)
-
-
-def _source(name: str, field: FieldInfo) -> str:
-    """What a field is read from: its name, unless it has an alias for reading only."""
-    alias = field.validation_alias
-    return alias if isinstance(alias, str) and alias != field.alias else name
-
-
-def _nests_model(annotation: Any) -> bool:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return True
-    return any(_nests_model(argument) for argument in get_args(annotation))

@@ -6,15 +6,15 @@ All of them, or those of some keys alone, which costs in proportion to the keys.
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 from ..database.reachable import table_explained
 from ..errors import InvalidRow
 from ..snapshots.changing import Changing, NewRow
-from ..snapshots.key_index import ABSENT, Absent, KeyIndex
+from ..snapshots.key_index import KeyIndex
 from ..snapshots.page_list import PageList
 from ..snapshots.pages import Chunk, Page, cut, cut_evenly
 from ..snapshots.placing import NotComparable, Order
+from ..snapshots.reuse import known_index, known_page
 from ..snapshots.row_cache import RowCache
 from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
@@ -27,10 +27,6 @@ from .sql_json import NotExpressible
 Pairs = list[tuple[Hashable, Hashable]]
 
 STEP = 8  # pages: half a millisecond
-FEW_PAGES = 1 / 32  # of all: an index is changed by their keys in one step, and made anew in many
-
-# Keys of these types that are equal are the same; 1.0 and 1.00 would begin other pages.
-_WRITTEN_ONE_WAY = frozenset({int, str, UUID})
 
 
 class Loader:
@@ -103,7 +99,7 @@ class Loader:
 
     def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
         for number, page in enumerate(pages):
-            yield _known(page, known)
+            yield known_page(page, known)
             if number % STEP == 0:
                 self._pace.rest()
 
@@ -163,7 +159,7 @@ class Loader:
         if not self._reader.keyed:
             return Table(PageList(cut_evenly(chunks)), None)
         known = None if before is None else before.table
-        listed = PageList(_known(page, known) for page in cut(chunks))
+        listed = PageList(known_page(page, known) for page in cut(chunks))
         return Table(listed, self._where(listed.pages, known))
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -173,21 +169,9 @@ class Loader:
                 self._pace.rest()
 
     def _where(self, pages: Sequence[Page], known: Table | None) -> KeyIndex[Hashable]:
-        """Where each key is: made of the table before, as far as pages have the same keys."""
-        if known is not None and known.where is not None and known.has_unique_keys:
-            new = [page for page in pages if not _has_keys_of(page, known)]
-            # A join that has begun to double a row may have made two pages of one start.
-            one_each = len({page.start for page in pages}) == len(pages)
-            if one_each and len(new) <= len(pages) * FEW_PAGES:
-                kept = {page.start for page in pages} - {page.start for page in new}
-                gone = (key for page in known.pages if page.start not in kept for key in page.keys)
-                moves: dict[Hashable, Hashable | Absent] = dict.fromkeys(gone, ABSENT)
-                moves |= {key: page.start for page in new for key in page.keys}
-                where = known.where.changed(moves) if moves else known.where
-                # Of a key that two rows have now, the last page counts, as in an index of all pages.
-                if len(where) == sum(map(len, pages)) and where.fits:
-                    return where
-        return KeyIndex.of(sum(map(len, pages)), self._keys(pages))
+        """Where each key is: made of the index before, where few keys are others."""
+        where = None if known is None else known_index(pages, known)
+        return KeyIndex.of(sum(map(len, pages)), self._keys(pages)) if where is None else where
 
     def _keys(self, pages: Sequence[Page]) -> Iterator[tuple[Sequence[Hashable], Hashable]]:
         for number, page in enumerate(pages):
@@ -290,21 +274,3 @@ class Loader:
             date_is_exact=exact,
             indexes=indexes,
         )
-
-
-def _known(page: Page, known: Table | None) -> Page:
-    """The page that is there already, if it is the same; else with the keys that are there already."""
-    old = None if known is None else known.page(page.start)
-    # The keys are looked at as well as the JSON, since they need not be among the fields.
-    if old is None or old.keys != page.keys:
-        return page
-    if old.objects is None and page.objects is None and old.digest == page.digest:
-        return old
-    if _WRITTEN_ONE_WAY.issuperset(map(type, old.keys)):
-        page.keys = old.keys
-    return page
-
-
-def _has_keys_of(page: Page, known: Table) -> bool:
-    old = known.page(page.start)
-    return old is not None and old.keys is page.keys

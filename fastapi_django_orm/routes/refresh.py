@@ -15,7 +15,7 @@ from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_WAIT
 from ..errors import NotFound, RefreshFailed, UnknownModel, nearest
-from ..reading.declaration import model_named
+from ..reading.models import model_named
 from ..reading.refresh import Load, Refresher
 from ..rows.encoding import combine
 from ..settings import ORMSettings

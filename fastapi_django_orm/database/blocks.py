@@ -23,8 +23,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from .calls import run_as_call
-from .held import Transaction
 from .threads import DatabaseThreads, Job
+from .transaction import Transaction
 
 T = TypeVar("T")
 

@@ -1,0 +1,64 @@
+"""Which model and which field a name means; for what is none, an error with the nearest."""
+
+from typing import Any
+
+from django.apps import apps
+from django.db.models import Model, QuerySet
+
+from ..errors import InvalidRepository, UnknownField, UnknownModel, nearest
+
+
+def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
+    """The model class that a repository means.
+
+    Args:
+        owner: the repository's name, for the message.
+        model: a label such as ``"bbs.Topic"``, or the class.
+
+    Raises:
+        UnknownModel: no installed app has it; the message has the nearest labels.
+        InvalidRepository: it is something else.
+    """
+    if isinstance(model, str):
+        return _labelled(model, f"{owner}.model: there")
+    given: Any = model
+    if not (isinstance(given, type) and issubclass(given, Model)) or given._meta.abstract:
+        raise InvalidRepository(
+            f"{owner}.model: {model!r} is neither a model's label nor a model with a table."
+        )
+    return model
+
+
+def model_named(label: str) -> type[Model]:
+    """The model with this label; a proxy's is the model that it stands for, since hints name that one.
+
+    Raises:
+        UnknownModel: no installed app has one; the message has the nearest labels.
+    """
+    model = _labelled(label, "There")
+    return model._meta.concrete_model or model
+
+
+def _labelled(label: str, there: str) -> type[Model]:
+    try:
+        return apps.get_model(label)  # to which the case of the model's name makes no difference
+    except (LookupError, ValueError):
+        labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
+        raise UnknownModel(
+            f"{there} is no model {label!r} in INSTALLED_APPS. {nearest(label, labels)}"
+        ) from None
+
+
+def unknown_field(where: str, name: str, queryset: "QuerySet[Any, Any]") -> UnknownField:
+    """The error of a name that is neither a field of the query's model nor an annotation.
+
+    Args:
+        where: what has the name, for the message.
+        name: the name.
+        queryset: what is read.
+    """
+    fields = [field.name for field in queryset.model._meta.get_fields()]
+    known = [*fields, *queryset.query.annotations]
+    return UnknownField(
+        f"{where}: {queryset.model._meta.label} has no field {name!r}. {nearest(name, known)}"
+    )
