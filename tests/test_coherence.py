@@ -1,6 +1,7 @@
 """A write anywhere reaches a repository by itself, on every kind of database and in every process."""
 
 import asyncio
+import random
 import threading
 from typing import Any
 
@@ -46,6 +47,29 @@ def test_a_commit_elsewhere_is_followed(sqlite: str) -> None:
             await follows(topics)
 
     run(main)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
+def test_a_full_load_is_delayed_by_chance_to_spare_a_server(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file has no server to spare: there a load follows at once."""
+    bounds: list[float] = []
+    monkeypatch.setattr(random, "uniform", lambda low, high: bounds.append(high) or low)
+
+    async def main() -> None:
+        async with hearing(declare(), coherence="process") as (topics, _):
+            for comments in (
+                ["one"],
+                ["one", "two"],
+            ):  # the first load that a hint causes tells what one costs
+                await write(comments[-1])
+                await asyncio.to_thread(process.publish, Hint("board.Topic"))
+                await follows(topics, *comments)
+
+    run(main)
+    assert bounds
+    assert (max(bounds) > 0) is (database != "sqlite")
 
 
 def test_related_rows_are_followed(sqlite: str) -> None:

@@ -25,6 +25,7 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import run
 from fastapi_django_orm.errors import NotFound, RefreshFailed
+from fastapi_django_orm.snapshots.key_index import KeyIndex
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
 from tests.databases import created, default_changed, until
 from tests.gates import Gate, started
@@ -716,6 +717,31 @@ def test_rows_that_a_join_doubles_later(sqlite: str) -> None:
             await assert_as_loaded_anew(kept)
 
     finish(main)
+
+
+def test_a_load_takes_over_the_keys_of_rows_that_have_changed(sqlite: str) -> None:
+    """Else a load in which every row is another would need the memory of two tables' keys."""
+    Entry.objects.bulk_create([Entry(pk=key, word="-") for key in range(1, 2_000)])
+
+    async def main() -> None:
+        async with started(declare("Entries", Entry)) as (kept,):
+            before = kept.snapshot.table
+            await Entry.objects.aupdate(word="+")
+            await kept.refresh()
+            after = kept.snapshot.table
+            assert after.where is before.where
+            assert all(page.keys is before.page(page.start).keys for page in after.pages)
+            await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+def test_an_index_that_has_grown_out_of_its_shards_is_made_anew() -> None:
+    """Or a table that grows a little with each load would have the few large shards of its beginning."""
+    small = KeyIndex.of(1, [((0,), "page")])
+    assert small.fits
+    assert not small.changed(dict.fromkeys(range(10_000), "page")).fits
+    assert KeyIndex.of(10_000, [(range(10_000), "page")]).fits
 
 
 def test_a_row_that_a_join_doubles_in_an_earlier_page(sqlite: str) -> None:
