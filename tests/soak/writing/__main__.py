@@ -49,9 +49,14 @@ def write(name: str, seed: str, rows: int, pause: float, turn: tuple[int, int]) 
 
     hand = Hand(random.Random(f"{seed} {name}"), rows, at_end_of_input())
     writer = Writer(hand, pause, turn)
-    print("begins to write", flush=True)
+    say("begins to write")
     writer.write()
-    print(json.dumps(writer.counts), flush=True)
+    say(json.dumps(writer.counts))
+
+
+def say(line: str) -> None:
+    """Print a line in one piece, since the others print into the same pipe; print() may write it in two."""
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
 
 
 if __name__ == "__main__":
