@@ -69,8 +69,9 @@ class CachedRepository(Repository[RowT]):
         declaration.check_cached(self, self._reader)
         here = running.find(self.label)
         loader: Any = Loader(
-            self.ordered_queryset,
+            self._ordered,
             self._reader,
+            self._on_loop,
             name=self.name,
             indexes=self.indexes,
             rows_kept=self.rows_kept,

@@ -17,6 +17,7 @@ from .errors import NotFound, NotStarted
 from .reading import choosing, declaration
 from .reading.live import LiveReads
 from .reading.models import resolve_model
+from .reading.on_loop import LoopReads, WatchedQuery, is_constant
 from .reading.readers import Reader
 from .snapshots.snapshot import RowT
 
@@ -122,8 +123,15 @@ class Repository(Generic[RowT]):
         declaration.check_shape(self)
         declaration.check_ordering(self)
         self._reader = choosing.choose_reader(self, self.queryset())
+        constant = type(self).queryset is Repository.queryset and is_constant(
+            self.model_class._default_manager
+        )
+        queryset = WatchedQuery(self.queryset, is_constant=constant)
+        self._ordered = WatchedQuery(self.ordered_queryset, is_constant=constant)
+        queries = running.find(self.label).executor.on_loop
+        self._on_loop = LoopReads(queries, queryset, self._ordered, self._reader)
         self._live = LiveReads(
-            self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
+            queryset, self._ordered, self._reader, self._on_loop, name=self.name, label=self.label
         )
 
     @_function_of_class

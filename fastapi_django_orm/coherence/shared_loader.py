@@ -104,6 +104,7 @@ class SharedLoader:
         self._codec = codec
         self._shared = shared
         self.load_keys = loader.load_keys
+        self.load_keys_on_loop = loader.load_keys_on_loop
         self.let_go = loader.let_go
 
     def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:

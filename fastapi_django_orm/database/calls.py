@@ -28,7 +28,7 @@ class Call:
     Attributes:
         held: the connections that it has borrowed, by alias.
         transaction: those that it uses of the transaction around it.
-        ident: the thread that runs it.
+        ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
         cut_off: whether its connections were cut because it took too long.
     """
@@ -75,6 +75,15 @@ class Call:
             _local.call = before
             running_calls.discard(self)
             self.give_back()
+
+    def look(self, function: Callable[..., T], *args: Any) -> T:
+        """Run a function that finds this call's connections, and leave it to the caller to give them back."""
+        before = current()
+        _local.call = self
+        try:
+            return function(*args)
+        finally:
+            _local.call = before
 
     def give_back(self) -> None:
         """Give back what no transaction is open on, at the end or before a wait for something else."""

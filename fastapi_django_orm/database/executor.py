@@ -23,6 +23,7 @@ from django.db.models.query import RawQuerySet
 from .. import running
 from ..errors import LazyValue
 from .calls import run_as_call
+from .loop_queries import LoopQueries
 from .pool import Pool
 from .threads import DatabaseThreads, Job
 from .turns import asking_block
@@ -32,7 +33,11 @@ T = TypeVar("T")
 
 
 class DatabaseExecutor(Executor):
-    """Runs each function as a call, on a database thread or on that of the transaction around it."""
+    """Runs each function as a call, on a database thread or on that of the transaction around it.
+
+    Attributes:
+        on_loop: the queries that need no thread.
+    """
 
     def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
         """Use these threads and connections.
@@ -43,6 +48,7 @@ class DatabaseExecutor(Executor):
         """
         self.threads = threads
         self.pools = pools
+        self.on_loop = LoopQueries(pools)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run the function on a database thread."""

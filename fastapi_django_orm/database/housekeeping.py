@@ -67,12 +67,12 @@ def _name_blocked(named: set[Call], patience: float) -> set[Call]:
     frames = sys._current_frames() if unnamed else {}
     for call in unnamed:
         frame = frames.get(call.ident)
-        if frame is not None:
+        if frame is not None or not call.ident:
             logger.warning(
                 "call_does_not_end",
                 seconds=round(time.monotonic() - call.started, 1),
                 databases=sorted(call.held),
-                at=_places(frame),
+                at=["a query that the event loop waits for"] if frame is None else _places(frame),
             )
     # This function's own frame is among them: they would hold each other, and all that the threads work on.
     frames.clear()

@@ -6,9 +6,12 @@ the next call.
 """
 
 import select
+import time
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from .cursors import has_open_cursor
 
 
 def died_idle(connection: BaseDatabaseWrapper) -> bool:
@@ -18,12 +21,26 @@ def died_idle(connection: BaseDatabaseWrapper) -> bool:
         return False
     if descriptor < 0:
         return True
+    # If something has come, it is the end, or a notice from the server. A query tells them apart.
+    return _has_something_come(descriptor) and not connection.is_usable()
+
+
+def is_ready(connection: BaseDatabaseWrapper) -> bool:
+    """Whether a connection is one of psycopg's that can be used at once, without a look at anything."""
+    raw: Any = connection.connection
+    if raw is None or not hasattr(raw, "pgconn") or raw.closed or raw.info.transaction_status != 0:
+        return False
+    too_old = connection.close_at is not None and time.monotonic() >= connection.close_at
+    in_use = connection.in_atomic_block or not connection.autocommit or has_open_cursor(connection)
+    if too_old or in_use or connection.errors_occurred or connection.execute_wrappers:
+        return False
+    return not _has_something_come(raw.fileno())
+
+
+def _has_something_come(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    if not poll.poll(0):
-        return False
-    # Something has come: the end, or a notice from the server. A query tells them apart.
-    return not connection.is_usable()
+    return bool(poll.poll(0))
 
 
 def socket_of(connection: BaseDatabaseWrapper) -> int | None:

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import DatabaseBusy
 from .cursors import has_open_cursor, watch_cursors
-from .liveness import died_idle
+from .liveness import died_idle, is_ready
 
 
 class Pool:
@@ -68,10 +68,22 @@ class Pool:
                 return self._free.pop(position)
         return self._free.pop()
 
+    def take_ready(self) -> BaseDatabaseWrapper | None:
+        """A free connection that works as it is, on the event loop; None if there is none. Put it back.
+
+        It was not checked as ``borrow()`` checks, which may close connections, and ask the server.
+        """
+        with self._lock:
+            for position in range(len(self._free) - 1, -1, -1):
+                if is_ready(self._free[position]):
+                    self._lent += 1
+                    return self._free.pop(position)
+        return None
+
     def withdraw(self, future: Future[BaseDatabaseWrapper]) -> None:
         """Take a request back, whether it was answered or not."""
         if not future.cancel():
-            self._pass_on(future.result())  # as it came: closing it may not be allowed here, on the loop
+            self.put_back(future.result())
 
     def borrow(self) -> BaseDatabaseWrapper:
         """A connection that works, waiting for one if need be. On the thread that will use it.
@@ -120,6 +132,23 @@ class Pool:
         ):
             self._close(connection)
         self._pass_on(connection)
+
+    def put_back(self, connection: BaseDatabaseWrapper) -> None:
+        """Take a connection back as it is: on the event loop, where Django does not let it be closed."""
+        lender: Pool = connection.lender  # type: ignore[attr-defined]
+        if lender._closed:
+            lender.drop(connection)
+        else:
+            lender._pass_on(connection)
+
+    def drop(self, connection: BaseDatabaseWrapper) -> None:
+        """Take back a connection that has broken, on the event loop. The driver closes it without waiting."""
+        raw: Any = connection.connection
+        connection.connection = None
+        with suppress(Exception):
+            raw.close()
+        lender: Pool = connection.lender  # type: ignore[attr-defined]
+        lender._pass_on(connection)
 
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:

@@ -108,9 +108,11 @@ async def database_service(size: int, patience: float, call_limit: float) -> Asy
     housekeeper = asyncio.create_task(
         keep_house(threads, _process.pools, patience, call_limit), name="database housekeeping"
     )
+    executor = DatabaseExecutor(threads, _process.pool)
     try:
-        yield DatabaseExecutor(threads, _process.pool)
+        yield executor
     finally:
+        executor.on_loop.break_off()
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
         await _off_the_loop(lambda: _shut_down(threads, shared))

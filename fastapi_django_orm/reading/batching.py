@@ -22,6 +22,7 @@ AT_ONCE = 2  # batches: one that the database works on, one that this process wo
 MOST = 500  # keys in a batch; SQLite takes no more than 999 parameters in old versions
 
 Waiting = dict[K, list[asyncio.Future[V]]]
+Found = Mapping[K, V | Exception]
 
 
 class Batcher(Generic[K, V]):
@@ -29,9 +30,10 @@ class Batcher(Generic[K, V]):
 
     def __init__(
         self,
-        read: Callable[[Sequence[K]], Mapping[K, V | Exception]],
+        read: Callable[[Sequence[K]], Found[K, V]],
         executor: Executor,
         loop: asyncio.AbstractEventLoop,
+        read_on_loop: Callable[[Sequence[K], Callable[[Found[K, V] | Exception | None], None]], bool],
     ) -> None:
         """Get ready.
 
@@ -40,9 +42,13 @@ class Batcher(Generic[K, V]):
                 error of a key that cannot be read. A key that it does not give is not there.
             executor: the database threads.
             loop: the one whose callers will ask.
+            read_on_loop: begins to read these keys without a thread, if that can be done, and says whether.
+                What it is given it calls with the same, with the error of all of them, or with None if they
+                need a thread.
         """
         self.loop = loop
         self._read = read
+        self._read_on_loop = read_on_loop
         self._executor = executor
         self._waiting: Waiting[K, V] = {}
         self._running = 0
@@ -71,12 +77,22 @@ class Batcher(Generic[K, V]):
     def _start(self) -> None:
         self._scheduled = False
         while self._running < AT_ONCE and (batch := self._next()):
-            try:
-                reading = self._executor.submit(self._read, list(batch))
-            except RuntimeError as error:  # the application has shut down
-                _fail(batch, error)
-                return
             self._running += 1
+            if not self._read_on_loop(list(batch), partial(self._answered, batch)):
+                self._submit(batch)
+
+    def _answered(self, batch: Waiting[K, V], found: Found[K, V] | Exception | None) -> None:
+        if found is None:
+            self._submit(batch)
+        else:
+            self._settle(batch, found)
+
+    def _submit(self, batch: Waiting[K, V]) -> None:
+        try:
+            reading = self._executor.submit(self._read, list(batch))
+        except RuntimeError as error:  # the application has shut down
+            self._settle(batch, error)
+        else:
             reading.add_done_callback(partial(self._back, batch))
 
     def _next(self) -> Waiting[K, V]:
@@ -89,24 +105,25 @@ class Batcher(Generic[K, V]):
                 batch[key] = futures
         return batch
 
-    def _back(self, batch: Waiting[K, V], done: "Future[Mapping[K, V | Exception]]") -> None:
+    def _back(self, batch: Waiting[K, V], done: "Future[Found[K, V]]") -> None:
         # On the thread that has read.
-        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
-            self.loop.call_soon_threadsafe(self._settle, batch, done, context=self._nobody)
-
-    def _settle(self, batch: Waiting[K, V], done: "Future[Mapping[K, V | Exception]]") -> None:
-        self._running -= 1
         if done.cancelled():
-            _fail(batch, RuntimeError("The application has shut down; its database threads have ended."))
-        elif (error := done.exception()) is not None:
-            _fail(batch, error)
+            found: Found[K, V] | BaseException = RuntimeError(
+                "The application has shut down; its database threads have ended."
+            )
         else:
-            found = done.result()
+            found = done.exception() or done.result()
+        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
+            self.loop.call_soon_threadsafe(self._settle, batch, found, context=self._nobody)
+
+    def _settle(self, batch: Waiting[K, V], found: Found[K, V] | BaseException) -> None:
+        self._running -= 1
+        if isinstance(found, BaseException):
+            for futures in batch.values():
+                _give(futures, found)
+        else:
             for key, futures in batch.items():
-                if key in found:
-                    _give(futures, found[key])
-                else:
-                    _give(futures, KeyError(key))
+                _give(futures, found[key] if key in found else KeyError(key))
         self._start()
 
 
@@ -118,11 +135,6 @@ def _give(futures: "Sequence[asyncio.Future[V]]", outcome: V | BaseException) ->
             future.set_exception(_own(outcome))
         else:
             future.set_result(outcome)
-
-
-def _fail(batch: Waiting[K, V], error: BaseException) -> None:
-    for futures in batch.values():
-        _give(futures, error)
 
 
 def _own(error: BaseException) -> BaseException:

@@ -1,7 +1,7 @@
 """Reads of the database at the moment of asking: one row, or a part of the list."""
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -19,8 +19,9 @@ from ..rows.encoding import CLOSING, opening
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
-from .batching import Batcher
+from .batching import Batcher, Found
 from .equality import is_loose, storable
+from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader, is_final
 from .sql_json import NotExpressible
 
@@ -41,6 +42,7 @@ class LiveReads:
         queryset: Callable[[], AnyQuerySet],
         ordered: Callable[[], AnyQuerySet],
         reader: Reader,
+        on_loop: LoopReads,
         *,
         name: str,
         label: str,
@@ -51,12 +53,14 @@ class LiveReads:
             queryset: gives what there is to read.
             ordered: gives the same in the order of the list.
             reader: how to read it.
+            on_loop: reads without a thread what can be read so.
             name: the key of the list in the JSON.
             label: what messages call the repository.
         """
         self._queryset = queryset
         self._ordered = ordered
         self._reader = reader
+        self._on_loop = on_loop
         self._name = name
         self._label = label
         self._model: type[Model] = queryset().model
@@ -123,7 +127,7 @@ class LiveReads:
         """The bytes of ``{"name": [rows]}`` for some of the rows."""
         window = (offset, limit)
         if self._windows is None:
-            self._windows = self._batcher(self._read_windows)
+            self._windows = self._batcher(self._read_windows, self._windows_on_loop)
         return await self._read_by(self._windows, self._read_windows, window)
 
     def _asked(self, pk: Any, unique: Mapping[str, Any]) -> Unique:
@@ -150,21 +154,26 @@ class LiveReads:
 
     # Where
 
-    def _batcher(self, read: Callable[[Sequence[K]], Mapping[K, V | Exception]]) -> Batcher[K, V]:
+    def _batcher(
+        self,
+        read: Callable[[Sequence[K]], Found[K, V]],
+        on_loop: Callable[[Sequence[K], Callable[[Found[K, V] | Exception | None], None]], bool],
+    ) -> Batcher[K, V]:
         here = running.find(self._label)
         assert here.loop is not None, "the plugin sets it before there are repositories"
-        return Batcher(read, here.executor, here.loop)
+        return Batcher(read, here.executor, here.loop, on_loop)
 
     async def _find(self, name: str, value: Hashable) -> NewRow:
         read = partial(self.read_rows, name)
         if (batcher := self._rows.get(name)) is None:
-            batcher = self._rows[name] = self._batcher(read)
+            on_loop = self._rows_on_loop if name == "pk" else _never
+            batcher = self._rows[name] = self._batcher(read, on_loop)
         return await self._read_by(batcher, read, value)
 
     async def _read_by(
         self,
         batcher: Batcher[K, V],
-        read: Callable[[Sequence[K]], Mapping[K, V | Exception]],
+        read: Callable[[Sequence[K]], Found[K, V]],
         wanted: K,
     ) -> V:
         """Read in a batch, or alone: in a transaction, under async_to_sync, on another event loop."""
@@ -178,9 +187,39 @@ class LiveReads:
             raise found
         return found
 
+    # On the event loop
+
+    def _rows_on_loop(
+        self,
+        keys: Sequence[Hashable],
+        done: Callable[[Found[Hashable, NewRow] | Exception | None], None],
+    ) -> bool:
+        def read(chunk: Chunk | Exception | None) -> None:
+            if isinstance(chunk, Chunk):
+                found, is_sure = self._found("pk", keys, _new_rows(chunk))
+                done(found if is_sure else None)
+            else:
+                done(chunk)
+
+        return self._on_loop.rows(keys, read)
+
+    def _windows_on_loop(
+        self,
+        windows: Sequence[Window],
+        done: Callable[[Found[Window, bytes] | Exception | None], None],
+    ) -> bool:
+        ((offset, limit), *others) = windows
+        if others or limit is None:  # several queries; as many rows as there are
+            return False
+
+        def read(chunk: Chunk | Exception | None) -> None:
+            done({(offset, limit): self._list([chunk])} if isinstance(chunk, Chunk) else chunk)
+
+        return self._on_loop.window(offset, limit, read)
+
     # On a database thread
 
-    def read_rows(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow | Exception]:
+    def read_rows(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
         """For each of these values of a unique field the row that has it, or why it cannot be read.
 
         Raises:
@@ -192,7 +231,7 @@ class LiveReads:
             if len(values) < 2:
                 return {one: row for value in values for one, row in self._read_one(name, value)}
             try:
-                return dict(self._read_together(name, values))
+                return self._read_together(name, values)
             except OF_ONE_KEY:
                 return {value: found for one in values for value, found in self._outcome(name, one)}
 
@@ -227,18 +266,31 @@ class LiveReads:
             return True
         return False
 
-    def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow]:
-        field = self._unique_field(name)
-        rows = self._read(name, {f"{name}__in": values})
-        by_value = {field.get_prep_value(row.key): row for row in rows}
-        found = {value: by_value[value] for value in values if value in by_value}
+    def _read_together(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+        found, is_sure = self._found(name, values, self._read(name, {f"{name}__in": values}))
+        if is_sure:
+            return found
         missing = [value for value in values if value not in found]
+        if not self._read(name, {f"{name}__in": missing}):
+            return found
+        return {**found, **{value: row for one in missing for value, row in self._read_one(name, one)}}
+
+    def _found(
+        self, name: str, values: Sequence[Hashable], rows: Sequence[NewRow]
+    ) -> tuple[dict[Hashable, NewRow | Exception], bool]:
+        """For each of these values the row that has it, and whether the others can have none.
+
+        Only the database can tell which values it holds for equal to a row's.
+        """
+        field = self._unique_field(name)
+        by_value = {field.get_prep_value(row.key): row for row in rows}
+        found: dict[Hashable, NewRow | Exception] = {
+            value: by_value[value] for value in values if value in by_value
+        }
+        if not rows or len(found) == len(values):
+            return found, True
         unkeyed = any(row.key is None for row in rows)  # the query leaves the field out
-        may_be_there = rows and missing and (unkeyed or is_loose(field, self._queryset().db))
-        if may_be_there and self._read(name, {f"{name}__in": missing}):
-            # Only the database can tell which of these values it holds for equal to a row's.
-            found |= {value: row for one in missing for value, row in self._read_one(name, one)}
-        return found
+        return found, not (unkeyed or is_loose(field, self._queryset().db))
 
     def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
         queryset = self._queryset()
@@ -249,11 +301,8 @@ class LiveReads:
                 "Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
                 "CachedRepository with get()."
             )
-        return [
-            NewRow(*row)
-            for chunk in self._chunks(queryset.filter(**wanted).order_by(), name)
-            for row in zip(chunk.keys, chunk.json, chunk.objects, strict=True)
-        ]
+        chunks = self._chunks(queryset.filter(**wanted).order_by(), name)
+        return [row for chunk in chunks for row in _new_rows(chunk)]
 
     def _chunks(self, queryset: AnyQuerySet, key: str = "pk") -> list[Chunk]:
         try:
@@ -278,5 +327,16 @@ class LiveReads:
             queryset = self._ordered()[offset:end]
             with table_explained(self._model, queryset.db):
                 chunks = self._chunks(queryset)
+        return self._list(chunks)
+
+    def _list(self, chunks: Iterable[Chunk]) -> bytes:
         json = b",".join(row for chunk in chunks for row in chunk.json)
         return opening(self._name) + json + CLOSING
+
+
+def _new_rows(chunk: Chunk) -> list[NewRow]:
+    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects))
+
+
+def _never(*_: object) -> bool:
+    return False

@@ -40,6 +40,7 @@ class Reader(Protocol):
         keyed: whether the rows have keys.
         copied: whether each reader needs a copy, because a row could be changed.
         codec: how to read rows that are kept as JSON; None if none is.
+        in_sql: how the database makes the JSON; None if it does not, or as long as that is not known.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,9 @@ class Reader(Protocol):
 
     @property
     def codec(self) -> RowCodec | None: ...  # noqa: D102
+
+    @property
+    def in_sql(self) -> DatabaseJSON | None: ...  # noqa: D102
 
     def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """The rows in the query's order; on a database thread.
@@ -75,7 +79,7 @@ class ColumnReader:
         self.names = tuple(dict.fromkeys(names))
         self.codec = RowCodec(self.names)
         self._encoder = Encoder()
-        self._in_sql: DatabaseJSON | None = None
+        self.in_sql: DatabaseJSON | None = None
         self._asked = False
 
     def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
@@ -93,9 +97,9 @@ class ColumnReader:
                 found = DatabaseJSON.of(queryset, self.names)
             except EmptyResultSet:
                 return None
-            self._in_sql = found if found is not None and self.codec.expect(found.types) else None
+            self.in_sql = found if found is not None and self.codec.expect(found.types) else None
             self._asked = True
-        return self._in_sql if self._in_sql is not None and self._in_sql.fits(queryset) else None
+        return self.in_sql if self.in_sql is not None and self.in_sql.fits(queryset) else None
 
     def _encoded(self, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
         return encode_columns(self.codec, self._encoder, key, values)
@@ -116,6 +120,7 @@ class DictReader:
     """The dicts of a ``queryset()`` that ends in ``.values()``, as they are."""
 
     copied = False
+    in_sql = None
 
     def __init__(self, names: Sequence[str], key: str | None) -> None:
         self.names = tuple(names)
@@ -150,6 +155,7 @@ class SchemaReader:
 
     keyed = True
     codec = None
+    in_sql = None
 
     def __init__(self, schema: type[BaseModel], columns: Sequence[str] | None) -> None:
         """Read rows of a schema.
@@ -210,6 +216,7 @@ class SerializerReader:
     keyed = True
     copied = False
     codec = None
+    in_sql = None
 
     def __init__(self, serializer: type[Any]) -> None:
         # One instance for all rows, as many=True has it: making one copies every field.

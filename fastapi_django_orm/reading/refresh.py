@@ -35,15 +35,22 @@ AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
 FEW_KEYS = 100
 SHARE_OF_KEYS = 0.02
 
+FEWEST_KEYS = 10  # as many as the event loop takes itself; each may cost it a millisecond in a large table
+
 
 class Loads(Protocol[RowT]):
-    """What reads the rows, on a database thread; ``loading.Loader`` is one."""
+    """What reads the rows, on a database thread if nothing else is said; ``loading.Loader`` is one."""
 
     def load(self, before: Snapshot[RowT] | None) -> Snapshot[RowT]:
         """All rows."""
 
     def load_keys(self, before: Snapshot[RowT], keys: Collection[Hashable]) -> Snapshot[RowT] | None:
         """The rows with these keys, or None if that needs a load of all."""
+
+    async def load_keys_on_loop(
+        self, before: Snapshot[RowT], keys: Collection[Hashable]
+    ) -> Snapshot[RowT] | None:
+        """The same on the event loop, or None if a thread is needed."""
 
     def let_go(self, pieces: list[Any]) -> None:
         """Free what a snapshot was made of."""
@@ -210,8 +217,10 @@ class Refresher(Generic[RowT]):
     async def _load(self, asked: Asked[RowT]) -> None:
         started, read_at = time.perf_counter(), time.monotonic()
         try:
-            with switching_sooner():
-                snapshot = await sync_to_async(self._read)(asked)
+            snapshot = await self._read_on_loop(asked)
+            if snapshot is None:
+                with switching_sooner():
+                    snapshot = await sync_to_async(self._read)(asked)
         except asyncio.CancelledError:
             asked.done.cancel()
             raise
@@ -233,15 +242,24 @@ class Refresher(Generic[RowT]):
                 with suppress(DatabaseBusy):  # then they go now
                     await sync_to_async(self._loader.let_go)(pieces)
 
+    async def _read_on_loop(self, asked: Asked[RowT]) -> Snapshot[RowT] | None:
+        before, keys = self.snapshot, self._few(asked, FEWEST_KEYS)
+        return None if before is None or not keys else await self._loader.load_keys_on_loop(before, keys)
+
     def _read(self, asked: Asked[RowT]) -> Snapshot[RowT]:
         before = self.snapshot
-        # A load that has failed may have been told of keys that nobody will name again.
-        if before is not None and asked.keys is not None and self.error is None:
-            few = max(FEW_KEYS, len(before) * SHARE_OF_KEYS)
-            if len(asked.keys) <= few and (found := self._loader.load_keys(before, asked.keys)) is not None:
+        if before is not None:
+            keys = self._few(asked, max(FEW_KEYS, len(before) * SHARE_OF_KEYS))
+            if keys is not None and (found := self._loader.load_keys(before, keys)) is not None:
                 return found
         asked.keys = None
         return self._loader.load(before)
+
+    def _few(self, asked: Asked[RowT], most: float) -> set[Hashable] | None:
+        """The keys to read, if reading those alone will do, and they are no more than this."""
+        # A load that has failed may have been told of keys that nobody will name again.
+        few = asked.keys is not None and self.error is None and len(asked.keys) <= most
+        return asked.keys if few else None
 
     def _succeeded(self, load: Load[RowT]) -> None:
         self.snapshot, self.error, self._failures = load.snapshot, None, 0

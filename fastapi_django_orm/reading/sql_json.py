@@ -137,6 +137,16 @@ class DatabaseJSON:
         # In a transaction it could not be broken off half-way without ending the transaction.
         return _is_plain(queryset) and not connections[queryset.db].in_atomic_block
 
+    def compiled(self, queryset: AnyQuerySet) -> tuple[str, Sequence[Any]]:
+        """The SQL that gives each row's JSON and its key, and its parameters.
+
+        Raises:
+            EmptyResultSet: no row can be like this.
+        """
+        query = queryset.values_list(self._expression, "pk").query
+        sql, params = query.get_compiler(using=queryset.db).as_sql()
+        return sql, params
+
     def read(self, queryset: AnyQuerySet, size: int) -> Iterator[tuple[list[Any], list[bytes]]]:
         """The rows' keys and their JSON, in lists of up to this size.
 
@@ -144,18 +154,26 @@ class DatabaseJSON:
             NotExpressible: one of them has no JSON form in SQL.
             DatabaseError: as Django raises it.
         """
-        query = queryset.values_list(self._expression, "pk").query
         try:
-            sql, params = query.get_compiler(using=queryset.db).as_sql()
+            sql, params = self.compiled(queryset)
         except EmptyResultSet:  # no row can be like this, so Django would not ask
             return
         # Closed here and not by the collector: an open stream keeps the connection from any other query.
         with closing(_stream(connections[queryset.db], sql, params, size)) as rows:
             while chunk := list(islice(rows, size)):
-                texts, keys = zip(*chunk, strict=True)
-                if None in texts:
-                    raise NotExpressible
-                yield list(keys), [text.encode() for text in texts]
+                yield taken(chunk)
+
+
+def taken(rows: Sequence[tuple[str | None, Any]]) -> tuple[list[Any], list[bytes]]:
+    """The keys and the JSON of rows, at least one, that were read by such a query.
+
+    Raises:
+        NotExpressible: one of them has no JSON form in SQL.
+    """
+    texts, keys = zip(*rows, strict=True)
+    if None in texts:
+        raise NotExpressible
+    return list(keys), [text.encode() for text in texts]
 
 
 def _is_plain(queryset: AnyQuerySet) -> bool:

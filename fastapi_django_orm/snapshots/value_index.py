@@ -6,10 +6,12 @@ would make each change copy half of the keys; its keys are in shards.
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
+from ..errors import InvalidRow
 from .key_index import ABSENT, Absent, KeyIndex
 
 _FEW = 64
 
+Pairs = list[tuple[Hashable, Hashable]]  # of a value and a key
 Keys = tuple[Hashable, ...] | KeyIndex[None]
 
 
@@ -59,6 +61,23 @@ class ValueIndex:
             return after if len(after) > _FEW else _packed(list(after)) or ABSENT
         put = [key for key, change in changes.items() if change is None]
         return _packed([*(key for key in before if key not in changes), *put]) or ABSENT
+
+
+def lookup_pairs(field: str, pairs: Pairs) -> Pairs:
+    """These pairs of a value and a key, if rows can be looked up by the values.
+
+    Raises:
+        InvalidRow: by one of them not.
+    """
+    for value, _ in pairs:
+        try:
+            hash(value)
+        except TypeError:
+            raise InvalidRow(
+                f"A row cannot be looked up by {field!r}, which holds {value!r}: "
+                "leave the field out of `indexes`."
+            ) from None
+    return pairs
 
 
 def _packed(keys: list[Hashable]) -> Keys:
