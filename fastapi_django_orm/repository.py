@@ -128,8 +128,8 @@ class Repository(Generic[RowT]):
         )
         queryset = WatchedQuery(self.queryset, is_constant=constant)
         self._ordered = WatchedQuery(self.ordered_queryset, is_constant=constant)
-        queries = running.find(self.label).executor.on_loop
-        self._on_loop = LoopReads(queries, queryset, self._ordered, self._reader)
+        here = running.find(self.label)
+        self._on_loop = LoopReads(lambda: here.executor.on_loop, queryset, self._ordered, self._reader)
         self._live = LiveReads(
             queryset, self._ordered, self._reader, self._on_loop, name=self.name, label=self.label
         )

@@ -28,7 +28,7 @@ def died_idle(connection: BaseDatabaseWrapper) -> bool:
 def is_ready(connection: BaseDatabaseWrapper) -> bool:
     """Whether a connection is one of psycopg's that can be used at once, without a look at anything."""
     raw: Any = connection.connection
-    if raw is None or not hasattr(raw, "pgconn") or raw.closed or raw.info.transaction_status != 0:
+    if not hasattr(raw, "pgconn") or raw.closed or raw.pgconn.transaction_status != 0:  # or not idle
         return False
     too_old = connection.close_at is not None and time.monotonic() >= connection.close_at
     in_use = connection.in_atomic_block or not connection.autocommit or has_open_cursor(connection)

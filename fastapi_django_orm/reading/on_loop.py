@@ -53,10 +53,10 @@ class WatchedQuery:
         call = calls.current()
         if self.is_pure or self._asks or call is None or current_block() is not None:
             return self._queryset()
-        held = len(call.held)
-        queryset = self._queryset()
-        self._asks = len(call.held) > held
-        self.is_pure = not self._asks
+        watched = calls.WatchedCall(call)
+        queryset = watched.look(self._queryset)
+        self._asks = watched.asked
+        self.is_pure = not watched.asked
         return queryset
 
 
@@ -71,12 +71,16 @@ class LoopReads:
     """Reads a few rows of one repository in the event loop, if that can be done."""
 
     def __init__(
-        self, queries: LoopQueries, queryset: WatchedQuery, ordered: WatchedQuery, reader: Reader
+        self,
+        queries: Callable[[], LoopQueries],
+        queryset: WatchedQuery,
+        ordered: WatchedQuery,
+        reader: Reader,
     ) -> None:
         """Get ready.
 
         Args:
-            queries: the application's.
+            queries: gives the application's.
             queryset: gives what there is to read.
             ordered: gives the same in the order of the list.
             reader: how to read it.
@@ -152,7 +156,7 @@ class LoopReads:
             queryset = query()
         except Exception:  # it comes again on a thread, where it can be told to who asks
             return False
-        return self._queries.ask(
+        return self._queries().ask(
             queryset.db, partial(compose, queryset, in_sql), lambda answer: done(_found(answer))
         )
 

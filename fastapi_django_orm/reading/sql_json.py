@@ -64,6 +64,9 @@ _FORMS: dict[int, tuple[type, str]] = {
 }
 
 
+_CURSORS = ("cursor", "_cursor", "create_cursor", "chunked_cursor", "ensure_connection")
+
+
 class RowJSON(Func):
     """A row's JSON as one expression of its columns."""
 
@@ -187,8 +190,13 @@ def _is_plain(queryset: AnyQuerySet) -> bool:
 
 
 def _streams(connection: Any) -> bool:
-    """Whether rows come as they are made, in UTC: psycopg 3 with libpq 17."""
+    """Whether rows come as they are made, in UTC: psycopg 3 with libpq 17, and Django's own engine."""
     if connection.vendor != "postgresql" or connection.timezone is not UTC:
+        return False
+    from django.db.backends.postgresql.base import DatabaseWrapper
+
+    # An engine may have something to do before each query, such as to choose a tenant's schema.
+    if any(getattr(type(connection), name) is not getattr(DatabaseWrapper, name) for name in _CURSORS):
         return False
     try:
         from psycopg import capabilities

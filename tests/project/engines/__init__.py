@@ -1,0 +1,1 @@
+"""Django database engines that do something of their own."""

@@ -1,0 +1,1 @@
+"""PostgreSQL, with a schema that is chosen anew before each query."""

@@ -1,0 +1,511 @@
+"""Short reads on PostgreSQL without a thread: when they are made so, and that the rows are the same."""
+
+import asyncio
+import contextvars
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from decimal import Decimal
+from typing import Any
+
+import dj_database_url
+import psycopg
+import pytest
+from django.db import OperationalError, connection, connections, models
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from fastapi_django_orm import CachedRepository, Repository, atomic, run
+from fastapi_django_orm.database.calls import running_calls
+from fastapi_django_orm.database.network import cut
+from fastapi_django_orm.errors import NotFound, RefreshFailed
+from tests.comparing import finish
+from tests.databases import BOARD, DEADLINE, created, default_changed, until, wait_until
+from tests.gates import started
+from tests.project.board.models import Author, Entry, Page
+from tests.project.engines.schemas.base import DatabaseWrapper
+from tests.servers import PostgreSQL
+
+pytestmark = [
+    pytest.mark.parametrize("default_database", ["postgresql"], indirect=True),
+    pytest.mark.usefixtures("default_database"),
+]
+
+THREADS = 2
+
+
+def pages(base: type[Any] = Repository, **attributes: Any) -> type[Any]:
+    """A repository of pages, as a class statement with these attributes would make it."""
+    return type("Pages", (base,), {"__module__": __name__, "model": Page, "name": "pages", **attributes})
+
+
+def add(*slugs: str, **more: Any) -> None:
+    Page.objects.bulk_create([Page(slug=slug, address=f"at {slug}", title=slug, **more) for slug in slugs])
+    connections.close_all()  # this thread's, which no application would have
+
+
+@asynccontextmanager
+async def threads_taken() -> AsyncIterator[None]:
+    """Every database thread busy with something that holds no connection: a read on one would wait."""
+    free, begun = threading.Event(), threading.Semaphore(0)
+
+    def keep() -> None:
+        begun.release()
+        assert free.wait(DEADLINE)
+
+    keeping = [asyncio.ensure_future(run(keep)) for _ in range(THREADS)]
+    try:
+        for _ in keeping:
+            assert await asyncio.to_thread(begun.acquire, timeout=DEADLINE)
+        yield
+    finally:
+        free.set()
+        await asyncio.gather(*keeping)
+
+
+async def warm(*repositories: Any, connections: int = THREADS) -> None:
+    """Let threads read first, and leave an open connection for each read that may run at once."""
+
+    def held(arrived: threading.Barrier) -> None:
+        connection.ensure_connection()
+        arrived.wait(DEADLINE)
+
+    for repository in repositories:
+        with suppress(NotFound):
+            await repository.fetch("0")
+    arrived = threading.Barrier(connections)
+    await asyncio.gather(*(run(held, arrived) for _ in range(connections)))
+
+
+@contextmanager
+def table_locked(server: PostgreSQL) -> Iterator[None]:
+    """Nobody else can read pages, for the length of the block."""
+    with psycopg.connect(server.url(BOARD)) as other:
+        other.execute("LOCK TABLE board_page")
+        yield
+
+
+def waiting(server: PostgreSQL) -> list[int]:
+    """The numbers of the sessions that wait for a lock."""
+    with psycopg.connect(server.url(BOARD), autocommit=True) as other:
+        query = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+        return [pid for (pid,) in other.execute(query, [BOARD])]
+
+
+# No thread
+
+
+def test_no_thread_is_needed() -> None:
+    """With all threads busy: a row by its key, many at once, a part of the list, a keyed refresh."""
+    add(*(str(n) for n in range(300)))
+
+    async def main() -> None:
+        cached_pages = pages(CachedRepository, name="cached")
+        async with started(pages(), cached_pages, threads=THREADS) as (live, cached):
+            await warm(live)
+            await Page.objects.filter(slug="7").aupdate(title="new")
+            every = json.loads(await live.live.window(0, None))["pages"]
+            async with threads_taken():
+                assert (await live.fetch("7"))["title"] == "new"
+                found = await asyncio.gather(*(live.fetch(str(n)) for n in range(300)))
+                assert [row["slug"] for row in found] == [str(n) for n in range(300)]
+                with pytest.raises(NotFound):
+                    await live.fetch("none")
+                for offset, limit in ((0, 20), (290, 20), (300, 20), (0, 20)):
+                    listed = json.loads(await live.live.window(offset, limit))["pages"]
+                    assert listed == every[offset : offset + limit]
+                assert cached.get("7")["title"] == "7"
+                await cached.refresh("7", "none")
+                assert cached.get("7")["title"] == "new"
+
+    finish(main)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_bound_holds(default_database: str, postgresql: PostgreSQL, threads: int) -> None:
+    """Reads on the loop and on threads, together, use no more connections than there are threads."""
+    add(*(str(n) for n in range(200)))
+
+    async def main() -> None:
+        async with started(pages(), threads=threads) as (live,):
+            most, done = 0, asyncio.Event()
+
+            async def watch() -> None:
+                nonlocal most
+                while not done.is_set():
+                    most = max(most, await asyncio.to_thread(postgresql.connections, BOARD))
+
+            async def one(number: int) -> None:
+                assert (await live.fetch(str(number)))["slug"] == str(number)
+                assert await Page.objects.filter(slug=str(number)).aexists()
+                async with atomic():
+                    assert (await live.fetch(str(number)))["slug"] == str(number)
+
+            watching = asyncio.create_task(watch())
+            try:
+                await asyncio.gather(*map(one, range(200)))
+            finally:
+                done.set()
+                await watching
+            assert 1 <= most <= threads
+
+    finish(main)
+
+
+# The same as on a thread
+
+
+class Price(models.Model):
+    """A key with digits after the point, names that SQL has to quote."""
+
+    amount = models.DecimalField(max_digits=8, decimal_places=3, primary_key=True, db_column="how 'much' {}")
+    share = models.TextField(db_column="IN ($1)", default="%s")
+
+    class Meta:
+        app_label = "postgresql_only"
+        db_table = "the price's"
+
+    def __str__(self) -> str:
+        return self.share
+
+
+def test_names_that_need_quotes() -> None:
+    """Whatever stands in names stays there; a decimal is found in each of its forms."""
+    with created(Price):
+        Price.objects.create(amount="1.500")
+
+        async def main() -> None:
+            async with started(type("Prices", (Repository,), {"model": Price}), threads=THREADS) as (prices,):
+                await warm(prices)
+                async with threads_taken():
+                    for key in ("1.5", "1.500", Decimal("1.5")):
+                        assert await prices.fetch(key) == {"amount": Decimal("1.500"), "share": "%s"}
+
+        finish(main)
+
+
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=100)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sets(TEXTS | st.sampled_from(["%", "%s", "it's", "\\", "\\'", 'q"', "$1", "{}"]), min_size=1))
+def test_any_text_as_key(slugs: set[str]) -> None:
+    """Whatever is in a key: the row that Django has."""
+    Page.objects.all().delete()
+    Page.objects.bulk_create([Page(slug=s, address=str(n), title=s) for n, s in enumerate(slugs)])
+    expected = {page["slug"]: page for page in Page.objects.values()}
+
+    async def main() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+            async with threads_taken():
+                for slug in slugs:
+                    assert await live.fetch(slug) == expected[slug]
+                found = await asyncio.gather(*map(live.fetch, slugs))
+            assert found == [expected[slug] for slug in slugs]
+
+    finish(main)
+
+
+def test_keys_that_the_server_refuses() -> None:
+    """A NUL in a text, a number that is too large: nobody has such a key, and the others get their rows."""
+    add("a", "b")
+    Entry.objects.create(id=1)
+
+    async def main() -> None:
+        entries = type("Entries", (Repository,), {"model": Entry})
+        async with started(pages(), entries, threads=THREADS) as (live, numbered):
+            await warm(live)
+            answers = await asyncio.gather(*map(live.fetch, ("a", "\0", "b")), return_exceptions=True)
+            assert isinstance(answers[1], NotFound)
+            assert [row["slug"] for row in (answers[0], answers[2])] == ["a", "b"]
+            answers = await asyncio.gather(*map(numbered.fetch, (1, 2**70)), return_exceptions=True)
+            assert answers[0]["id"] == 1
+            assert isinstance(answers[1], NotFound)
+
+    finish(main)
+
+
+def test_a_query_that_does_not_fit_the_socket() -> None:
+    """Twenty megabytes of keys go out while the loop does other things."""
+    add("a")
+
+    async def main() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+            async with threads_taken():
+                long = [str(n) * 20_000 for n in range(100, 500)]
+                answers = await asyncio.gather(*map(live.fetch, ["a", *long]), return_exceptions=True)
+                assert answers[0]["slug"] == "a"
+                assert all(isinstance(answer, NotFound) for answer in answers[1:])
+                assert (await live.fetch("a"))["slug"] == "a"
+
+    finish(main)
+
+
+def test_in_a_transaction_it_is_the_transactions() -> None:
+    """A block reads what it has written, and others do not."""
+    add("a")
+
+    async def main() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+            async with atomic():
+                await Page.objects.filter(slug="a").aupdate(title="new")
+                assert (await live.fetch("a"))["title"] == "new"
+                outside = asyncio.create_task(live.fetch("a"), context=contextvars.Context())
+                assert (await outside)["title"] == "a"
+
+    finish(main)
+
+
+# What makes the query
+
+
+def test_a_query_that_changes() -> None:
+    """`queryset()` and a manager of one's own are asked each time."""
+    add("a", shown=True)
+    shown = True
+
+    class Shown(models.Manager[Any]):
+        def get_queryset(self) -> Any:
+            return super().get_queryset().filter(shown=shown)
+
+    manager = Shown()
+    manager.model = Page
+
+    async def main() -> None:
+        nonlocal shown
+        own = pages(queryset=lambda self: Page.objects.filter(shown=shown))
+        managed = pages(queryset=lambda self: manager.all(), name="managed")
+        async with started(own, managed, threads=THREADS) as repositories:
+            await warm(*repositories)
+            async with threads_taken():
+                for shown in (True, False, True):
+                    for repository in repositories:
+                        if shown:
+                            assert (await repository.fetch("a"))["slug"] == "a"
+                        else:
+                            with pytest.raises(NotFound):
+                                await repository.fetch("a")
+                        listed = json.loads(await repository.live.window(0, 10))[repository.name]
+                        assert [row["slug"] for row in listed] == ["a"] * shown
+
+    finish(main)
+
+
+def test_a_query_that_asks_the_database_to_be_made() -> None:
+    """Such a `queryset()` runs on threads alone, where it may ask, though it forgives every error."""
+    add("a")
+    Author.objects.create(name="only she")
+    refused: list[Exception] = []
+
+    def of_authors(self: Any) -> Any:
+        try:
+            there = Author.objects.exists()
+        except Exception as error:
+            refused.append(error)
+            there = False
+        return Page.objects.all() if there else Page.objects.none()
+
+    async def main() -> None:
+        async with started(pages(queryset=of_authors), threads=THREADS) as (live,):
+            await warm(live)
+            for _ in range(3):
+                assert (await live.fetch("a"))["slug"] == "a"
+                assert json.loads(await live.live.window(0, 10))["pages"]
+
+    finish(main)
+    assert not refused
+
+
+def test_a_query_that_asks_the_database_later() -> None:
+    """One that did not ask when it was first made, and does now, is made on a thread then."""
+    add("a")
+    asks = False
+
+    def sometimes(self: Any) -> Any:
+        return Page.objects.filter(shown=True) if not asks or Page.objects.exists() else None
+
+    async def main() -> None:
+        nonlocal asks
+        async with started(pages(queryset=sometimes), threads=THREADS) as (live,):
+            await warm(live)
+            async with threads_taken():
+                assert (await live.fetch("a"))["slug"] == "a"
+            asks = True
+            assert (await live.fetch("a"))["slug"] == "a"
+
+    finish(main)
+
+
+def test_an_engine_that_prepares_each_query(postgresql: PostgreSQL) -> None:
+    """Where the engine chooses a schema for each cursor, as those for tenants do, its choice counts."""
+    url = postgresql.url(BOARD)
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("DROP SCHEMA IF EXISTS tenant CASCADE; CREATE SCHEMA tenant")
+        other.execute("CREATE TABLE tenant.board_page (LIKE public.board_page INCLUDING ALL)")
+    add("ours")
+    engine = {"ENGINE": "tests.project.engines.schemas"}
+
+    async def main() -> None:
+        async with started(pages(CachedRepository), threads=THREADS) as (cached,):
+            assert [row["slug"] for row in cached.all()] == ["ours"]
+            await warm(cached)
+            assert (await cached.fetch("ours"))["slug"] == "ours"
+            DatabaseWrapper.schema = "tenant"
+            with pytest.raises(NotFound):
+                await cached.fetch("ours")
+            await cached.refresh()
+            assert cached.all() == ()
+
+    with default_changed(**dj_database_url.parse(url, conn_max_age=None) | engine):
+        try:
+            finish(main)
+        finally:
+            DatabaseWrapper.schema = "public"
+
+
+def test_queries_that_somebody_watches() -> None:
+    """What `connection.execute_wrapper()` has put around a connection's queries is run."""
+    add("a")
+    seen: list[str] = []
+
+    def watch(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        seen.append(sql)
+        return execute(sql, params, many, context)
+
+    def put_around() -> None:
+        connection.execute_wrappers.append(watch)
+
+    async def main() -> None:
+        async with started(pages(), threads=1) as (live,):
+            await live.fetch("a")
+            await run(put_around)
+            assert (await live.fetch("a"))["slug"] == "a"
+            assert seen
+
+    finish(main)
+
+
+# What goes wrong
+
+
+def test_cut_by_the_server(postgresql: PostgreSQL) -> None:
+    """A connection that the server ends under a query fails it, as on a thread; the next one works."""
+    add("a")
+
+    async def main() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+            with table_locked(postgresql):
+                reading = asyncio.create_task(live.fetch("a"))
+                await until(lambda: waiting(postgresql), "the query waits")
+                end_session(postgresql, *waiting(postgresql))
+                with pytest.raises(OperationalError, match="terminating connection"):
+                    await reading
+            assert (await live.fetch("a"))["slug"] == "a"
+
+    finish(main)
+
+
+def test_a_network_that_breaks(postgresql: PostgreSQL) -> None:
+    """A connection that is reset under a query fails it, as it would on a thread; the next one works."""
+    add("a")
+
+    async def main() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+            with table_locked(postgresql):
+                reading = asyncio.create_task(live.fetch("a"))
+                await until(lambda: waiting(postgresql), "the query waits")
+                (call,) = running_calls
+                cut(call.held["default"])
+                with pytest.raises(OperationalError):
+                    await reading
+            assert (await live.fetch("a"))["slug"] == "a"
+
+    finish(main)
+
+
+def test_it_is_cut_off_and_named_like_any_call(postgresql: PostgreSQL) -> None:
+    """A query that does not end is in the log, and fails after DJANGO_ORM_CALL_TIMEOUT."""
+    add("a")
+
+    async def main() -> list[Any]:
+        with capture_logs() as logs:
+            async with started(pages(), threads=THREADS, call_timeout=1.0, thread_timeout=0.3) as (live,):
+                await warm(live)
+                with table_locked(postgresql), pytest.raises(OperationalError):
+                    await live.fetch("a")
+                assert (await live.fetch("a"))["slug"] == "a"
+        return logs
+
+    logs = {entry["event"]: entry for entry in finish(main)}
+    assert logs["call_does_not_end"]["at"] == ["a query that the event loop waits for"]
+    assert logs["call_cut_off"]["databases"] == ["default"]
+
+
+def test_the_application_ends_meanwhile(postgresql: PostgreSQL) -> None:
+    """Who waits for a query at the end is told, the end does not wait, and no connection is left."""
+    add("a")
+
+    async def main() -> None:
+        with ExitStack() as stack:
+            async with started(pages(), threads=THREADS) as (live,):
+                await warm(live)
+                stack.enter_context(table_locked(postgresql))
+                reading = asyncio.create_task(live.fetch("a"))
+                await until(lambda: waiting(postgresql), "the query waits")
+            with pytest.raises(RuntimeError, match="shut down"):
+                await reading
+
+    finish(main)
+    wait_until(lambda: postgresql.connections(BOARD) == 0, "all connections gone")
+
+
+def test_a_caller_that_gives_up(postgresql: PostgreSQL) -> None:
+    """The query ends for those who are left, and its connection serves others."""
+    add("a")
+
+    async def main() -> None:
+        async with started(pages(), threads=1) as (live,):
+            await warm(live, connections=1)
+            with table_locked(postgresql):
+                gone, staying = (asyncio.create_task(live.fetch("a")) for _ in range(2))
+                await until(lambda: waiting(postgresql), "the query waits")
+                gone.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await gone
+            assert (await staying)["slug"] == "a"
+            assert await Page.objects.acount() == 1
+
+    finish(main)
+
+
+def test_a_refresh_whose_connection_breaks(postgresql: PostgreSQL) -> None:
+    """It fails as any load does: the old rows are served on, and a full load that follows heals."""
+    add("a")
+
+    async def main() -> None:
+        async with started(pages(CachedRepository), threads=THREADS) as (cached,):
+            await warm(cached)
+            await Page.objects.filter(slug="a").aupdate(title="new")
+            with table_locked(postgresql):
+                refreshing = asyncio.create_task(cached.refresh("a"))
+                await until(lambda: waiting(postgresql), "the query waits")
+                (call,) = running_calls
+                cut(call.held["default"])
+                with pytest.raises(RefreshFailed):
+                    await refreshing
+                assert cached.get("a")["title"] == "a"
+            await until(lambda: cached.get("a")["title"] == "new", "loaded again by itself")
+
+    finish(main)
+
+
+def end_session(server: PostgreSQL, number: int) -> None:
+    with psycopg.connect(server.url(BOARD), autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", [number])
