@@ -21,6 +21,9 @@ from .sql_json import NotExpressible
 # The table and its indexes, the snapshot before, when what was read is from, when the load began.
 Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
 
+# What may be the fault of these keys. A load of all asks for none, and raises again what is no key's fault.
+_OF_KEYS = (NotComparable, NotExpressible, *OF_ONE_KEY)
+
 
 class KeyedLoader:
     """Loads some rows of one repository."""
@@ -70,8 +73,8 @@ class KeyedLoader:
         try:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
             chunks = list(self._reader.read(of_keys))
-        except (NotExpressible, *OF_ONE_KEY):
-            return None  # a full load asks for no key, and raises again what is no key's fault
+        except _OF_KEYS:
+            return None
         return self._changed(queryset, order, before, keys, chunks, began)
 
     async def load_on_loop(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
@@ -120,13 +123,13 @@ class KeyedLoader:
     ) -> Snapshot[Any] | None:
         rows = [row for chunk in chunks for row in map(NewRow, chunk.keys, chunk.json, chunk.objects)]
         read = {row.key: row for row in rows}
-        if len(read) != len(rows) or self._may_be_others(queryset, before, keys, read):
-            return None
-        # The database may hold a row's key for equal to one that is written otherwise.
-        keys = {*keys, *read}
         try:
+            if len(read) != len(rows) or self._may_be_others(queryset, before, keys, read):
+                return None
+            # The database may hold a row's key for equal to one that is written otherwise.
+            keys = {*keys, *read}
             table = Changing(before.table, self._cache, order).changed(keys, read)
-        except (NotComparable, *OF_ONE_KEY):
+        except _OF_KEYS:
             return None
         indexes = {
             field: index.changed(*self._moved(field, before, read, keys))
