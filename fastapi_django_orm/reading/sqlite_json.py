@@ -1,0 +1,109 @@
+"""What SQLite can make the JSON of.
+
+A column of SQLite may hold anything, so each value is looked at: it has to be just what Django writes there.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+
+_JSON_IS_BUILT_IN = (3, 38)
+
+# A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so parts
+# of columns are compared. To add nothing makes it calculate, and the 31st of February becomes another day.
+
+
+def _seconds(length: int) -> str:
+    """The condition that a text of this length has whole seconds, or six digits more, as Django writes them."""
+    fraction = f"substr({{0}}, {length + 1})"
+    return (
+        f"(length({{0}}) = {length} OR length({{0}}) = {length + 7}"
+        f" AND {fraction} GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]' AND {fraction} <> '.000000')"
+    )
+
+
+def _moment(zone: str) -> tuple[type, str]:
+    return datetime, (
+        "CASE WHEN typeof({0}) = 'text' AND substr({0}, 1, 4) >= '0001'"
+        " AND datetime(substr({0}, 1, 19), '+0 days') = substr({0}, 1, 19)"
+        f" AND {_seconds(19)} THEN '\"' || replace({{0}}, ' ', 'T') || '{zone}\"' END"
+    )
+
+
+_INTEGER = (int, "CASE typeof({0}) WHEN 'integer' THEN {0} END")
+_TEXT = (str, "CASE typeof({0}) WHEN 'text' THEN json_quote({0}) END")
+
+# By the kind of field, as Django names it.
+_FORMS: dict[str, tuple[type, str]] = {
+    "AutoField": _INTEGER,
+    "BigAutoField": _INTEGER,
+    "SmallAutoField": _INTEGER,
+    "IntegerField": _INTEGER,
+    "BigIntegerField": _INTEGER,
+    "SmallIntegerField": _INTEGER,
+    "PositiveIntegerField": _INTEGER,
+    "PositiveBigIntegerField": _INTEGER,
+    "PositiveSmallIntegerField": _INTEGER,
+    "CharField": _TEXT,
+    "TextField": _TEXT,
+    "SlugField": _TEXT,
+    "FileField": _TEXT,
+    "FilePathField": _TEXT,
+    "BooleanField": (
+        bool,
+        "CASE WHEN typeof({0}) = 'integer' THEN CASE {0} WHEN 1 THEN 'true' WHEN 0 THEN 'false' END END",
+    ),
+    "UUIDField": (
+        UUID,
+        "CASE WHEN typeof({0}) = 'text' AND length({0}) = 32 AND {0} NOT GLOB '*[^0-9a-f]*' THEN '\"'"
+        " || substr({0}, 1, 8) || '-' || substr({0}, 9, 4) || '-' || substr({0}, 13, 4)"
+        " || '-' || substr({0}, 17, 4) || '-' || substr({0}, 21) || '\"' END",
+    ),
+    "DateField": (
+        date,
+        "CASE WHEN typeof({0}) = 'text' AND substr({0}, 1, 4) >= '0001' AND date({0}, '+0 days') = {0}"
+        " THEN '\"' || {0} || '\"' END",
+    ),
+    "TimeField": (
+        time,
+        "CASE WHEN typeof({0}) = 'text' AND substr({0}, 1, 2) < '24'"
+        f" AND time(substr({{0}}, 1, 8)) = substr({{0}}, 1, 8) AND {_seconds(8)}"
+        " THEN '\"' || {0} || '\"' END",
+    ),
+}
+
+
+def forms(connection: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | None:
+    """For each column its type and the SQL of its JSON, or None if one of them has none.
+
+    Args:
+        connection: the database.
+        columns: the query's.
+    """
+    from sqlite3 import sqlite_version_info
+
+    from django.db.backends.sqlite3.base import DatabaseWrapper
+
+    # An engine may make something else of what is stored.
+    own = type(connection.ops).get_db_converters is not DatabaseWrapper.ops_class.get_db_converters
+    if own or sqlite_version_info < _JSON_IS_BUILT_IN:
+        return None
+    found = [_form(connection, column) for column in columns]
+    return None if None in found else [form for form in found if form is not None]
+
+
+def _form(connection: Any, column: Any) -> tuple[type, str] | None:
+    field = column.output_field
+    while field.is_relation:
+        field = field.target_field
+    if column.get_db_converters(connection) or field.get_db_converters(connection):
+        return None  # a field that makes something else of what is stored
+    kind = field.get_internal_type()
+    if kind == "DateTimeField":
+        if not settings.USE_TZ:
+            return _moment("")
+        return _moment("Z") if connection.timezone is UTC else None
+    return _FORMS.get(kind)

@@ -1,0 +1,291 @@
+"""JSON that SQLite makes: byte for byte what FastAPI makes of Django's values, or left to Python."""
+
+import datetime as dt
+import uuid
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connections, models, transaction
+from django.db.models.functions import Lower
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from fastapi_django_orm.reading.choosing import choose_reader
+from fastapi_django_orm.reading.sql_json import NotExpressible
+from tests.comparing import assert_as_loaded_anew, finish, typed, values
+from tests.databases import created
+from tests.gates import started
+from tests.project.board.models import Author, Everything, Page, Topic
+from tests.projects import Project, events
+from tests.repositories import declare
+from tests.two_ways import Ways, same
+
+pytestmark = pytest.mark.usefixtures("sqlite")
+
+EVERY = "".join(map(chr, range(256)))
+PLAIN = (
+    "key",
+    "big",
+    "boolean",
+    "char",
+    "date",
+    "moment",
+    "file",
+    "integer",
+    "slug",
+    "small",
+    "text",
+    "time",
+)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "big": st.integers(-(2**63), 2**63 - 1),
+                "boolean": st.booleans(),
+                "char": texts,
+                "date": st.dates(),
+                "moment": st.datetimes(timezones=st.just(dt.UTC)),
+                "file": texts,
+                "integer": st.integers(-(2**31), 2**31 - 1),
+                "small": st.integers(-(2**15), 2**15 - 1),
+                "text": texts,
+                "time": st.times(),
+                "unique": st.uuids(),
+            },
+        ),
+        max_size=4,
+    )
+)
+def test_any_plain_values(rows: list[dict[str, Any]]) -> None:
+    """Whatever Django has written: integers, truth, texts, dates, times, moments and UUIDs."""
+    Everything.objects.all().delete()
+    Everything.objects.bulk_create([Everything(**row) for row in rows])
+    same(Everything.objects.all(), *PLAIN, "unique", "doubled")
+
+
+@pytest.mark.parametrize(
+    "text", [EVERY, '"\\/', "%s %% %(a)s", "\u2028\u2029\ufeff\x7f", "😀題", "{0}", "a\0b"]
+)
+def test_a_text(text: str) -> None:
+    """Control characters, NUL among them, quotes, percent signs and any script are escaped alike."""
+    Everything.objects.create(text=text)
+    assert same(Everything.objects.filter(text=text), "text") == [{"text": text}]
+
+
+# What others have written: SQLite keeps anything in any column
+
+DIGITS = "0123456789"
+odd_times = st.sampled_from(
+    [
+        *("2026-02-31", "2026-02-28", "2024-02-29", "2023-02-29", "0000-01-01", "0001-01-01", "9999-12-31"),
+        *("2026-1-2", "2026-01-02 ", " 2026-01-02", "2026-01-02T03:04:05", "-2026-01-02", "12026-01-02"),
+        *("2026-01-02 03:04:05", "2026-01-02 03:04:05.5", "2026-01-02 03:04:05.000000", "now", "2460000.5"),
+        *("2026-01-02 03:04:05.123456", "2026-01-02 03:04:05.999999", "2026-12-31 23:59:59.999999"),
+        *("2026-01-02 03:04", "2026-01-02 24:00:00", "2026-01-02 23:59:60", "2026-01-02 03:04:05Z"),
+        *("2026-01-02 03:04:05+01:00", "2026-01-02 03:04:05.12345Z", "2026-01-02 03:04:05.1+0100"),
+        *("03:04:05", "24:00:00", "03:04:60", "03:04:05.000000", "03:04:05.000001", "3:04:05", "03:04"),
+        *("03:04:05.1234567", "03:04:05.12345 ", "03:04:05,123456", "03:04:05.12345x", "infinity", ""),
+        *(
+            "550e8400e29b41d4a716446655440000",
+            "550E8400E29B41D4A716446655440000",
+            "550e8400e29b41d4a71644665544000g",
+        ),
+        *("550e8400-e29b-41d4-a716-446655440000", "{550e8400e29b41d4a716446655440000}", "١٢٣٤-٠١-٠١"),
+    ]
+)
+raw = (
+    st.none()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.sampled_from([0, 1, 2, 0.0, 1.0, 1.5, 1e300, 20260102])
+    | st.floats(allow_nan=False)
+    | st.binary(max_size=36)
+    | texts
+    | odd_times
+    | st.text(DIGITS + "-: .", min_size=8, max_size=26)
+)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from([*PLAIN[1:], "unique"]), raw)
+@example("moment", "2026-01-02 03:04:05.000000")
+@example("date", "2026-02-31")
+@example("date", "0000-01-01")
+@example("moment", "0000-01-01 00:00:00")
+@example("moment", "2026-02-29 00:00:00.000001")
+@example("moment", "2026-01-02 03:04:05.12345Z")
+@example("boolean", 1.0)
+@example("time", "24:00:00")
+def test_anything_in_any_column(column: str, value: Any) -> None:
+    """Either SQLite makes the JSON of what Django reads there, or it is left to Python and its errors."""
+    Everything.objects.all().delete()
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            f'INSERT INTO board_everything (key, "{column}") VALUES (%s, %s)', [uuid.uuid4().hex, value]
+        )
+    queryset = Everything.objects.order_by("pk")
+    reader: Any = choose_reader(declare("Rows", Everything, fields=(column,))(), queryset)
+    try:
+        in_sql = [row for chunk in reader.read(queryset) for row in chunk.json]
+    except (NotExpressible, OperationalError):  # the latter of a text that is no UTF-8
+        return
+    in_python = [row for chunk in reader.read(queryset, in_python=True) for row in chunk.json]
+    assert in_sql == in_python
+    assert typed([reader.codec.decode(row) for row in in_sql]) == typed(values(queryset, column))
+
+
+def test_one_value_without_a_form_among_many() -> None:
+    """It does not change what others look like, and when it has gone SQLite makes the JSON again."""
+    Everything.objects.bulk_create(
+        [Everything(moment=dt.datetime(2026, 1, n, tzinfo=dt.UTC)) for n in range(1, 9)]
+    )
+    with connections["default"].cursor() as cursor:
+        cursor.execute("UPDATE board_everything SET moment = '2026-01-05 00:00:00.000000' WHERE rowid = 5")
+
+    async def main() -> None:
+        rows = declare("Rows", Everything, fields=("key", "moment"))
+        async with started(rows) as (kept,):
+            assert sorted(row["moment"].day for row in kept.all()) == [*range(1, 9)]
+            await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+# What is left to Python
+
+
+@pytest.mark.parametrize("field", ["binary", "decimal", "duration", "floating", "ip", "json"])
+def test_other_types_are_left_to_python(field: str) -> None:
+    """Numbers with a fraction, bytes, durations, addresses and JSON."""
+    some: dict[str, Any] = {
+        "binary": b"\x00\x7f",
+        "decimal": "1.500000",
+        "duration": dt.timedelta(days=-1, microseconds=1),
+        "floating": 0.1,
+        "ip": "::1",
+        "json": {"a": [1.5, None]},
+    }
+    Everything.objects.create(**{field: some[field]})
+    assert same(Everything.objects.all(), "key", field, in_sql=False)
+
+
+class Shouted(models.CharField):  # type: ignore[type-arg]
+    """Makes something else of what is stored."""
+
+    def from_db_value(self, value: Any, *_: Any) -> Any:
+        return value and value.upper()
+
+
+class Cry(models.Model):
+    """Has such a column."""
+
+    word = Shouted(max_length=20)
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return str(self.word)
+
+
+def test_a_field_that_converts_is_left_to_python() -> None:
+    """What it makes is what is served."""
+    with created(Cry):
+        Cry.objects.create(word="help")
+        assert same(Cry.objects.all(), in_sql=False) == [{"id": 1, "word": "HELP"}]
+
+
+def test_other_queries_are_left_to_python() -> None:
+    """Annotations and distinct rows are; filters, joins and parts of the list are not."""
+    author = Author.objects.create(name='A"')
+    Topic.objects.create(comment="by A", author=author)
+    Topic.objects.create(comment="by nobody")
+    rows = same(Topic.objects.all(), "id", "author__name", "author", "comment")
+    assert [row["author__name"] for row in rows] == ['A"', None]
+    same(Topic.objects.filter(comment__contains="%"), "id")
+    same(Topic.objects.annotate(low=Lower("comment")), "id", "low", in_sql=False)
+    same(Topic.objects.distinct(), "id", in_sql=False)
+
+
+def test_keys_of_every_kind() -> None:
+    """The keys are Django's: a text, a UUID, a number."""
+    Page.objects.create(slug='it"s', address="here")
+    Author.objects.create(name="a")
+    for model in (Page, Author, Everything):
+        ways = Ways(model._default_manager.all())
+        finish(ways.check_bytes)
+
+
+def test_inside_a_transaction() -> None:
+    """Python reads it there, as with other databases."""
+    Topic.objects.create(comment="a")
+    with transaction.atomic():
+        same(Topic.objects.all(), "id", "comment", in_sql=False)
+
+
+@pytest.mark.parametrize(
+    ("more", "sent", "in_sql"),
+    [
+        ("USE_TZ = True", "2020-01-01T01:00:00.000001Z", True),
+        ("USE_TZ = False", "2020-01-01T01:00:00.000001", True),
+        ("USE_TZ = False\nTIME_ZONE = 'Asia/Tokyo'", "2020-01-01T01:00:00.000001", True),
+        (
+            "USE_TZ = True\nDATABASES['default']['TIME_ZONE'] = 'Asia/Tokyo'",
+            "2020-01-01T10:00:00.000001+09:00",
+            False,
+        ),
+    ],
+)
+def test_time_zones(project: Project, more: str, sent: str, in_sql: bool) -> None:
+    """Moments have a zone where the project has them, and Python reads what is stored in another zone."""
+    project.append("config/settings.py", f"{more}\n")
+    project.write(
+        "bbs/models.py",
+        """
+        from django.db import models
+
+
+        class Moment(models.Model):
+            at = models.DateTimeField(null=True)
+        """,
+    )
+    output = project.python(
+        """
+        import asyncio, datetime as dt, json, os
+        os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+        import django
+        django.setup()
+        from django.conf import settings
+        from django.db import connection
+        from fastapi import FastAPI
+        from fastapi_django_orm import CachedRepository, DjangoORM
+        from bbs.models import Moment
+
+        class Moments(CachedRepository):
+            model = "bbs.Moment"
+
+        with connection.schema_editor() as editor:
+            editor.create_model(Moment)
+        zone = dt.UTC if settings.USE_TZ else None
+        for hour in range(24):
+            Moment.objects.create(at=dt.datetime(2020, 1, 1, hour, 0, 0, hour, tzinfo=zone))
+        expected = list(Moment.objects.values())
+        connection.close()
+
+        async def main():
+            async with DjangoORM(repositories=[Moments]).lifespan(FastAPI()):
+                moments = await Moments.current()
+                assert list(moments.all()) == expected
+                sent = json.loads(moments.snapshot.json)["moments"][1]["at"]
+                print(json.dumps({"sent": sent, "in_sql": moments._reader.in_sql is not None}))
+
+        asyncio.run(main())
+        """
+    )
+    found = [event for event in events(output) if "sent" in event]
+    assert found == [{"sent": sent, "in_sql": in_sql}]
