@@ -12,12 +12,12 @@ from django.conf import settings
 
 _JSON_IS_BUILT_IN = (3, 38)
 
-# A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so parts
-# of columns are compared. To add nothing makes it calculate, and the 31st of February becomes another day.
+# A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so
+# parts of columns are compared. To add nothing makes it calculate: the 31st of February becomes another day.
 
 
 def _seconds(length: int) -> str:
-    """The condition that a text of this length has whole seconds, or six digits more, as Django writes them."""
+    """The condition that a text has this length, or a fraction of a second after it as Django writes it."""
     fraction = f"substr({{0}}, {length + 1})"
     return (
         f"(length({{0}}) = {length} OR length({{0}}) = {length + 7}"
