@@ -69,7 +69,7 @@ class CachedRepository(Repository[RowT]):
         declaration.check_cached(self, self._reader)
         here = running.find(self.label)
         loader: Any = Loader(
-            self._ordered,
+            self.ordered_queryset,
             self._reader,
             self._on_loop,
             name=self.name,

@@ -17,7 +17,7 @@ from .errors import NotFound, NotStarted
 from .reading import choosing, declaration
 from .reading.live import LiveReads
 from .reading.models import resolve_model
-from .reading.on_loop import LoopReads, WatchedQuery, is_constant
+from .reading.on_loop import LoopReads, is_djangos_own
 from .reading.readers import Reader
 from .snapshots.snapshot import RowT
 
@@ -123,15 +123,34 @@ class Repository(Generic[RowT]):
         declaration.check_shape(self)
         declaration.check_ordering(self)
         self._reader = choosing.choose_reader(self, self.queryset())
-        constant = type(self).queryset is Repository.queryset and is_constant(
-            self.model_class._default_manager
-        )
-        queryset = WatchedQuery(self.queryset, is_constant=constant)
-        self._ordered = WatchedQuery(self.ordered_queryset, is_constant=constant)
         here = running.find(self.label)
-        self._on_loop = LoopReads(lambda: here.executor.on_loop, queryset, self._ordered, self._reader)
+        self._on_loop = LoopReads(
+            lambda: here.executor.on_loop,
+            self.queryset,
+            self.ordered_queryset,
+            self._reader,
+            is_constant=self._is_constant,
+        )
         self._live = LiveReads(
-            queryset, self._ordered, self._reader, self._on_loop, name=self.name, label=self.label
+            self.queryset,
+            self.ordered_queryset,
+            self._reader,
+            self._on_loop,
+            name=self.name,
+            label=self.label,
+        )
+
+    @property
+    def _is_constant(self) -> bool:
+        """Whether all that a subclass could make of the query is left as it is here."""
+        kind = type(self)
+        queries = (
+            kind.queryset is Repository.queryset and kind.ordered_queryset is Repository.ordered_queryset
+        )
+        return (
+            queries
+            and isinstance(kind.ordering, list | tuple)  # and no property
+            and is_djangos_own(self.model_class._default_manager)
         )
 
     @_function_of_class

@@ -12,7 +12,8 @@ from typing import Any
 import dj_database_url
 import psycopg
 import pytest
-from django.db import OperationalError, connection, connections, models
+from django.db import OperationalError, connection, connections, models, router
+from django.db.models.lookups import Exact, In
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -20,11 +21,11 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import CachedRepository, Repository, atomic, run
 from fastapi_django_orm.database.calls import running_calls
 from fastapi_django_orm.database.network import cut
-from fastapi_django_orm.errors import NotFound, RefreshFailed
+from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish
-from tests.databases import BOARD, DEADLINE, created, default_changed, until, wait_until
+from tests.databases import BOARD, DEADLINE, ask, created, default_changed, session, until, wait_until
 from tests.gates import started
-from tests.project.board.models import Author, Entry, Page
+from tests.project.board.models import Entry, Page, Writer
 from tests.project.engines.schemas.base import DatabaseWrapper
 from tests.servers import PostgreSQL
 
@@ -87,11 +88,11 @@ def table_locked(server: PostgreSQL) -> Iterator[None]:
         yield
 
 
-def waiting(server: PostgreSQL) -> list[int]:
-    """The numbers of the sessions that wait for a lock."""
+def waiting(server: PostgreSQL, column: str = "pid") -> list[Any]:
+    """The numbers of the sessions that wait for a lock, or something else of them."""
     with psycopg.connect(server.url(BOARD), autocommit=True) as other:
-        query = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
-        return [pid for (pid,) in other.execute(query, [BOARD])]
+        query = f"SELECT {column} FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = %s"
+        return [value for (value,) in other.execute(query.encode(), [BOARD])]
 
 
 # No thread
@@ -289,24 +290,45 @@ class Draft(models.Model):
         return str(self.pk)
 
 
-def test_a_query_that_changes() -> None:
-    """`queryset()` and a manager of one's own are asked each time."""
+def test_a_query_of_ones_own_is_made_on_threads() -> None:
+    """`queryset()`, `ordered_queryset()` and managers may do what they like, and are asked each time."""
+    threads: set[str] = set()
+
+    def noted(queryset: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return queryset.filter(pk__gt=0 if Shown.shown else 1000)
+
+    attributes: dict[str, Any] = {"model": Writer}
+    own = type(
+        "Own", (CachedRepository,), {**attributes, "queryset": lambda self: noted(Writer.objects.all())}
+    )
+    ordered = type(
+        "Ordered",
+        (Repository,),
+        {**attributes, "ordered_queryset": lambda self: noted(Writer.objects.order_by("pk"))},
+    )
+    managed = type("Managed", (Repository,), {"model": Draft})
+    Writer.objects.create(pk=1, name="a")
 
     async def main() -> None:
-        own = type("Own", (Repository,), {"model": Draft, "queryset": lambda self: Draft.objects.all()})
-        managed = type("Managed", (Repository,), {"model": Draft})
-        async with started(own, managed, threads=THREADS) as repositories:
+        async with started(own, ordered, managed, threads=THREADS) as repositories:
             await warm(*repositories)
-            async with threads_taken():
-                for Shown.shown in (True, False, True):
-                    for repository in repositories:
-                        if Shown.shown:
-                            assert (await repository.fetch(1))["id"] == 1
-                        else:
-                            with pytest.raises(NotFound):
-                                await repository.fetch(1)
-                        listed = json.loads(await repository.live.window(0, 10))[repository.name]
-                        assert len(listed) == Shown.shown
+            threads.clear()
+            for Shown.shown in (True, False, True):
+                for repository in repositories:
+                    listed = json.loads(await repository.live.window(0, 10))[repository.name]
+                    assert len(listed) == Shown.shown
+                    if repository is repositories[1]:
+                        continue  # whose rows are found without an order
+                    if Shown.shown:
+                        assert (await repository.fetch(1))["id"] == 1
+                    else:
+                        with pytest.raises(NotFound):
+                            await repository.fetch(1)
+                await repositories[0].refresh(1)
+                assert len(repositories[0]) == Shown.shown
+            assert threads
+            assert all(name.startswith("database-") for name in threads)
 
     with created(Draft):
         Draft.objects.create()
@@ -314,47 +336,105 @@ def test_a_query_that_changes() -> None:
         finish(main)
 
 
-def test_a_query_that_asks_the_database_to_be_made() -> None:
-    """Such a `queryset()` runs on threads alone, where it may ask, though it forgives every error."""
-    add("a")
-    Author.objects.create(name="only she")
-    refused: list[Exception] = []
+class Lowered(In):
+    """Finds a text in whatever letters it is asked for."""
 
-    def of_authors(self: Any) -> Any:
-        try:
-            there = Author.objects.exists()
-        except Exception as error:
-            refused.append(error)
-            there = False
-        return Page.objects.all() if there else Page.objects.none()
+    def get_prep_lookup(self) -> Any:
+        return [value.lower() for value in super().get_prep_lookup()]
+
+
+class LoweredExactly(Exact):
+    """The same for one."""
+
+    def get_prep_lookup(self) -> Any:
+        return super().get_prep_lookup().lower()
+
+
+class Looked(models.CharField):  # type: ignore[type-arg]
+    """Is looked up in a way of its own."""
+
+
+Looked.register_lookup(Lowered)
+Looked.register_lookup(LoweredExactly)
+
+
+class Raised(models.CharField):  # type: ignore[type-arg]
+    """Is stored in another form than it is asked for."""
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        return super().get_db_prep_value(value, connection, prepared).upper()
+
+
+class Code(models.Model):
+    """Its key is looked up in a way of its own."""
+
+    code = Looked(max_length=20, primary_key=True)
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return self.code
+
+
+class Label(models.Model):
+    """Its key is stored in a form of its own."""
+
+    code = Raised(max_length=20, primary_key=True)
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return self.code
+
+
+@pytest.mark.parametrize(("model", "stored", "asked"), [(Code, "abc", "ABC"), (Label, "ABC", "abc")])
+def test_a_key_of_ones_own_kind(model: Any, stored: str, asked: str) -> None:
+    """What Django finds by such a key is found each time, and a refresh drops no row."""
 
     async def main() -> None:
-        async with started(pages(queryset=of_authors), threads=THREADS) as (live,):
-            await warm(live)
+        async with started(type("Codes", (CachedRepository,), {"model": model}), threads=THREADS) as (codes,):
+            await warm(codes)
             for _ in range(3):
-                assert (await live.fetch("a"))["slug"] == "a"
-                assert json.loads(await live.live.window(0, 10))["pages"]
+                assert await codes.fetch(asked) == {"code": stored}
+                await codes.refresh(asked)
+                assert codes.all() == ({"code": stored},)
 
-    finish(main)
-    assert not refused
+    with created(model):
+        model.objects.create(code=stored)
+        connections.close_all()
+        finish(main)
 
 
-def test_a_query_that_asks_the_database_later() -> None:
-    """One that did not ask when it was first made, and does now, is made on a thread then."""
+class Moody:
+    """A router that raises when it is told to."""
+
+    error: Exception | None = None
+
+    def db_for_read(self, *_: Any, **__: Any) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+def test_a_router_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks meanwhile is told; everybody afterwards gets rows, and a refresh succeeds."""
     add("a")
-    asks = False
-
-    def sometimes(self: Any) -> Any:
-        return Page.objects.filter(shown=True) if not asks or Page.objects.exists() else None
+    moody = Moody()
+    monkeypatch.setattr(router, "routers", [moody])
 
     async def main() -> None:
-        nonlocal asks
-        async with started(pages(queryset=sometimes), threads=THREADS) as (live,):
-            await warm(live)
-            async with threads_taken():
-                assert (await live.fetch("a"))["slug"] == "a"
-            asks = True
-            assert (await live.fetch("a"))["slug"] == "a"
+        async with started(pages(CachedRepository), threads=THREADS) as (cached,):
+            await warm(cached)
+            moody.error = LookupError("no replica")
+            for _ in range(3):
+                with pytest.raises(LookupError):
+                    await cached.fetch("a")
+                with pytest.raises(LookupError):
+                    await cached.live.window(0, 10)
+            moody.error = None
+            assert (await cached.fetch("a"))["slug"] == "a"
+            await cached.refresh("a")
 
     finish(main)
 
@@ -504,7 +584,7 @@ def test_a_caller_that_gives_up(postgresql: PostgreSQL) -> None:
 
 
 def test_a_refresh_whose_connection_breaks(postgresql: PostgreSQL) -> None:
-    """It fails as any load does: the old rows are served on, and a full load that follows heals."""
+    """It is made again on a thread."""
     add("a")
 
     async def main() -> None:
@@ -514,14 +594,101 @@ def test_a_refresh_whose_connection_breaks(postgresql: PostgreSQL) -> None:
             with table_locked(postgresql):
                 refreshing = asyncio.create_task(cached.refresh("a"))
                 await until(lambda: waiting(postgresql), "the query waits")
+                (first,) = waiting(postgresql)
                 (call,) = running_calls
                 cut(call.held["default"])
-                with pytest.raises(RefreshFailed):
-                    await refreshing
-                assert cached.get("a")["title"] == "a"
-            await until(lambda: cached.get("a")["title"] == "new", "loaded again by itself")
+                await until(lambda: waiting(postgresql) not in ([], [first]), "asked again")
+            await refreshing
+            assert cached.get("a")["title"] == "new"
 
     finish(main)
+
+
+def test_what_the_server_refuses_is_not_asked_again(postgresql: PostgreSQL) -> None:
+    """A statement that took too long has failed, and is not given as much time once more."""
+    add("a")
+    options = {"OPTIONS": {"options": "-c statement_timeout=1000"}}
+
+    async def main() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+            begun: set[Any] = set()
+            with table_locked(postgresql):
+                reading = asyncio.create_task(live.fetch("a"))
+                while not reading.done():
+                    begun.update(await asyncio.to_thread(waiting, postgresql, "query_start"))
+                with pytest.raises(OperationalError, match="statement timeout"):
+                    await reading
+            assert len(begun) == 1
+            assert (await live.fetch("a"))["slug"] == "a"
+
+    with default_changed(**options):
+        finish(main)
+
+
+def test_a_loop_that_cannot_watch_sockets() -> None:
+    """Reads are made on threads, and connections stay."""
+    add("a")
+
+    class Deaf(asyncio.SelectorEventLoop):
+        def add_reader(self, *_: Any) -> None:
+            raise NotImplementedError
+
+    async def main() -> None:
+        async with started(pages(), threads=1) as (live,):
+            await warm(live, connections=1)
+            before = await run(session)
+            for _ in range(3):
+                assert (await live.fetch("a"))["slug"] == "a"
+            assert await run(session) == before
+
+    with asyncio.Runner(loop_factory=Deaf) as runner:
+        runner.run(asyncio.wait_for(main(), DEADLINE))
+
+
+# The end
+
+
+def test_the_application_ends_while_others_wait_in_line(postgresql: PostgreSQL) -> None:
+    """Those whose query has not been sent are told as well, and none is sent any more."""
+    add("a", "b", "c")
+
+    async def main() -> None:
+        with ExitStack() as stack:
+            async with started(pages(), threads=4) as (live,):
+                await warm(live, connections=4)
+                stack.enter_context(table_locked(postgresql))
+                readings = []
+                for slug in ("a", "b", "c"):
+                    readings.append(asyncio.create_task(live.fetch(slug)))
+                    await asyncio.sleep(0.05)
+                await until(lambda: len(waiting(postgresql)) == 2, "as many queries as there may be")
+            for answer in await asyncio.gather(*readings, return_exceptions=True):
+                assert isinstance(answer, RuntimeError)
+            assert not running_calls
+
+    finish(main)
+    wait_until(lambda: postgresql.connections(BOARD) == 0, "all connections gone")
+
+
+def test_a_read_after_the_end_leaves_nothing(postgresql: PostgreSQL) -> None:
+    """The next application has its own settings and its own database."""
+    add("a")
+    other = postgresql.create_database("other")
+
+    async def first() -> None:
+        async with started(pages(), threads=THREADS) as (live,):
+            await warm(live)
+        with pytest.raises(RuntimeError):
+            await live.fetch("a")
+
+    async def second() -> str:
+        async with started(threads=THREADS):
+            return await run(lambda: str(ask("SELECT current_database()")))
+
+    finish(first)
+    with default_changed(**dj_database_url.parse(other, conn_max_age=None)):
+        assert finish(second) == "other"
 
 
 def end_session(server: PostgreSQL, number: int) -> None:

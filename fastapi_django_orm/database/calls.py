@@ -107,28 +107,6 @@ class Call:
         raise left_open(aliases)
 
 
-class WatchedCall(Call):
-    """A part of a call, of which it is noticed whether it uses a connection.
-
-    Attributes:
-        asked: whether it has.
-    """
-
-    __slots__ = ("_call", "asked")
-
-    def __init__(self, call: Call) -> None:
-        """Be a part of this call, in ``look()``."""
-        super().__init__(call.pools)
-        self._call = call
-        self.held = call.held
-        self.asked = False
-
-    def connection(self, alias: str) -> BaseDatabaseWrapper:
-        """The call's connection."""
-        self.asked = True
-        return self._call.connection(alias)
-
-
 def left_open(aliases: Iterable[str]) -> TransactionLeftOpen:
     """The error of a call that has left transactions open, which were rolled back."""
     return TransactionLeftOpen(

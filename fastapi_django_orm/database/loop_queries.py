@@ -11,18 +11,22 @@ thread, which opens connections, heals them, and raises what Django raises.
 import asyncio
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.connection import ConnectionDoesNotExist
 
 from .calls import Call, running_calls
-from .pool import Pool
+from .pool import Pool, lender_of
 
 Compose = Callable[[BaseDatabaseWrapper], bytes | None]
 Answer = list[tuple[Any, ...]] | Exception | None
 Done = Callable[[Answer], None]
+
+# Classes of errors: the data, which may be one key's; the query, of which a thread can tell more.
+_OF_THE_QUERY = ("22", "42")
 
 
 class LoopQueries:
@@ -36,6 +40,7 @@ class LoopQueries:
         """
         self._pools = pools
         self._waiting: set[_Query] = set()
+        self._closed = False
 
     def ask(self, alias: str, compose: Compose, done: Done) -> bool:
         """Send a query, if that can be done without waiting for anything. In the event loop.
@@ -45,48 +50,57 @@ class LoopQueries:
             compose: gives the SQL, its parameters written out; None or any exception if there is none. It
                 runs at once, and finds the connection that will be used in ``django.db.connections``.
             done: called in the loop, later, with the rows as Django would read them; with the error if the
-                connection has broken; or with None if the server refuses the query.
+                connection has broken, or the server has a reason that is no fault of the query; or with None
+                if the query is refused, or its rows cannot be read.
 
         Returns:
             Whether ``done`` will be called. If not, ask on a thread.
         """
-        pool = self._pools(alias)
-        connection = pool.take_ready()
+        if self._closed:
+            return False
+        try:
+            connection = self._pools(alias).take_ready()
+        except ConnectionDoesNotExist:
+            return False
         if connection is None:
             return False
-        call = _LoopCall(self._pools, connection)
+        query = _Query(connection, _LoopCall(self._pools, connection))
         try:
-            sql = call.look(compose, connection)
+            sql = query.call.look(compose, connection)
         except Exception:  # whatever it is, it comes again where it can be told to somebody
             sql = None
-        if sql is None:
-            pool.put_back(connection)
+        if sql is None or not query.watch():
+            lender_of(connection).put_back(connection)
             return False
-        query = _Query(connection)
         try:
             query.send(sql)
         except Exception:
             query.leave()
-            pool.drop(connection)
+            lender_of(connection).drop(connection)
             return False
-        query.ended = lambda answer, broken: self._ended(query, call, done, answer, broken)
+        query.ended = partial(self._ended, query, done)
         self._waiting.add(query)
-        running_calls.add(call)
+        running_calls.add(query.call)
         return True
 
-    def _ended(self, query: "_Query", call: Call, done: Done, answer: Answer, broken: bool) -> None:
+    def _ended(self, query: "_Query", done: Done, answer: Answer, broken: bool) -> None:
         self._waiting.discard(query)
-        running_calls.discard(call)
-        pool = self._pools(query.connection.alias)
+        running_calls.discard(query.call)
+        lender = lender_of(query.connection)
         if broken:
-            pool.drop(query.connection)
+            lender.drop(query.connection)
         else:
-            pool.put_back(query.connection)
+            lender.put_back(query.connection)
         done(answer)
 
+    def close(self) -> None:
+        """Send no more."""
+        self._closed = True
+
     def break_off(self) -> None:
-        """End all queries, and tell who waits for them. In the event loop."""
-        for query in tuple(self._waiting):
+        """End all queries, and tell who waits for them. In the event loop, when there will be no more."""
+        while self._waiting:
+            query = next(iter(self._waiting))
             query.end(RuntimeError("The application has shut down; its queries have ended."), broken=True)
 
 
@@ -112,15 +126,17 @@ class _Query:
 
     Attributes:
         connection: what it was sent on.
+        call: what it is for those who look after calls.
         ended: called with the answer, and with whether the connection has broken.
 
     Source: https://www.postgresql.org/docs/current/libpq-async.html
     """
 
-    __slots__ = ("_loop", "_pgconn", "_results", "_socket", "_writing", "connection", "ended")
+    __slots__ = ("_loop", "_pgconn", "_results", "_socket", "_writing", "call", "connection", "ended")
 
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
+    def __init__(self, connection: BaseDatabaseWrapper, call: Call) -> None:
         self.connection: Any = connection
+        self.call = call
         self.ended: Callable[[Answer, bool], None]
         self._loop = asyncio.get_running_loop()
         self._pgconn = self.connection.connection.pgconn
@@ -128,13 +144,20 @@ class _Query:
         self._results: list[Any] = []
         self._writing = False
 
+    def watch(self) -> bool:
+        """Have the loop watch the socket; False if it is one that cannot."""
+        try:
+            self._loop.add_reader(self._socket, self._ready)
+        except NotImplementedError:
+            return False
+        return True
+
     def send(self, sql: bytes) -> None:
         """Send it.
 
         Raises:
-            Exception: the connection does not take it; or the loop cannot wait for sockets.
+            Exception: the connection does not take it.
         """
-        self._loop.add_reader(self._socket, self._ready)
         self._pgconn.send_query(sql)
         self._flush()
 
@@ -145,10 +168,9 @@ class _Query:
 
     def leave(self) -> None:
         """Have the loop forget the socket."""
-        with suppress(Exception):  # it may never have known it
-            self._loop.remove_reader(self._socket)
-            if self._writing:
-                self._loop.remove_writer(self._socket)
+        self._loop.remove_reader(self._socket)
+        if self._writing:
+            self._loop.remove_writer(self._socket)
 
     def _ready(self) -> None:
         try:
@@ -157,11 +179,14 @@ class _Query:
                 self._flush()
             if not self._is_complete():
                 return
-            answer = self._answer()
         except Exception as error:
             self.end(self._as_of_django(error), broken=True)
-        else:
-            self.end(answer, broken=self._is_out_of_order())
+            return
+        try:
+            answer = self._answer()
+        except Exception:  # a value that the driver cannot read; on a thread it will say so
+            answer = None
+        self.end(answer, broken=self._is_out_of_order())
 
     def _flush(self) -> None:
         before, self._writing = self._writing, bool(self._pgconn.flush())
@@ -179,12 +204,16 @@ class _Query:
         return False
 
     def _answer(self) -> Answer:
+        from psycopg import errors
         from psycopg.adapt import Transformer
-        from psycopg.pq import ExecStatus
+        from psycopg.pq import DiagnosticField, ExecStatus
 
         (result,) = self._results
         if result.status != ExecStatus.TUPLES_OK:
-            return None
+            state = (result.error_field(DiagnosticField.SQLSTATE) or b"").decode()
+            if state.startswith(_OF_THE_QUERY):
+                return None
+            return self._as_of_django(errors.lookup(state)(result.get_error_message()))
         transformer = Transformer(self.connection.connection)
         transformer.set_pgresult(result)
         return transformer.load_rows(0, result.ntuples, tuple)

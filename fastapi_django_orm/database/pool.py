@@ -123,7 +123,7 @@ class Pool:
 
     def give_back(self, connection: BaseDatabaseWrapper) -> None:
         """Take a connection back, and lend it to whoever has waited longest."""
-        lender: Pool = connection.lender  # type: ignore[attr-defined]
+        lender = lender_of(connection)
         if lender is not self:  # lent before all applications ended, and others have begun since
             lender.give_back(connection)
             return
@@ -135,20 +135,12 @@ class Pool:
 
     def put_back(self, connection: BaseDatabaseWrapper) -> None:
         """Take a connection back as it is: on the event loop, where Django does not let it be closed."""
-        lender: Pool = connection.lender  # type: ignore[attr-defined]
-        if lender._closed:
-            lender.drop(connection)
-        else:
-            lender._pass_on(connection)
+        lender_of(connection)._pass_on(connection)
 
     def drop(self, connection: BaseDatabaseWrapper) -> None:
-        """Take back a connection that has broken, on the event loop. The driver closes it without waiting."""
-        raw: Any = connection.connection
-        connection.connection = None
-        with suppress(Exception):
-            raw.close()
-        lender: Pool = connection.lender  # type: ignore[attr-defined]
-        lender._pass_on(connection)
+        """Take back a connection that has broken, on the event loop."""
+        _end(connection)
+        lender_of(connection)._pass_on(connection)
 
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:
@@ -160,11 +152,14 @@ class Pool:
             self._lent -= 1
             if not self._closed:
                 self._free.append(connection)
+                return
+        if connection.connection is not None:
+            _end(connection)
 
     def discard(self, connection: BaseDatabaseWrapper) -> None:
         """Take back a connection in an unknown state: close it, and lend a new one in its place."""
         self._close(connection)
-        lender: Pool = connection.lender  # type: ignore[attr-defined]
+        lender = lender_of(connection)
         lender._pass_on(lender._create())
 
     def sweep(self) -> None:
@@ -209,6 +204,18 @@ class Pool:
     def _close(self, connection: Any) -> None:
         with suppress(Error):
             connection.close()
+
+
+def lender_of(connection: BaseDatabaseWrapper) -> Pool:
+    """The pool that has made a connection."""
+    return connection.lender  # type: ignore[attr-defined,no-any-return]
+
+
+def _end(connection: Any) -> None:
+    """Close a connection with the driver's own means, which does not wait for the server."""
+    raw, connection.connection = connection.connection, None
+    with suppress(Exception):
+        raw.close()
 
 
 def _is_old(connection: BaseDatabaseWrapper) -> bool:

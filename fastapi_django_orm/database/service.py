@@ -112,10 +112,11 @@ async def database_service(size: int, patience: float, call_limit: float) -> Asy
     try:
         yield executor
     finally:
-        executor.on_loop.break_off()
+        executor.on_loop.close()
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
         await _off_the_loop(lambda: _shut_down(threads, shared))
+        executor.on_loop.break_off()  # those who wait for others then hear that there are no threads, either
 
 
 def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:

@@ -78,8 +78,14 @@ class Batcher(Generic[K, V]):
         self._scheduled = False
         while self._running < AT_ONCE and (batch := self._next()):
             self._running += 1
-            if not self._read_on_loop(list(batch), partial(self._answered, batch)):
+            if not self._begin_on_loop(batch):
                 self._submit(batch)
+
+    def _begin_on_loop(self, batch: Waiting[K, V]) -> bool:
+        try:
+            return self._read_on_loop(list(batch), partial(self._answered, batch))
+        except Exception:  # it comes again on a thread, where it can be told to those who ask
+            return False
 
     def _answered(self, batch: Waiting[K, V], found: Found[K, V] | Exception | None) -> None:
         if found is None:

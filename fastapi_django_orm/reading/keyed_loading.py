@@ -78,28 +78,27 @@ class KeyedLoader:
         return self._changed(queryset, order, before, keys, chunks, began)
 
     async def load_on_loop(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
-        """The same without a thread, in the event loop; None if a thread is needed.
+        """The same without a thread, in the event loop; None if a thread is needed, for whatever reason.
 
         Args:
             before: the snapshot that there is.
             keys: of rows that may have changed, come or gone; few, since the loop waits for the work.
-
-        Raises:
-            OperationalError: the connection has broken.
-            InvalidRow: as ``load()``.
         """
-        began = datetime.now(UTC)
         if not self._on_loop.is_possible:
             return None
-        queryset = self._queryset()
-        order = self._order(queryset, before)
+        began = datetime.now(UTC)
         read: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
-        if order is None or not self._on_loop.rows(keys, partial(_tell, read)):
+        try:
+            queryset = self._queryset()
+            order = self._order(queryset, before)
+            if order is None or not self._on_loop.rows(keys, partial(_tell, read)):
+                return None
+            found = await read
+            if not isinstance(found, Chunk):
+                return None
+            return self._changed(queryset, order, before, keys, [found], began)
+        except Exception:  # on the thread it comes again
             return None
-        found = await read
-        if isinstance(found, Exception):
-            raise found
-        return None if found is None else self._changed(queryset, order, before, keys, [found], began)
 
     def _order(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> Order | None:
         """The rows' order, if some rows read alone are what they are among all others, and can be placed."""

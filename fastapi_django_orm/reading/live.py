@@ -195,11 +195,13 @@ class LiveReads:
         done: Callable[[Found[Hashable, NewRow] | Exception | None], None],
     ) -> bool:
         def read(chunk: Chunk | Exception | None) -> None:
-            if isinstance(chunk, Chunk):
-                found, is_sure = self._found("pk", keys, _new_rows(chunk))
-                done(found if is_sure else None)
-            else:
+            if not isinstance(chunk, Chunk):
                 done(chunk)
+                return
+            rows = _new_rows(chunk)
+            found = self._by_value("pk", keys, rows)
+            # One that nobody has asked for is a row whose key the database holds for equal to one of these.
+            done(found if len(found) == len(rows) else None)
 
         return self._on_loop.rows(keys, read)
 
@@ -267,30 +269,23 @@ class LiveReads:
         return False
 
     def _read_together(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
-        found, is_sure = self._found(name, values, self._read(name, {f"{name}__in": values}))
-        if is_sure:
-            return found
+        rows = self._read(name, {f"{name}__in": values})
+        found = self._by_value(name, values, rows)
         missing = [value for value in values if value not in found]
-        if not self._read(name, {f"{name}__in": missing}):
-            return found
-        return {**found, **{value: row for one in missing for value, row in self._read_one(name, one)}}
-
-    def _found(
-        self, name: str, values: Sequence[Hashable], rows: Sequence[NewRow]
-    ) -> tuple[dict[Hashable, NewRow | Exception], bool]:
-        """For each of these values the row that has it, and whether the others can have none.
-
-        Only the database can tell which values it holds for equal to a row's.
-        """
-        field = self._unique_field(name)
-        by_value = {field.get_prep_value(row.key): row for row in rows}
-        found: dict[Hashable, NewRow | Exception] = {
-            value: by_value[value] for value in values if value in by_value
-        }
-        if not rows or len(found) == len(values):
-            return found, True
         unkeyed = any(row.key is None for row in rows)  # the query leaves the field out
-        return found, not (unkeyed or is_loose(field, self._queryset().db))
+        field = self._unique_field(name)
+        may_be_there = rows and missing and (unkeyed or is_loose(field, self._queryset().db))
+        if may_be_there and self._read(name, {f"{name}__in": missing}):
+            # Only the database can tell which of these values it holds for equal to a row's.
+            found |= {value: row for one in missing for value, row in self._read_one(name, one)}
+        return found
+
+    def _by_value(
+        self, name: str, values: Sequence[Hashable], rows: Sequence[NewRow]
+    ) -> dict[Hashable, NewRow | Exception]:
+        prepare = self._unique_field(name).get_prep_value
+        by_value = {prepare(row.key): row for row in rows}
+        return {value: by_value[value] for value in values if value in by_value}
 
     def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
         queryset = self._queryset()

@@ -1,7 +1,8 @@
 """A few rows of a repository, read without a thread: where PostgreSQL makes their JSON, and no work is left.
 
-The event loop may do that if making the query asks no database, which shows when a thread makes it first.
-Where it is always the same query, its SQL is made once, and only keys are put in.
+The event loop runs nothing of the project's own for that but its database routers. So the query has to be
+Django's own, and with it always the same: its SQL is made once, and keys are put in. Where a repository has a
+``queryset()`` of its own, or a key of a kind that Django does not know, rows are read on threads.
 """
 
 from collections.abc import Callable, Collection, Hashable
@@ -10,58 +11,29 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import QuerySet
+from django.db.models.fields import Field
 from django.db.models.lookups import In
 from django.db.models.manager import BaseManager
 
-from ..database import calls
-from ..database.blocks import current_block
 from ..database.loop_queries import Answer, LoopQueries
 from ..snapshots.pages import Chunk
+from .equality import is_loose
 from .readers import AnyQuerySet, Reader
 from .sql_json import DatabaseJSON, NotExpressible, taken
 
 Found = Chunk | Exception | None
 Done = Callable[[Found], None]
 
-MOST = 500  # rows; more of them would keep the loop from others
+# Rows at a time; more of them would keep the loop from others.
+MOST_KEYS = 500
+MOST_OF_LIST = 100
+
 _ONE_KEY = "IN (%s)"
-_REMEMBERED = 200  # windows
+_REMEMBERED = 200  # parts of the list
 
 
-class WatchedQuery:
-    """Gives what there is to read, and notices whether that asks a database.
-
-    Attributes:
-        is_constant: whether it is the same query each time.
-        is_pure: whether it was made before, and without asking.
-    """
-
-    def __init__(self, queryset: Callable[[], AnyQuerySet], *, is_constant: bool) -> None:
-        """Watch this function.
-
-        Args:
-            queryset: gives what there is to read.
-            is_constant: whether it is the same query each time.
-        """
-        self.is_constant = is_constant
-        self.is_pure = False
-        self._asks = False
-        self._queryset = queryset
-
-    def __call__(self) -> AnyQuerySet:
-        """What there is to read."""
-        call = calls.current()
-        if self.is_pure or self._asks or call is None or current_block() is not None:
-            return self._queryset()
-        watched = calls.WatchedCall(call)
-        queryset = watched.look(self._queryset)
-        self._asks = watched.asked
-        self.is_pure = not watched.asked
-        return queryset
-
-
-def is_constant(manager: "BaseManager[Any]") -> bool:
-    """Whether a manager's ``all()`` is Django's own, so that its query is the same each time."""
+def is_djangos_own(manager: "BaseManager[Any]") -> bool:
+    """Whether a manager's ``all()`` is Django's own, and its query always the same."""
     kind: Any = type(manager)
     own_ways = kind.get_queryset is not BaseManager.get_queryset or kind.all is not BaseManager.all
     return not own_ways and type(manager.all()) is QuerySet
@@ -73,9 +45,11 @@ class LoopReads:
     def __init__(
         self,
         queries: Callable[[], LoopQueries],
-        queryset: WatchedQuery,
-        ordered: WatchedQuery,
+        queryset: Callable[[], AnyQuerySet],
+        ordered: Callable[[], AnyQuerySet],
         reader: Reader,
+        *,
+        is_constant: bool,
     ) -> None:
         """Get ready.
 
@@ -84,43 +58,36 @@ class LoopReads:
             queryset: gives what there is to read.
             ordered: gives the same in the order of the list.
             reader: how to read it.
+            is_constant: whether both are Django's own queries, and always the same.
         """
         self._queries = queries
         self._queryset = queryset
         self._ordered = ordered
         self._reader = reader
+        self._is_constant = is_constant
         self._by_keys: dict[str, _ByKeys | None] = {}
         self._windows: dict[tuple[str, int, int], bytes] = {}
 
     @property
     def is_possible(self) -> bool:
-        """Whether rows could be read so at all."""
-        return self._reader.in_sql is not None and (self._queryset.is_pure or self._ordered.is_pure)
+        """Whether it can at all, as far as that is known."""
+        return self._is_constant and self._reader.in_sql is not None
 
     def rows(self, keys: Collection[Hashable], done: Done) -> bool:
         """Read the rows with these keys, in no order.
 
         Args:
             keys: as the model's field prepares them.
-            done: called in the loop with the rows; with the error if the connection has broken; or with None
-                if they have to be read on a thread.
+            done: called in the loop with the rows; with the error if the connection has broken, or the server
+                has a reason that is no fault of the query; or with None if they have to be read on a thread.
 
         Returns:
             Whether ``done`` will be called. If not, read on a thread.
+
+        Raises:
+            Exception: what a database router raises; then as well.
         """
-
-        def compose(queryset: AnyQuerySet, in_sql: DatabaseJSON, connection: BaseDatabaseWrapper) -> bytes:
-            if not self._queryset.is_constant:
-                return _written_out(in_sql, queryset.filter(pk__in=keys).order_by(), connection)
-            alias = connection.alias
-            if alias not in self._by_keys:
-                self._by_keys[alias] = _ByKeys.of(queryset.filter(pk__in=[*keys][:1]).order_by(), in_sql)
-            known = self._by_keys[alias]
-            if known is None:
-                return _written_out(in_sql, queryset.filter(pk__in=keys).order_by(), connection)
-            return known.sql(keys, connection)
-
-        return len(keys) <= MOST and self._ask(self._queryset, compose, done)
+        return len(keys) <= MOST_KEYS and self._ask(self._queryset, partial(self._sql_of_rows, keys), done)
 
     def window(self, offset: int, limit: int, done: Done) -> bool:
         """Read some rows of the list, in its order; otherwise the same as ``rows()``.
@@ -130,23 +97,13 @@ class LoopReads:
             limit: how many to read at most.
             done: as for ``rows()``.
         """
-
-        def compose(ordered: AnyQuerySet, in_sql: DatabaseJSON, connection: BaseDatabaseWrapper) -> bytes:
-            window = (connection.alias, offset, limit)
-            if (sql := self._windows.get(window)) is None:
-                sql = _written_out(in_sql, ordered[offset : offset + limit], connection)
-                if self._ordered.is_constant:
-                    if len(self._windows) >= _REMEMBERED:
-                        self._windows.clear()
-                    self._windows[window] = sql
-            return sql
-
-        return limit <= MOST and self._ask(self._ordered, compose, done)
+        sql = partial(self._sql_of_window, offset, limit)
+        return limit <= MOST_OF_LIST and self._ask(self._ordered, sql, done)
 
     def _ask(
         self,
-        query: WatchedQuery,
-        compose: Callable[[AnyQuerySet, DatabaseJSON, BaseDatabaseWrapper], bytes],
+        query: Callable[[], AnyQuerySet],
+        sql: Callable[[AnyQuerySet, DatabaseJSON, BaseDatabaseWrapper], bytes | None],
         done: Done,
     ) -> bool:
         in_sql = self._reader.in_sql
@@ -154,11 +111,43 @@ class LoopReads:
             return False
         try:
             queryset = query()
-        except Exception:  # it comes again on a thread, where it can be told to who asks
+            alias = queryset.db
+        except Exception:  # of a router; it comes again on a thread, where it can be told to who asks
             return False
-        return self._queries().ask(
-            queryset.db, partial(compose, queryset, in_sql), lambda answer: done(_found(answer))
-        )
+        return self._queries().ask(alias, partial(sql, queryset, in_sql), lambda answer: done(_found(answer)))
+
+    def _sql_of_rows(
+        self,
+        keys: Collection[Hashable],
+        queryset: AnyQuerySet,
+        in_sql: DatabaseJSON,
+        connection: BaseDatabaseWrapper,
+    ) -> bytes | None:
+        alias = connection.alias
+        if alias not in self._by_keys:
+            self._by_keys[alias] = _ByKeys.of(queryset, in_sql, next(iter(keys)), alias)
+        known = self._by_keys[alias]
+        return None if known is None else known.sql(keys, connection)
+
+    def _sql_of_window(
+        self,
+        offset: int,
+        limit: int,
+        ordered: AnyQuerySet,
+        in_sql: DatabaseJSON,
+        connection: BaseDatabaseWrapper,
+    ) -> bytes | None:
+        from psycopg import ClientCursor
+
+        window = (connection.alias, offset, limit)
+        if (sql := self._windows.get(window)) is None and in_sql.fits(ordered):
+            # Parameters are left to the client, as Django does.
+            cursor = ClientCursor(connection.connection)
+            sql = cursor.mogrify(*in_sql.compiled(ordered[offset : offset + limit])).encode()
+            if len(self._windows) >= _REMEMBERED:
+                self._windows.clear()
+            self._windows[window] = sql
+        return sql
 
 
 def _found(answer: Answer) -> Found:
@@ -181,16 +170,18 @@ class _ByKeys:
         self._after = after
 
     @classmethod
-    def of(cls, one: AnyQuerySet, in_sql: DatabaseJSON) -> "_ByKeys | None":
-        """Make it of the query for one key; None if others cannot be put in the place of that."""
-        if not in_sql.fits(one) or not isinstance(one.query.where.children[-1], In):
+    def of(cls, queryset: AnyQuerySet, in_sql: DatabaseJSON, key: Any, alias: str) -> "_ByKeys | None":
+        """Make it of the query for one key; None if others cannot just be put in the place of that."""
+        field: Any = queryset.model._meta.pk
+        if not in_sql.fits(queryset) or not _is_djangos_own(field) or is_loose(field, alias):
             return None
+        one = queryset.filter(pk__in=[key]).order_by()
         sql, params = in_sql.compiled(one)
         before, found, after = sql.partition(_ONE_KEY)
         if len(params) != 1 or not found or _ONE_KEY in after:
             return None
         # Without parameters a percent sign is no longer written twice.
-        return cls(one.model._meta.pk, (before % ()).encode(), (after % ()).encode())
+        return cls(field, (before % ()).encode(), (after % ()).encode())
 
     def sql(self, keys: Collection[Hashable], connection: BaseDatabaseWrapper) -> bytes:
         """It, with these keys."""
@@ -202,14 +193,11 @@ class _ByKeys:
         return b"%bIN (%b)%b" % (self._before, b", ".join(values), self._after)
 
 
-def _written_out(in_sql: DatabaseJSON, queryset: AnyQuerySet, connection: BaseDatabaseWrapper) -> bytes:
-    """The SQL of this query with its parameters, which Django as well leaves to the client.
+def _is_djangos_own(field: "Field[Any, Any]") -> bool:
+    """Whether a field is looked up by its values as Django does it, and by nothing else."""
+    kinds = type(field), field.get_lookup("exact")
+    return all(_is_of_django(kind) for kind in kinds) and field.get_lookup("in") is In
 
-    Raises:
-        NotExpressible: it needs more than that.
-    """
-    from psycopg import ClientCursor
 
-    if not in_sql.fits(queryset):
-        raise NotExpressible
-    return ClientCursor(connection.connection).mogrify(*in_sql.compiled(queryset)).encode()
+def _is_of_django(kind: Any) -> bool:
+    return kind is not None and kind.__module__.startswith("django.db.models.")

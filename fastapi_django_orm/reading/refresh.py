@@ -35,7 +35,7 @@ AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
 FEW_KEYS = 100
 SHARE_OF_KEYS = 0.02
 
-FEWEST_KEYS = 10  # as many as the event loop takes itself; each may cost it a millisecond in a large table
+FEWEST_KEYS = 4  # as many as the event loop takes itself; each may cost it a millisecond in a large table
 
 
 class Loads(Protocol[RowT]):
