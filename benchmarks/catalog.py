@@ -32,11 +32,20 @@ CACHED = (
         apps={"row": "row", "unchanged": "unchanged"},
     ),
     Peer(
+        "raw_headers",
+        f"{C}.raw_headers",
+        "the same with the headers of `ours_published`",
+        ("uvicorn",),
+        kinds=("list", "row", "unchanged"),
+        apps={"row": "row", "unchanged": "unchanged"},
+    ),
+    Peer(
         "ours_published",
         f"{C}.ours_published",
         "`publish`, no handler",
         OURS,
         kinds=("list", "row", "unchanged"),
+        beside="raw_headers",
     ),
     Peer(
         "ours",

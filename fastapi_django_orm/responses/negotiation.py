@@ -32,7 +32,7 @@ def at_once(content: Content, scope: Scope) -> Answer | None:
         scope: the request's.
     """
     unmodified, coding = _negotiated(content, scope["headers"])
-    return (304, content.unmodified(coding), b"") if unmodified else content.answers.get(coding)
+    return content.answers.get(coding) if unmodified is None else (304, unmodified, b"")
 
 
 async def deliver(
@@ -50,8 +50,8 @@ async def deliver(
     unmodified, coding = _negotiated(content, scope["headers"])
     status = 200
     body: bytes | None = b""
-    if unmodified:
-        status, headers = 304, content.unmodified(coding)
+    if unmodified is not None:
+        status, headers = 304, unmodified
     else:
         headers, body = content.made(coding) or await content.form(coding, snapshot)
     # A list of its own, since middleware changes it.
@@ -96,21 +96,8 @@ def _cut(body: bytes) -> Iterator[bytes]:
     return (body[start : start + SLAB] for start in range(0, len(body), SLAB))
 
 
-def _negotiated(content: Content, headers: Headers) -> tuple[bool, str | None]:
-    """Whether the client's copy is good, and the coding that it wants."""
-    for name, _ in headers:
-        if name in _ASKED:
-            break
-    else:
-        return False, None
-    accepted, tags, since = _asked(headers)
-    coding = preferred(accepted) if accepted is not None and content.variants is not None else None
-    asked = tags is not None or since is not None
-    return asked and _is_current(content, coding, tags, since), coding
-
-
-def _asked(headers: Headers) -> tuple[bytes | None, bytes | None, bytes | None]:
-    """``Accept-Encoding``, ``If-None-Match`` and ``If-Modified-Since``."""
+def _negotiated(content: Content, headers: Headers) -> tuple[Headers | None, str | None]:
+    """The headers that tell the client that its copy is good, if it is; and the coding that it wants."""
     accepted: bytes | None = None
     tags: bytes | None = None
     since: bytes | None = None
@@ -123,10 +110,16 @@ def _asked(headers: Headers) -> tuple[bytes | None, bytes | None, bytes | None]:
                 tags = value if tags is None else tags + b"," + value
             else:
                 since = value
-    return accepted, tags, since
+    coding = preferred(accepted) if accepted is not None and content.variants is not None else None
+    if tags is None and since is None:
+        return None, coding
+    unmodified = content.unmodified(coding)
+    # As it mostly is, the client sends the tag that it was given.
+    is_current = tags == unmodified[0][1] or _is_current(content, tags, since)
+    return unmodified if is_current else None, coding
 
 
-def _is_current(content: Content, coding: str | None, tags: bytes | None, since: bytes | None) -> bool:
+def _is_current(content: Content, tags: bytes | None, since: bytes | None) -> bool:
     """Whether the client's copy is good.
 
     The forms of one content are equal in meaning, so the tag of any of them will do.
@@ -134,8 +127,6 @@ def _is_current(content: Content, coding: str | None, tags: bytes | None, since:
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-precedence-of-preconditions
     """
     if tags is not None:
-        if tags == content.unmodified(coding)[0][1]:  # as it mostly is
-            return True
         return content.tag in _TAG.findall(tags) or tags.strip() == b"*"
     seconds = content.stamp.seconds
     return since is not None and seconds is not None and seconds <= _seconds(since)

@@ -16,28 +16,31 @@ from benchmarks.project.bbs import reads  # noqa: E402  # models need django.set
 
 Answer = tuple[dict[str, Any], dict[str, Any]]  # the two messages of ASGI
 
+Headers = list[tuple[bytes, bytes]]
+
 whole: Answer = ({}, {})
 single: dict[str, Answer] = {}
+not_modified: Answer = ({}, {})
+
+# Headers that an answer of each kind has besides; `raw_headers` adds some.
+of_list: Headers = []
+of_row: Headers = []
+of_unchanged: Headers = []
 
 
-def answer(body: bytes) -> Answer:
+def answer(body: bytes, more: Headers, status: int = 200) -> Answer:
     """Make the messages that send these bytes."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    head = {"type": "http.response.start", "status": 200, "headers": headers}
+    head = {"type": "http.response.start", "status": status, "headers": [*(headers if body else []), *more]}
     return head, {"type": "http.response.body", "body": body, "more_body": False}
 
 
 def load() -> None:
     """Make all answers."""
-    global whole, single
-    whole = answer(reads.payload())
-    single = {f"/topics/{pk}": answer(body) for pk, body in reads.payloads().items()}
-
-
-not_modified: Answer = (
-    {"type": "http.response.start", "status": 304, "headers": [(b"etag", b'"the only one"')]},
-    {"type": "http.response.body", "body": b"", "more_body": False},
-)
+    global whole, single, not_modified
+    whole = answer(reads.payload(), of_list)
+    single = {f"/topics/{pk}": answer(body, of_row) for pk, body in reads.payloads().items()}
+    not_modified = answer(b"", [(b"etag", b'"the only one"'), *of_unchanged], status=304)
 
 
 async def lifespan(receive: "ASGIReceiveCallable", send: "ASGISendCallable") -> None:
