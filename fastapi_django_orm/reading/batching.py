@@ -118,7 +118,7 @@ class Batcher(Generic[K, V]):
                 "The application has shut down; its database threads have ended."
             )
         else:
-            found = done.exception() or done.result()
+            found = done.result() if (error := done.exception()) is None else error
         with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
             self.loop.call_soon_threadsafe(self._settle, batch, found, context=self._nobody)
 
