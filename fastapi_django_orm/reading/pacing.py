@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 from ..shared import SharedContext
 
-SHARE = 0.1  # of the time, while there are requests
+SHARE = 0.07  # of the time, while there are requests
 LONGEST = 0.1  # seconds
 SAVED = 0.01  # seconds of work
 
