@@ -162,7 +162,7 @@ class Price(models.Model):
     """A key with digits after the point, names that SQL has to quote."""
 
     amount = models.DecimalField(max_digits=8, decimal_places=3, primary_key=True, db_column="how 'much' {}")
-    share = models.TextField(db_column="IN ($1)", default="%s")
+    share = models.TextField(db_column="IN (?1)", default="%s")
 
     class Meta:
         app_label = "postgresql_only"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.databases import wait_until
 from tests.projects import MAIN, Project, explanation
 from tests.servers import PostgreSQL
 
@@ -71,7 +72,8 @@ def test_application_starts_without_a_database_and_recovers(on_server: Project, 
         server.start()
         application.wait_for_output("repository_loaded")
         assert application.get("/").json() == {"topics": []}
-        assert application.get("/health/").json()["status"] == "ok"
+        # The transport connects in its own time.
+        wait_until(lambda: application.get("/health/").json()["status"] == "ok", "all is well again")
         assert "started_without_data" in application.output()
 
 
