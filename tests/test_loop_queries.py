@@ -4,7 +4,7 @@ import asyncio
 import contextvars
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from decimal import Decimal
 from typing import Any
@@ -491,8 +491,21 @@ def test_queries_that_somebody_watches() -> None:
 # What goes wrong
 
 
-def test_cut_by_the_server(postgresql: PostgreSQL) -> None:
-    """A connection that the server ends under a query fails it, as on a thread; the next one works."""
+def end_session(server: PostgreSQL) -> None:
+    """Have the server end the connection that waits."""
+    with psycopg.connect(server.url(BOARD), autocommit=True) as other:
+        other.execute("SELECT pg_terminate_backend(%s)", waiting(server))
+
+
+def reset(_: PostgreSQL) -> None:
+    """Cut the connection that waits, as a network does."""
+    (call,) = running_calls
+    cut(call.held["default"])
+
+
+@pytest.mark.parametrize("broken", [end_session, reset])
+def test_a_connection_that_breaks(postgresql: PostgreSQL, broken: Callable[[PostgreSQL], None]) -> None:
+    """A query on it fails, as it would on a thread; the next one works."""
     add("a")
 
     async def main() -> None:
@@ -501,26 +514,7 @@ def test_cut_by_the_server(postgresql: PostgreSQL) -> None:
             with table_locked(postgresql):
                 reading = asyncio.create_task(live.fetch("a"))
                 await until(lambda: waiting(postgresql), "the query waits")
-                end_session(postgresql, *waiting(postgresql))
-                with pytest.raises(OperationalError, match="terminating connection"):
-                    await reading
-            assert (await live.fetch("a"))["slug"] == "a"
-
-    finish(main)
-
-
-def test_a_network_that_breaks(postgresql: PostgreSQL) -> None:
-    """A connection that is reset under a query fails it, as it would on a thread; the next one works."""
-    add("a")
-
-    async def main() -> None:
-        async with started(pages(), threads=THREADS) as (live,):
-            await warm(live)
-            with table_locked(postgresql):
-                reading = asyncio.create_task(live.fetch("a"))
-                await until(lambda: waiting(postgresql), "the query waits")
-                (call,) = running_calls
-                cut(call.held["default"])
+                broken(postgresql)
                 with pytest.raises(OperationalError):
                     await reading
             assert (await live.fetch("a"))["slug"] == "a"
@@ -595,8 +589,7 @@ def test_a_refresh_whose_connection_breaks(postgresql: PostgreSQL) -> None:
                 refreshing = asyncio.create_task(cached.refresh("a"))
                 await until(lambda: waiting(postgresql), "the query waits")
                 (first,) = waiting(postgresql)
-                (call,) = running_calls
-                cut(call.held["default"])
+                reset(postgresql)
                 await until(lambda: waiting(postgresql) not in ([], [first]), "asked again")
             await refreshing
             assert cached.get("a")["title"] == "new"
@@ -659,10 +652,9 @@ def test_the_application_ends_while_others_wait_in_line(postgresql: PostgreSQL) 
                 await warm(live, connections=4)
                 stack.enter_context(table_locked(postgresql))
                 readings = []
-                for slug in ("a", "b", "c"):
+                for sent, slug in ((1, "a"), (2, "b"), (2, "c")):  # as many queries as there may be
                     readings.append(asyncio.create_task(live.fetch(slug)))
-                    await asyncio.sleep(0.05)
-                await until(lambda: len(waiting(postgresql)) == 2, "as many queries as there may be")
+                    await until(lambda sent=sent: len(waiting(postgresql)) == sent, f"{sent} queries wait")
             for answer in await asyncio.gather(*readings, return_exceptions=True):
                 assert isinstance(answer, RuntimeError)
             assert not running_calls
@@ -689,8 +681,3 @@ def test_a_read_after_the_end_leaves_nothing(postgresql: PostgreSQL) -> None:
     finish(first)
     with default_changed(**dj_database_url.parse(other, conn_max_age=None)):
         assert finish(second) == "other"
-
-
-def end_session(server: PostgreSQL, number: int) -> None:
-    with psycopg.connect(server.url(BOARD), autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s)", [number])

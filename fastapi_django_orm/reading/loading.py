@@ -54,7 +54,6 @@ class Loader:
         """
         self._queryset = queryset
         self._reader = reader
-        self._on_loop = on_loop
         self._name = name
         self._indexes = indexes
         self._cache = RowCache(reader.codec, rows_kept)

@@ -107,7 +107,7 @@ class LoopReads:
         done: Done,
     ) -> bool:
         in_sql = self._reader.in_sql
-        if in_sql is None or not self.is_possible:
+        if in_sql is None or not self._is_constant:
             return False
         try:
             queryset = query()
