@@ -1,0 +1,188 @@
+"""What the database is asked for a live read, on a database thread, and what its rows are to who asks."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+from django.core.exceptions import FieldDoesNotExist
+from django.db import Error
+from django.db.models import Field, Model, QuerySet
+
+from ..database.reachable import table_explained
+from ..errors import InvalidRepository, NotUnique, nearest
+from ..rows.encoding import CLOSING, opening
+from ..snapshots.changing import NewRow
+from ..snapshots.pages import Chunk
+from .batching import Found
+from .equality import is_loose, storable
+from .readers import OF_ONE_KEY, AnyQuerySet, Reader, is_final
+from .sql_json import NotExpressible
+
+_MOST_ROWS = 2**63 - 1
+
+Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
+
+
+class LiveQueries:
+    """Asks for some of one repository's rows.
+
+    Attributes:
+        model: the repository's.
+    """
+
+    def __init__(
+        self,
+        queryset: Callable[[], AnyQuerySet],
+        ordered: Callable[[], AnyQuerySet],
+        reader: Reader,
+        *,
+        name: str,
+        label: str,
+    ) -> None:
+        """Get ready.
+
+        Args:
+            queryset: gives what there is to read.
+            ordered: gives the same in the order of the list.
+            reader: how to read it.
+            name: the key of the list in the JSON.
+            label: what messages call the repository.
+        """
+        self._queryset = queryset
+        self._ordered = ordered
+        self._reader = reader
+        self._name = name
+        self._label = label
+        self.model: type[Model] = queryset().model
+
+    def unique_field(self, name: str) -> "Field[Any, Any]":
+        """The field that rows are asked for by, of which no two have the same value; "pk" is the key.
+
+        Raises:
+            NotUnique: it is not like that.
+        """
+        meta = self.model._meta
+        try:
+            field = meta.pk if name == "pk" else meta.get_field(name)
+        except FieldDoesNotExist:
+            field = None
+        if isinstance(field, Field) and field.unique:
+            return field
+        known = [field.name for field in meta.concrete_fields if field.unique]
+        raise NotUnique(
+            f"{self._label}.fetch(): {name!r} is no unique field of {meta.label}. {nearest(name, known)}"
+        )
+
+    def read_rows(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+        """For each of these values of a unique field the row that has it, or why it cannot be read.
+
+        Raises:
+            DatabaseError: none of them can.
+        """
+        alias = self._queryset().db
+        values = storable(values, alias)
+        with table_explained(self.model, alias):
+            if len(values) < 2:
+                return {one: row for value in values for one, row in self._read_one(name, value)}
+            try:
+                return self._read_together(name, values)
+            except OF_ONE_KEY:
+                return {value: found for one in values for value, found in self._outcome(name, one)}
+
+    def _outcome(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow | Exception]]:
+        try:
+            return [*self._read_one(name, value)]
+        except OF_ONE_KEY as error:
+            return [(value, error)]
+
+    def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
+        try:
+            return [(value, row) for row in self._read(name, {name: value})[:1]]
+        except OF_ONE_KEY:
+            if self._is_refused(name, value):
+                return []
+            raise
+
+    def _is_refused(self, name: str, value: Hashable) -> bool:
+        """Whether the database refuses this very value, which no row can have then, and not the query.
+
+        What a column takes is known to its database and driver alone: PostgreSQL has no NUL in a text, and no
+        text but an address where addresses are, SQLite no number beyond 64 bits.
+        """
+        rows: AnyQuerySet = QuerySet(self.model, using=self._queryset().db)
+        try:
+            rows.exists()
+        except Error:  # the table is missing; the transaction ended with the first error
+            return False
+        try:
+            rows.filter(**{name: value}).exists()
+        except OF_ONE_KEY:
+            return True
+        return False
+
+    def _read_together(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+        rows = self._read(name, {f"{name}__in": values})
+        found = self.by_value(name, values, rows)
+        missing = [value for value in values if value not in found]
+        unkeyed = any(row.key is None for row in rows)  # the query leaves the field out
+        field = self.unique_field(name)
+        may_be_there = rows and missing and (unkeyed or is_loose(field, self._queryset().db))
+        if may_be_there and self._read(name, {f"{name}__in": missing}):
+            # Only the database can tell which of these values it holds for equal to a row's.
+            found |= {value: row for one in missing for value, row in self._read_one(name, one)}
+        return found
+
+    def by_value(
+        self, name: str, values: Sequence[Hashable], rows: Sequence[NewRow]
+    ) -> dict[Hashable, NewRow | Exception]:
+        """For each of these values the row that has it, if one of these has."""
+        prepare = self.unique_field(name).get_prep_value
+        by_value = {prepare(row.key): row for row in rows}
+        return {value: by_value[value] for value in values if value in by_value}
+
+    def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
+        queryset = self._queryset()
+        if is_final(queryset):
+            kind = "sliced" if queryset.query.is_sliced else f"a {queryset.query.combinator}()"
+            raise InvalidRepository(
+                f"{self._label}.fetch(): its queryset() is {kind}, in which Django cannot look for a row. "
+                "Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
+                "CachedRepository with get()."
+            )
+        chunks = self._chunks(queryset.filter(**wanted).order_by(), name)
+        return [row for chunk in chunks for row in new_rows(chunk)]
+
+    def _chunks(self, queryset: AnyQuerySet, key: str = "pk") -> list[Chunk]:
+        try:
+            return list(self._reader.read(queryset, key=key))
+        except NotExpressible:
+            return list(self._reader.read(queryset, key=key, in_python=True))
+
+    def read_windows(self, windows: Sequence[Window]) -> Found[Window, bytes]:
+        """For each of these parts of the list its bytes, or why they cannot be made."""
+        found: dict[Window, bytes | Exception] = {}
+        for window in windows:
+            try:
+                found[window] = self._read_window(*window)
+            except OF_ONE_KEY as error:  # of a row that others need not have asked for
+                found[window] = error
+        return found
+
+    def _read_window(self, offset: int, limit: int | None) -> bytes:
+        # No table has more rows than a database can count.
+        end = None if limit is None or offset + limit > _MOST_ROWS else offset + limit
+        chunks: list[Chunk] = []
+        if offset <= _MOST_ROWS:
+            queryset = self._ordered()[offset:end]
+            with table_explained(self.model, queryset.db):
+                chunks = self._chunks(queryset)
+        return self.listed(chunks)
+
+    def listed(self, chunks: Iterable[Chunk]) -> bytes:
+        """The bytes of ``{"name": [rows]}``."""
+        json = b",".join(row for chunk in chunks for row in chunk.json)
+        return opening(self._name) + json + CLOSING
+
+
+def new_rows(chunk: Chunk) -> list[NewRow]:
+    """A chunk's rows, one by one."""
+    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects))
