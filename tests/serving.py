@@ -1,25 +1,34 @@
 """A real uvicorn in a thread of the test process, for tests that look at an application from both sides."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 DEADLINE = 20.0  # seconds
 
 
 @contextmanager
-def serving(app: FastAPI, **options: Any) -> Iterator[httpx.Client]:
+def serving(
+    app: FastAPI, *, around: Callable[[FastAPI], ASGIApp] | None = None, **options: Any
+) -> Iterator[httpx.Client]:
     """Serve the application on a free port, for the length of the block, to the client that it gives.
+
+    Args:
+        app: the application.
+        around: wraps it in what the server calls.
+        **options: uvicorn's.
 
     Raises:
         BaseException: what the application's lifespan has raised at startup.
     """
-    config = uvicorn.Config(app, port=0, lifespan="on", log_config=None, **options)
+    served: Any = app if around is None else around(app)
+    config = uvicorn.Config(served, port=0, lifespan="on", log_config=None, **options)
     server = uvicorn.Server(config)
     failure: list[BaseException] = []
     original = app.router.lifespan_context

@@ -780,8 +780,9 @@ def test_middleware_applies() -> None:
         assert answer.headers["Access-Control-Allow-Origin"] == "https://board.example"
 
 
-def test_middleware_may_change_what_is_sent() -> None:
-    """What middleware adds to one answer is not in the next one."""
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_middleware_may_change_what_is_sent(place: str) -> None:
+    """What middleware adds to one answer is not in the next one, be it the application's or around that."""
     app, count = application(), iter(range(10))
 
     class Adding:
@@ -796,10 +797,14 @@ def test_middleware_may_change_what_is_sent() -> None:
 
             await self.app(scope, receive, adding)
 
-    app.add_middleware(Adding)
-    with serving(app) as client:
-        counts = [client.get("/topics/").headers.get_list("X-Count") for _ in range(3)]
-    assert counts == [["0"], ["1"], ["2"]]
+    if place == "inside":
+        app.add_middleware(Adding)
+    with serving(app, around=Adding if place == "outside" else None) as client:
+        first = client.get("/topics/")
+        known = {"If-None-Match": first.headers["ETag"]}
+        answers = [first, *(client.get("/topics/", headers=known if i % 2 else {}) for i in range(1, 6))]
+    assert [answer.status_code for answer in answers] == [200, 304] * 3
+    assert [answer.headers.get_list("X-Count") for answer in answers] == [[str(i)] for i in range(6)]
 
 
 def test_an_application_class_of_its_own_sees_every_request() -> None:

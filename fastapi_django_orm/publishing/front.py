@@ -226,7 +226,8 @@ def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication)
             if answer is not None:
                 here.requests += 1
                 status, headers, body = answer
-                await send({"type": "http.response.start", "status": status, "headers": headers})
+                # A list of its own, since what is around the application may change it.
+                await send({"type": "http.response.start", "status": status, "headers": [*headers]})
                 await send({"type": "http.response.body", "body": body})
                 return
         await original.__call__(self, scope, receive, send)
