@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -20,6 +21,18 @@ from .responses.representation import RepositoryResponse
 from .snapshots.snapshot import RowT, Snapshot, value_of
 
 FoundT = TypeVar("FoundT")
+
+
+class _EveryRow(Enum):
+    """What is asked for without a key: None may be what a handler has for want of one."""
+
+    EVERY_ROW = "every row"
+
+    def __repr__(self) -> str:
+        return self.value
+
+
+EVERY_ROW = _EveryRow.EVERY_ROW
 
 
 def declared_cached() -> "list[type[CachedRepository[Any]]]":
@@ -118,6 +131,7 @@ class CachedRepository(Repository[RowT]):
 
         Raises:
             NotFound: there is none. In a handler: 404.
+            NotIndexed: the rows have no keys.
         """
         snapshot = self._keyed("get")
         try:
@@ -175,7 +189,7 @@ class CachedRepository(Repository[RowT]):
         return False
 
     def response(
-        self, pk: Hashable = None, *, offset: int = 0, limit: int | None = None
+        self, pk: Hashable = EVERY_ROW, *, offset: int = 0, limit: int | None = None
     ) -> RepositoryResponse:
         """The rows as ``{"name": […]}``, from bytes that were made when they were loaded.
 
@@ -183,7 +197,7 @@ class CachedRepository(Repository[RowT]):
         that the client prefers, of which each is made once for the same rows.
 
         Args:
-            pk: send the row with this key alone, and not in a list.
+            pk: send the row with this key alone, and not in a list. None is the key of no row.
             offset: how many rows to leave out.
             limit: how many rows to send at most; by default all.
 
@@ -192,7 +206,7 @@ class CachedRepository(Repository[RowT]):
             NotIndexed: the rows have no keys.
             NotLoaded: nothing was loaded yet.
         """
-        if pk is None:
+        if pk is EVERY_ROW:
             return RepositoryResponse.of_list(
                 self.snapshot, offset=offset, limit=limit, cache_control=self.cache_control
             )
@@ -234,6 +248,8 @@ class CachedRepository(Repository[RowT]):
 
         Raises:
             RefreshFailed: the load failed; what was loaded before is served on.
+            NotStarted: no lifespan of ``DjangoORM`` has made this instance.
+            ValueError: the field cannot read a key.
         """
         if self._refresher is None:
             raise NotStarted(f"{self.label} cannot refresh. {running.HOW_TO_START}")

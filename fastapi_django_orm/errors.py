@@ -1,4 +1,4 @@
-"""Every exception that this package raises: what went wrong, and what to do next.
+"""The exceptions that reach an application: what went wrong, and what to do next.
 
 Each one also is what a caller would catch already: ``LookupError``, ``TimeoutError``, Django's
 ``ImproperlyConfigured``. Those that can end a request are Starlette ``HTTPException``s too, so that a
@@ -39,6 +39,10 @@ class SetupFailed(ConfigurationError):
     """The settings are fine, and ``django.setup()`` raises: an app, a model or a ``ready()``."""
 
 
+class UnknownFastAPI(ConfigurationError):
+    """The installed FastAPI lacks what this package needs of it."""
+
+
 class InvalidRepository(ConfigurationError):
     """A repository class declares something that cannot be served."""
 
@@ -56,7 +60,10 @@ class FieldsNotNamed(InvalidRepository):
 
 
 class NotIndexed(InvalidRepository, LookupError):
-    """``find()`` was asked for fields none of which is in ``indexes``."""
+    """Rows were asked for by what they are not indexed by.
+
+    By ``find()``: no field is in ``indexes``. By ``get()`` or ``response()``: the rows have no primary key.
+    """
 
 
 class NotUnique(DjangoORMError, LookupError):

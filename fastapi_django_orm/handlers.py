@@ -6,7 +6,7 @@ offers no place to say either, so two functions of ``fastapi.routing`` that it l
 instrumented, as tracers do.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, nothing_left_open
 from .database.blocks import Block, current_block, enter_block
-from .errors import LazyAnswer
+from .errors import LazyAnswer, UnknownFastAPI
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
 
@@ -26,7 +26,7 @@ _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
 @contextmanager
 def handlers_instrumented() -> Iterator[None]:
     """Run and answer handlers as the ORM needs it, for the length of the block."""
-    serialize, run = fastapi.routing.serialize_response, fastapi.routing.run_endpoint_function
+    serialize, run = _of_fastapi("serialize_response"), _of_fastapi("run_endpoint_function")
 
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
         if not _may_query(response_content):
@@ -62,6 +62,16 @@ def handlers_instrumented() -> Iterator[None]:
     finally:
         fastapi.routing.serialize_response = serialize
         fastapi.routing.run_endpoint_function = run
+
+
+def _of_fastapi(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] | None = getattr(fastapi.routing, name, None)
+    if function is None:
+        raise UnknownFastAPI(
+            f"FastAPI {fastapi.__version__} has no fastapi.routing.{name}(), which handlers are run through "
+            "for the ORM's sake. Upgrade fastapi-django-orm, or install the FastAPI that worked before."
+        )
+    return function
 
 
 async def _end_left_open(before: Block | None, error: BaseException | None = None) -> None:

@@ -2,14 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    suppress,
-)
-from typing import Any
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from types import MethodType
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import structlog
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
@@ -44,15 +39,20 @@ FIRST_LOADS_PATIENCE = 10.0  # seconds
 
 _handlers = SharedContext(handlers_instrumented)
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+P = ParamSpec("P")
+T = TypeVar("T")
 Repositories = Iterable[type[Repository[Any]]]
 
 
-class _LifespanOfEither:
-    """Makes ``lifespan`` work on the class, where it belongs to an instance with default settings."""
+class _OnEither(Generic[P, T]):
+    """A method that also works on the class, where it is that of an instance with default settings."""
 
-    def __get__(self, instance: "DjangoORM | None", owner: "type[DjangoORM]") -> Lifespan:
-        return (instance or owner()).run
+    def __init__(self, method: "Callable[Concatenate[Any, P], T]") -> None:
+        self._method = method
+        self.__doc__ = method.__doc__
+
+    def __get__(self, instance: "DjangoORM | None", owner: "type[DjangoORM]") -> "Callable[P, T]":
+        return MethodType(self._method, owner() if instance is None else instance)
 
 
 class DjangoORM:
@@ -68,8 +68,6 @@ class DjangoORM:
                 yield
     """
 
-    lifespan = _LifespanOfEither()
-
     def __init__(
         self, settings: ORMSettings | None = None, *, repositories: Repositories | None = None
     ) -> None:
@@ -82,8 +80,8 @@ class DjangoORM:
         self._settings = settings
         self._repositories = repositories
 
-    @staticmethod
-    def setup(settings_module: str | None = None) -> None:
+    @_OnEither
+    def setup(self, settings_module: str | None = None) -> None:
         """Set Django up now, for modules that import models at the top. The lifespan does it otherwise.
 
         Args:
@@ -92,10 +90,11 @@ class DjangoORM:
         Raises:
             ConfigurationError: Django cannot be set up; the message says what to do.
         """
-        set_up_django(settings_module or read_settings().settings_module)
+        set_up_django(settings_module or (self._settings or read_settings()).settings_module)
 
+    @_OnEither
     @asynccontextmanager
-    async def run(self, app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan: settings, Django, database, repositories, routes; and back.
 
         Raises:

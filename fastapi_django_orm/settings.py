@@ -32,7 +32,7 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-def _token(value: Any) -> Any:
+def _secret(value: Any) -> Any:
     # A secret that is read from a file often ends in a line feed, which no header can carry.
     secret = value.get_secret_value() if isinstance(value, SecretStr) else value
     return secret.strip() or None if isinstance(secret, str) else secret
@@ -76,7 +76,7 @@ def _check_port(url: str) -> None:
 
 
 def _shared_url(value: Any) -> Any:
-    url = _token(value)
+    url = _secret(value)
     if isinstance(url, str) and not SHARED_URL.fullmatch(url):
         raise ValueError("write redis://host:6379/0, valkey://…, rediss://… or unix:///path")
     return url
@@ -106,8 +106,9 @@ class ORMSettings(BaseSettings):
         "what manage.py beside the application sets.",
     )
     refresh_path: URLPath = Field(default="/refresh/", description="Where to refresh. Empty: no route.")
-    refresh_token: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
+    refresh_token: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
         default=None,
+        repr=False,
         description="Who has it may refresh. Without it the route answers only under DEBUG.",
     )
     health_path: URLPath = Field(default="/health/", description="Where to ask for health. Empty: no route.")
@@ -136,8 +137,9 @@ class ORMSettings(BaseSettings):
         repr=False,  # a URL may have a password
         description="How writes elsewhere reach this worker: auto, off, or names and URLs of transports.",
     )
-    coherence_dsn: Annotated[SecretStr | None, BeforeValidator(_token)] = Field(
+    coherence_dsn: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
         default=None,
+        repr=False,
         description="Where to LISTEN if DATABASES leads through PgBouncer: a direct PostgreSQL DSN.",
     )
     coherence_poll: float = Field(
@@ -157,6 +159,7 @@ class ORMSettings(BaseSettings):
     )
     shared: Annotated[SecretStr | None, BeforeValidator(_shared_url)] = Field(
         default=None,
+        repr=False,
         description="A Redis or Valkey server through which one worker's full load serves all of them.",
     )
 
@@ -204,9 +207,8 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
         return message.removeprefix("Value error, ")
     variable = PREFIX + str(loc[0]).upper()
     value = EnvSettingsSource(ORMSettings).env_vars.get(variable.lower())
-    secret = variable.endswith(
-        ("TOKEN", "DSN", "COHERENCE", "SHARED")
-    )  # a transport's URL may have a password
+    # Those that are, or may have in them, a password.
+    secret = not ORMSettings.model_fields[str(loc[0])].repr
     shown = " in .env" if value is None else "" if secret else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
 

@@ -27,10 +27,12 @@ class SharedContext:
     def entered(self) -> Iterator[None]:
         """Be one of those who are inside."""
         with self._lock:
+            if not self._inside:
+                with ExitStack() as opening:  # which closes the first ones if a later one cannot be opened
+                    for context in self._contexts:
+                        opening.enter_context(context())
+                    self._stack = opening.pop_all()
             self._inside += 1
-            if self._inside == 1:
-                for context in self._contexts:
-                    self._stack.enter_context(context())
         try:
             yield
         finally:

@@ -325,14 +325,22 @@ def test_a_failed_refresh_is_made_good(sqlite: str) -> None:
 
 def test_nothing_is_heard_after_the_end(sqlite: str) -> None:
     """An application that has shut down is told nothing any more."""
+    gate = Gate()
+    errors: list[Any] = []
 
     async def main() -> None:
-        async with hearing(declare(), coherence="process"):
-            pass
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        async with hearing(gated(gate), coherence="process", gate=gate):
+            process.publish(Hint("board.Topic"))
+            await gate.load_begun()
+        loads = gate.loads
         process.publish(Hint("board.Topic"))
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert gate.loads == loads
 
     run(main)
+    assert not errors
 
 
 # Settings

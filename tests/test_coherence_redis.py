@@ -254,7 +254,8 @@ def test_what_is_said_while_it_ends(valkey: Valkey) -> None:
         speakers = [asyncio.create_task(speak(listener)) for _ in range(3)]
         await asyncio.sleep(0.005)
         task.cancel()
-        await asyncio.gather(task, *speakers, return_exceptions=True)
+        await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*speakers)
         with redis.Redis.from_url(valkey.url()) as client:
             await eventually(lambda: len(client.client_list()) == 1, "only this connection")
 

@@ -17,7 +17,8 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, ORMSettings
-from fastapi_django_orm.coherence.workers import EVERY_WORKER
+from fastapi_django_orm.coherence import workers
+from fastapi_django_orm.coherence.workers import EVERY_WORKER, Answer, Question, new_worker
 from tests.databases import get_all
 from tests.gates import Gate, comments, gated
 from tests.hearing import (
@@ -340,6 +341,17 @@ def test_messages_that_cannot_be_understood(valkey: Valkey, sqlite: str) -> None
             assert gate.loads == 1
 
     run(main)
+
+
+def test_the_version_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version of the messages is understood by those who write it, and not by those of before."""
+    messages = Question("1", new_worker(), ("topics",), 5.0), Answer("1", new_worker(), (0,), ())
+    now = [workers.write(message) for message in messages]
+    assert [workers.read(payload) for payload in now] == list(messages)
+    monkeypatch.setattr(workers, "VERSION", workers.VERSION + 1)
+    later = [workers.write(message) for message in messages]
+    assert [workers.read(payload) for payload in later] == list(messages)
+    assert [workers.read(payload) for payload in now] == [None, None]
 
 
 def test_a_connection_with_a_name_of_the_projects_own(board: PostgreSQL) -> None:

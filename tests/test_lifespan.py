@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import fastapi.routing
 import httpx
 import pytest
 from django.db import connections
@@ -15,13 +16,11 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
-from fastapi_django_orm.errors import InvalidRow, NotStarted
+from fastapi_django_orm.errors import InvalidRow, NotStarted, UnknownFastAPI
 from tests.project.board.models import Topic
 from tests.projects import Project
 from tests.servers import PostgreSQL
 from tests.serving import serving
-
-# Not strict: whether the thread is seen is a matter of microseconds.
 
 
 class Numbered(BaseModel):
@@ -301,6 +300,18 @@ def test_failed_start_leaves_nothing(database: str, postgresql: PostgreSQL) -> N
 
     asyncio.run(run())
     assert list(app.router.routes) == routes
+
+
+def test_a_fastapi_that_lacks_what_is_needed(topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start says so, not the first one alone, and with the function back the next one succeeds."""
+    app = application(board())
+    with monkeypatch.context() as without:
+        without.delattr(fastapi.routing, "run_endpoint_function")
+        for _ in range(2):
+            with pytest.raises(UnknownFastAPI, match=r"FastAPI \d.*run_endpoint_function"), serving(app):
+                pass
+    with serving(app) as client:
+        assert comments(client.get("/")) == ["first"]
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -189,7 +189,7 @@ def test_a_key_may_be_given_in_every_form_that_django_takes(topics: list[Topic])
         assert repository.get(str(pk)) == repository.get(pk)
         assert repository.response(pk=str(pk)).body == repository.response(pk=pk).body
         assert str(pk) in repository
-        for other in ("0", "one", "", 10**30, float("inf"), [pk], {}, object()):
+        for other in (None, "0", "one", "", 10**30, float("inf"), [pk], {}, object()):
             assert other not in repository
             for find in (repository.get, repository.response):
                 with pytest.raises(NotFound, match="has no row with the key"):

@@ -347,6 +347,18 @@ def test_settings_without_a_module_are_used(project: Project) -> None:
     assert "bbs.Topic" in project.python(code)
 
 
+def test_an_instance_sets_up_what_it_is_configured_for(several: Project) -> None:
+    """`setup()` of an instance takes the settings module from its settings, as its lifespan does."""
+    code = """
+        from django.conf import settings
+        from fastapi_django_orm import DjangoORM, ORMSettings
+
+        DjangoORM(ORMSettings(settings_module="config.two")).setup()
+        print("settings:", settings.SETTINGS_MODULE)
+    """
+    assert "settings: config.two" in several.python(code)
+
+
 def test_other_settings_than_those_in_use_are_warned_of(several: Project) -> None:
     """Asked for another settings module when Django is set up, it keeps the one it has and says so."""
     code = """

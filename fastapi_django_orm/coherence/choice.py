@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 import structlog
 from django.db import connections
 
+from ..database.engines import Kind, kind_of
 from ..database.network import POSTGRESQL_PATIENCE
 from ..errors import InvalidSettings
 from ..settings import ORMSettings
@@ -17,11 +18,6 @@ from .sqlite import SQLiteListener, SQLitePublisher
 from .transport import Listener, Publisher
 
 logger = structlog.get_logger("fastapi_django_orm")
-
-ENGINES = {
-    "postgresql": (".postgresql", ".postgis"),
-    "sqlite": (".sqlite3", ".spatialite"),
-}
 
 
 def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[Listener]:
@@ -165,10 +161,8 @@ def _names(settings: ORMSettings, kind: str) -> bool:
     return not schemes.isdisjoint({kind, "postgres" if kind == "postgresql" else kind})
 
 
-def _of_kind(kind: str, aliases: Iterable[str]) -> Iterator[str]:
-    for alias in aliases:
-        if connections.settings[alias]["ENGINE"].endswith(ENGINES[kind]):
-            yield alias
+def _of_kind(kind: Kind, aliases: Iterable[str]) -> Iterator[str]:
+    return (alias for alias in aliases if kind_of(alias) == kind)
 
 
 def _postgresql(alias: str, settings: ORMSettings, concerns: Collection[Concern]) -> Iterator[Listener]:

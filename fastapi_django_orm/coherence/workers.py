@@ -147,18 +147,20 @@ def read(payload: bytes) -> Question | Answer | News | None:
     except (ValueError, RecursionError):
         return None
     match message:
-        case {"v": 1, "w": str(worker), "n": hint} if is_worker(worker):
-            return News(worker, understood(hint))
-        case {"v": 1, "c": str(call), "w": str(worker), **rest} if len(call) <= 64 and is_worker(worker):
-            return _read(call, worker, rest)
+        case {"v": int(version), "w": str(worker), **rest} if version == VERSION and is_worker(worker):
+            return _read(worker, rest)
     return None
 
 
-def _read(call: str, worker: str, rest: Mapping[Any, Any]) -> Question | Answer | None:
+def _read(worker: str, rest: Mapping[Any, Any]) -> Question | Answer | News | None:
     match rest:
-        case {"r": [*names], "s": int() | float() as wait} if _all(names, str) and wait > 0:
+        case {"n": hint}:
+            return News(worker, understood(hint))
+        case {"c": str(call)} if len(call) > 64:
+            return None
+        case {"c": str(call), "r": [*names], "s": int() | float() as wait} if _all(names, str) and wait > 0:
             return Question(call, worker, tuple(names), float(min(wait, LONGEST_WAIT)))
-        case {"h": [*have], "f": [*failed]} if _all([*have, *failed], int):
+        case {"c": str(call), "h": [*have], "f": [*failed]} if _all([*have, *failed], int):
             return Answer(call, worker, tuple(have), tuple(failed))
     return None
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from asgiref.sync import AsyncToSync, sync_to_async
+from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, transaction
 from django.db.transaction import TransactionManagementError
 
@@ -19,7 +19,7 @@ from .blocks import (
 )
 from .calls import left_open
 from .transaction import new_transaction
-from .turns import asking_block
+from .turns import asking_block, waiting_executor
 
 
 class Atomic:
@@ -43,7 +43,7 @@ class Atomic:
         self._outer = entered_block()
         parent = asking_block()
         if parent is None:
-            if getattr(AsyncToSync.executors, "current", None) is not None:
+            if waiting_executor() is not None:
                 await sync_to_async(_let_go)(self._alias)  # on the thread that waits in async_to_sync
             inner = Block(new_transaction(), None)
         else:

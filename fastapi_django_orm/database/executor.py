@@ -15,7 +15,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import AsyncToSync, sync_to_async
+from asgiref.sync import sync_to_async
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
@@ -26,7 +26,7 @@ from .calls import run_as_call
 from .loop_queries import LoopQueries
 from .pool import Pool
 from .threads import DatabaseThreads, Job
-from .turns import asking_block
+from .turns import asking_block, waiting_executor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,7 +66,7 @@ class DatabaseExecutor(Executor):
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``run()`` does, in the application of these threads."""
         work = partial(_plain_result, function, *args, **kwargs)
-        if getattr(AsyncToSync.executors, "current", None) is not None:
+        if waiting_executor() is not None:
             # Under async_to_sync the thread that waits there has to do it: it holds the connection.
             return await sync_to_async(work)()
         loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from .engines import kind_of
 from .liveness import socket_of
 
 # libpq's parameters: seconds, but for the milliseconds of tcp_user_timeout. Together: 25 s at most.
@@ -34,10 +35,11 @@ def notice_dead_networks(call_limit: float) -> None:
     Args:
         call_limit: seconds that a call may use a connection; 0: as long as it likes.
     """
-    for settings in connections.settings.values():
-        if settings["ENGINE"].endswith((".postgresql", ".postgis")):
+    for alias, settings in connections.settings.items():
+        kind = kind_of(alias)
+        if kind == "postgresql":
             settings["OPTIONS"] = {**POSTGRESQL_PATIENCE, **settings["OPTIONS"]}
-        elif settings["ENGINE"].endswith(".mysql") and call_limit:
+        elif kind == "mysql" and call_limit:
             # PyMySQL's connect_timeout is over when something has accepted; for the server's greeting it
             # waits for ever, and there is no connection yet that cut() could end.
             settings["OPTIONS"] = {"read_timeout": ceil(call_limit), **settings["OPTIONS"]}

@@ -9,6 +9,7 @@ from django.db import DatabaseError, Error, connections
 from django.db.models import Model
 
 from ..errors import DatabaseUnreachable, PrivateDatabase, TableMissing
+from .engines import kind_of
 
 
 def check_reachable(alias: str) -> None:
@@ -50,7 +51,7 @@ def check_shareable(alias: str) -> None:
     name = str(settings["NAME"])
     in_memory = ":memory:" in name or "mode=memory" in name
     private = not name or (in_memory and "cache=shared" not in name)
-    if settings["ENGINE"].endswith(".sqlite3") and private:
+    if kind_of(alias) == "sqlite" and private:
         raise PrivateDatabase(
             f"DATABASES[{alias!r}] is SQLite's {name or 'temporary file'!r}, and every connection would see "
             "an empty database of its own. Give it a file's name, or in tests "

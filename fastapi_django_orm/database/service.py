@@ -60,11 +60,14 @@ class _Process:
 
     @contextmanager
     def bounded(self, limit: int, timeout: float) -> Iterator[None]:
-        """Let an application use the pools; the last one to go closes them."""
+        """Let an application use the pools; the last one to go closes them.
+
+        The largest bound counts, and the patience of the application that came last.
+        """
         with self._shared.entered():
             self.limit, self.timeout = max(self.limit, limit), timeout
             for pool in self.pools():
-                pool.limit = self.limit
+                pool.limit, pool.timeout = self.limit, self.timeout
             yield
 
     @contextmanager

@@ -105,12 +105,23 @@ class ThreadTurn(Turn):
         self.end_nested()
 
 
+def waiting_executor() -> CurrentThreadExecutor | None:
+    """What runs calls on the thread that waits in ``async_to_sync`` for the running code, if one does."""
+    waiting: CurrentThreadExecutor | None = getattr(AsyncToSync.executors, "current", None)
+    return waiting
+
+
+def is_bound() -> bool:
+    """Whether calls of the running code have their thread: a transaction's, or one that waits for it."""
+    return current_block() is not None or waiting_executor() is not None
+
+
 def asking_block() -> Block | None:
     """The block to ask for calls: the current one, or the turn of the call that waits in async_to_sync."""
     block = current_block()
     if block is None:
         return None
-    waiting = getattr(AsyncToSync.executors, "current", None)
+    waiting = waiting_executor()
     if waiting is None:
         return block
     around: Block | None = block

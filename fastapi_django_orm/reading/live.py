@@ -5,12 +5,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from asgiref.sync import AsyncToSync
 from django.db.models import CompositePrimaryKey
 
 from .. import running
 from ..database.executor import DatabaseExecutor
-from ..database.turns import asking_block
+from ..database.turns import is_bound
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
@@ -153,9 +152,7 @@ class LiveReads:
         wanted: K,
     ) -> V:
         """Read in a batch, or alone: in a transaction, under async_to_sync, on another event loop."""
-        waited_for = getattr(AsyncToSync.executors, "current", None) is not None
-        here = batcher.loop is asyncio.get_running_loop()
-        if here and not waited_for and asking_block() is None:
+        if batcher.loop is asyncio.get_running_loop() and not is_bound():
             return await batcher.get(wanted)
         executor: DatabaseExecutor = running.find(self._label).executor
         found = (await executor.run(read, [wanted]))[wanted]
