@@ -11,6 +11,7 @@ from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings as django_settings
 from django.db import DEFAULT_DB_ALIAS, connections
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from . import repository, running
 from .cached import CachedRepository
@@ -115,6 +116,9 @@ class DjangoORM:
             fit_driver_pools(settings.threads)
             here.shared = shared_snapshots(settings)
             refreshers, aliases = await sync_to_async(self._prepare)(here)
+            # FastAPI remembers handlers for longer than their routes, and all that ours can reach.
+            stack.callback(here.repositories.clear)
+            stack.callback(refreshers.clear)
             found = await sync_to_async(publications)(here.repositories.values())
             for refresher in refreshers.values():
                 refresher.start()
@@ -196,13 +200,26 @@ async def _first_loads(
 
 @contextmanager
 def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveContext) -> Iterator[None]:
-    # A server has called the application before its lifespan begins, so the stack stands by now.
-    before = app.middleware_stack or app.build_middleware_stack()
+    build = app.build_middleware_stack
+
+    def build_middleware_stack() -> ASGIApp:
+        return build() if here.ended else RequestContext(build(), here, threads)
+
+    # A server has called the application before its lifespan begins, so the stack stands by now. What adds
+    # middleware later, as tracers do, has it built again.
+    before = app.middleware_stack or build()
     app.middleware_stack = RequestContext(before, here, threads)
+    app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
     try:
         yield
     finally:
-        app.middleware_stack = before
+        if vars(app).get("build_middleware_stack") is build_middleware_stack:
+            if isinstance(build, MethodType) and build.__func__ is type(app).build_middleware_stack:
+                del app.build_middleware_stack
+            else:
+                app.build_middleware_stack = build  # type: ignore[method-assign]
+        stack = app.middleware_stack
+        app.middleware_stack = stack.app if isinstance(stack, RequestContext) else before
 
 
 def _warn_if_closed(settings: ORMSettings) -> None:

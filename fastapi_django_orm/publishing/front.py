@@ -10,12 +10,14 @@ application.
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import Any
 
 import fastapi.applications
 import starlette.applications
+import starlette.routing
 from fastapi import FastAPI
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -24,10 +26,11 @@ from .. import running
 from ..context import RequestContext
 from ..responses.editions import Answer
 from ..responses.negotiation import at_once, deliver
-from .own_routes import OwnRoutes, told_of_additions
+from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .sources import Source, Window, plain_window
 
 PATHS = 10_000  # that are noted with what they mean
+LOOK_AGAIN = 256  # requests after which telemetry may have been configured
 
 _READING = ("GET", "HEAD")
 
@@ -37,21 +40,44 @@ class Published:
     """Where a source answers.
 
     Attributes:
-        source: who answers.
-        list_path: at which path it answers with the list, if it does.
-        row_base: below which path it answers with rows, if it does.
+        source: what answers.
+        list_route: the route of the list, if there is one.
+        row_route: the route of the rows, if there is one; its path ends in ``/{pk}``.
         key: reads a key from its text, or gives None.
         own: the application's own routes.
     """
 
     source: Source
-    list_path: str | None
-    row_base: str | None
+    list_route: PublishedRoute | None
+    row_route: PublishedRoute | None
     key: Callable[[str], Hashable]
     own: OwnRoutes
 
 
-Asked: TypeAlias = tuple[Source, Window | None, Hashable]
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks for.
+
+    Attributes:
+        source: what answers it.
+        window: which rows of the list; None for one row.
+        key: of the row.
+        route: the route that it would have come to.
+        text: the key as it stands in the path.
+    """
+
+    source: Source
+    window: Window | None
+    key: Hashable
+    route: PublishedRoute
+    text: str | None = None
+
+    def tell(self, scope: Scope) -> None:
+        """Leave in the scope what the router would: logs and metrics call a request by its route."""
+        scope["route"] = self.route
+        scope["endpoint"] = self.route.endpoint
+        params = {} if self.text is None else {"pk": self.text}
+        scope["path_params"] = {**scope["path_params"], **params} if "path_params" in scope else params
 
 
 class Directory:
@@ -65,8 +91,12 @@ class Directory:
             published: what it publishes.
         """
         everything = list(published)
-        self._lists = {each.list_path: each for each in everything if each.list_path is not None}
-        self._rows = {each.row_base: each for each in everything if each.row_base is not None}
+        self._lists = {each.list_route.path: each for each in everything if each.list_route is not None}
+        self._rows = {
+            each.row_route.path.removesuffix("/{pk}"): each
+            for each in everything
+            if each.row_route is not None
+        }
         self._beginnings = (*self._lists, *(f"{base}/" for base in self._rows))
         self._routes = app.router.routes
         self._routes_seen = len(self._routes)
@@ -77,7 +107,7 @@ class Directory:
         self._noted.clear()
 
     def find(self, scope: Scope) -> Asked | None:
-        """Who answers, and what it is asked for. None if that is for the router to say."""
+        """What a request asks for. None if that is for the router to say."""
         path: str = get_route_path(scope) if scope.get("root_path") else scope["path"]
         # Every request of the application is looked at here, and most are not for here.
         if not path.startswith(self._beginnings) or scope["method"] not in _READING:
@@ -85,14 +115,18 @@ class Directory:
         query: bytes = scope["query_string"]
         if (published := self._lists.get(path)) is not None:
             window = plain_window(query)
-            return None if window is None else (published.source, window, None)
+            if window is None or published.own.may_serve(path, scope["method"]):
+                return None
+            assert published.list_route is not None
+            return Asked(published.source, window, None, published.list_route)
         base, _, text = path.rpartition("/")
         if (published := self._rows.get(base)) is None or not text or query:
             return None
         key = published.key(text)
-        if key is None or published.own.serve(path):
+        if key is None or published.own.may_serve(path, scope["method"]):
             return None
-        return published.source, None, key
+        assert published.row_route is not None
+        return Asked(published.source, None, key, published.row_route, text)
 
     def at_once(self, scope: Scope) -> Answer | None:
         """The answer to a GET request, if it is there already."""
@@ -102,26 +136,33 @@ class Directory:
             asked is None
             or scope["method"] != "GET"
             or scope["query_string"]
-            or scope["root_path"]
+            or scope.get("root_path")
             or len(self._routes) != self._routes_seen
         ):
             return self._read_at_once(scope)
-        found = asked[0].at_hand(asked[1], asked[2])
-        return None if found is None else at_once(found[0], scope)
+        return _answer_at_once(asked, scope)
 
     def _read_at_once(self, scope: Scope) -> Answer | None:
         if scope["method"] != "GET" or (asked := self.find(scope)) is None:
             return None
-        if (found := asked[0].at_hand(asked[1], asked[2])) is None:
+        if (answer := _answer_at_once(asked, scope)) is None:
             return None
         # The application may add routes while it runs; and a full list is cleared, which is the cheapest way
         # to make room, once in ten thousand times.
         if len(self._routes) != self._routes_seen or len(self._noted) >= PATHS:
             self._noted.clear()
             self._routes_seen = len(self._routes)
-        if not scope["query_string"] and not scope["root_path"]:
+        if not scope["query_string"] and not scope.get("root_path"):
             self._noted[scope["path"]] = asked
-        return at_once(found[0], scope)
+        return answer
+
+
+def _answer_at_once(asked: Asked, scope: Scope) -> Answer | None:
+    if (found := asked.source.at_hand(asked.window, asked.key)) is None:
+        return None
+    if (answer := at_once(found[0], scope)) is not None:
+        asked.tell(scope)
+    return answer
 
 
 class BeforeRouter:
@@ -137,7 +178,8 @@ class BeforeRouter:
         if scope["type"] == "http" and "fastapi.telemetry" not in scope:
             asked = self._directory.find(scope)
             if asked is not None:
-                source, window, key = asked
+                asked.tell(scope)
+                source, window, key = asked.source, asked.window, asked.key
                 found = source.at_hand(window, key) or await source.read(window, key)
                 await deliver(*found, scope, send)
                 return
@@ -167,22 +209,36 @@ class BeforeApplication:
         return self.spared
 
     def _is_bare(self, app: FastAPI) -> bool:
-        layer: Any = app.middleware_stack
-        while layer is not app.router:
-            if layer is None or (not isinstance(layer, RequestContext) and not _is_of_fastapi(type(layer))):
-                return False
-            layer = getattr(layer, "app", None)
-        calls = FastAPI.__call__, starlette.applications.Starlette.__call__
-        return app.router.middleware_stack is self._layer and all(map(_is_unpatched, calls))
+        # Tracers replace these.
+        calls = FastAPI.__call__, starlette.applications.Starlette.__call__, type(app.router).__call__
+        if app.router.middleware_stack is not self._layer or not all(map(_is_unpatched, calls)):
+            return False
+        layers = _layers(app)
+        if layers and layers[0] is RequestContext:
+            del layers[0]
+        return layers == _own_layers()
 
 
-def _is_of_fastapi(kind: type[Any]) -> bool:
-    return kind.__module__.partition(".")[0] in ("fastapi", "starlette")
+def _layers(app: FastAPI) -> list[type[Any]]:
+    """The classes of an application's middleware, from the outside to the router."""
+    kinds: list[type[Any]] = []
+    layer: Any = app.middleware_stack
+    while layer is not app.router:
+        kinds.append(type(layer))
+        layer = getattr(layer, "app", app.router)
+    return kinds
+
+
+@cache
+def _own_layers() -> list[type[Any]]:
+    """The same of an application to which nobody has added any."""
+    app = FastAPI(openapi_url=None)
+    app.middleware_stack = FastAPI.build_middleware_stack(app)
+    return _layers(app)
 
 
 def _is_unpatched(call: Any) -> bool:
-    # Tracers replace these.
-    modules = vars(fastapi.applications), vars(starlette.applications)
+    modules = vars(fastapi.applications), vars(starlette.applications), vars(starlette.routing)
     return isinstance(call, FunctionType) and call.__globals__ in modules
 
 
@@ -211,7 +267,7 @@ def layer_added(app: FastAPI, published: Iterable[Published]) -> Iterator[None]:
 def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication) -> Iterator[None]:
     """Answer where the server calls the application, which Python looks up in the class."""
     original = app.__class__
-    if original.__call__ is not FastAPI.__call__:  # a class of the application's own is middleware, too
+    if original is not FastAPI:  # one of the application's own may do anything with a request
         yield
         return
     here = running.find("publish")
@@ -225,18 +281,19 @@ def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication)
             answer = directory.at_once(scope)
             if answer is not None:
                 here.requests += 1
+                if here.requests % LOOK_AGAIN == 0:
+                    place.stack = None
+                scope["app"] = self  # as Starlette does
                 status, headers, body = answer
                 # A list of its own, since what is around the application may change it.
                 await send({"type": "http.response.start", "status": status, "headers": [*headers]})
                 await send({"type": "http.response.body", "body": body})
                 return
-        await original.__call__(self, scope, receive, send)
+        await FastAPI.__call__(self, scope, receive, send)
 
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__}
-    app.__class__ = type(
-        original.__name__, (original,), {**names, "__doc__": original.__doc__, "__call__": call}
-    )
+    names = {name: getattr(FastAPI, name) for name in ("__module__", "__qualname__", "__doc__")}
+    app.__class__ = type(FastAPI.__name__, (FastAPI,), names | {"__call__": call})
     try:
         yield
     finally:
-        app.__class__ = original
+        app.__class__ = FastAPI

@@ -14,7 +14,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, iter_route_contexts
 from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Mount, WebSocketRoute
+from starlette.routing import Host, Match, Mount, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from ..shared import SharedContext
@@ -81,32 +81,56 @@ class OwnRoutes:
         """
         self._app = app
         self._base = base
-        self._patterns: list[re.Pattern[str]] = []
+        self._patterns: list[tuple[re.Pattern[str], bool]] = []  # and whether for HEAD alone
+        self._hosts: list[Host] = []
         self._seen = -1
 
     def forget(self) -> None:
         """Look again with the next question."""
         self._seen = -1
 
-    def serve(self, path: str) -> bool:
-        """Whether one of them matches a path."""
-        seen = len(self._app.router.routes)
-        if seen != self._seen:  # the application may add routes while it runs
-            self._patterns = [pattern for _, pattern in self._below()]
-            self._seen = seen
-        return any(pattern.match(path) for pattern in self._patterns) if self._patterns else False
+    def serve(self, path: str, method: str = "GET") -> bool:
+        """Whether one of them matches a path.
+
+        Args:
+            path: below the application's root path.
+            method: GET, or HEAD, which a route for GET alone counts for, too.
+        """
+        self._look()
+        return any(
+            pattern.match(path) for pattern, for_head in self._patterns if not for_head or method == "HEAD"
+        )
+
+    def may_serve(self, path: str, method: str) -> bool:
+        """Whether one of them matches a path, or may match it on some host."""
+        return self.serve(path, method) or bool(self._hosts)
+
+    def serve_host(self, scope: Scope) -> bool:
+        """Whether one of them serves the host of a request."""
+        self._look()
+        return any(host.matches(scope)[0] is not Match.NONE for host in self._hosts)
 
     def serve_rows(self) -> bool:
         """Whether one of them is a path for rows, whatever it calls their key."""
-        return any(_PARAMETER.sub("{}", path) == f"{self._base}/{{}}" for path, _ in self._below())
+        return any(
+            not for_head and _PARAMETER.sub("{}", path) == f"{self._base}/{{}}"
+            for path, _, for_head in self._below()
+        )
 
-    def _below(self) -> Iterator[tuple[str, re.Pattern[str]]]:
+    def _look(self) -> None:
+        routes = self._app.router.routes
+        if len(routes) != self._seen:  # the application may add routes while it runs
+            self._patterns = [(pattern, for_head) for _, pattern, for_head in self._below()]
+            self._hosts = [route for route in routes if isinstance(route, Host)]
+            self._seen = len(routes)
+
+    def _below(self) -> Iterator[tuple[str, re.Pattern[str], bool]]:
         for route in iter_route_contexts(self._app.router.routes):
             path, pattern = route.path_format, getattr(route, "path_regex", None)
             if path is None or pattern is None or not _is_read(route):
                 continue
             if path.startswith(f"{self._base}/") or path == self._base:
-                yield path, pattern
+                yield path, pattern, route.methods is not None and "GET" not in route.methods
 
 
 def _is_read(route: Any) -> bool:
@@ -115,24 +139,24 @@ def _is_read(route: Any) -> bool:
         return False
     if isinstance(original, Mount) and not route.path:
         return False  # what is mounted at "/" gets what nobody else serves
-    return route.methods is None or "GET" in route.methods
+    return route.methods is None or not route.methods.isdisjoint(("GET", "HEAD"))
 
 
 class PublishedRoute(APIRoute):
     """A route that the plugin adds for a published repository.
 
     Attributes:
-        own: routes that go first; None for a path without parameters.
+        own: routes that go first.
     """
 
-    own: OwnRoutes | None = None
+    own: OwnRoutes
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match what no own route of the application matches."""
         # Every request of the application is looked at here, and FastAPI's own look is long.
-        if self._beginning not in scope["path"]:
+        if scope["type"] != "http" or self._beginning not in scope["path"]:
             return Match.NONE, {}
-        if self.own is not None and self.own.serve(get_route_path(scope)):
+        if self.own.serve(get_route_path(scope), scope["method"]) or self.own.serve_host(scope):
             return Match.NONE, {}
         match, child_scope = super().matches(scope)
         if match is Match.PARTIAL and scope["method"] == "HEAD":

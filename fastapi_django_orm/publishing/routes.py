@@ -6,7 +6,7 @@ The routes are FastAPI's own. They are in the OpenAPI document, they validate, a
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Annotated, Any
@@ -23,7 +23,7 @@ from ..repository import Repository
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
-from .sources import not_found, plain_keys, response_to, source_of
+from .sources import Source, not_found, plain_keys, response_to, source_of
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -40,7 +40,8 @@ class Publication:
     Attributes:
         repository: what is published.
         path: the list's.
-        base: the same without a slash at the end; below it are the rows.
+        base: the same without a slash at the end.
+        row_path: the rows', with ``{pk}`` for the key.
         list_model: of the list, for the OpenAPI document.
         row_model: of a row.
         key_type: of the rows' keys; None if they have none that can stand in a path.
@@ -55,6 +56,7 @@ class Publication:
         self.repository = repository
         self.path = _checked_path(repository)
         self.base = self.path.rstrip("/")
+        self.row_path = f"{self.base}/{{pk}}"
         self.row_model = row_model(repository)
         self.list_model = list_model(repository, self.row_model)
         self.key_type = key_type(repository)
@@ -93,54 +95,60 @@ def publications(repositories: Iterable[Repository[Any]]) -> list[Publication]:
 @contextmanager
 def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
     """Serve what is published, for the length of the block."""
-    served = [_served(app, publication) for publication in found]
+    own = {publication.base: OwnRoutes(app, publication.base) for publication in found}
+    sources = {publication.base: source_of(publication.repository) for publication in found}
+    lists: dict[str, PublishedRoute] = {}
+    rows: dict[str, PublishedRoute] = {}
     with ExitStack() as stack:
-        for _, place in served:
-            stack.enter_context(told_of_additions(place.own.forget))
+        # FastAPI remembers functions for longer than their routes, and all that these can reach.
+        stack.callback(sources.clear)
+        for routes in own.values():
+            stack.enter_context(told_of_additions(routes.forget))
         # In front goes last: rows below shallow paths, rows below deep ones, and then the lists, since a key
         # could be the last part of a list's path.
-        for publication, place in sorted(served, key=lambda each: each[0].base.count("/")):
-            if place.row_base is not None:
-                _put_first(app, _row_route(publication, place), place.own, stack)
-        for publication, place in served:
-            if place.list_path is not None:
-                _put_first(app, _list_route(publication, place), None, stack)
-        # The application's own dependencies guard these routes, and the layer would pass them by.
-        if served and not app.router.dependencies:
-            stack.enter_context(layer_added(app, [place for _, place in served]))
+        for publication in sorted(found, key=lambda each: each.base.count("/")):
+            if publication.key_type is not None and _is_free(publication.row_path, own[publication.base]):
+                route = _row_route(publication, sources)
+                rows[publication.base] = _put_first(app, route, own[publication.base], stack)
+        for publication in found:
+            if _is_free(publication.path, own[publication.base]):
+                route = _list_route(publication, sources)
+                lists[publication.base] = _put_first(app, route, own[publication.base], stack)
+        # The application's own dependencies guard these routes, and so does what is around its router. The
+        # layer would pass both by.
+        if found and not app.router.dependencies and app.router.middleware_stack == app.router.app:
+            places = [
+                Published(
+                    sources[each.base],
+                    lists.get(each.base),
+                    rows.get(each.base),
+                    plain_keys(each.key_type),
+                    own[each.base],
+                )
+                for each in found
+            ]
+            stack.enter_context(layer_added(app, places))
         yield
 
 
-def _served(app: FastAPI, publication: Publication) -> tuple[Publication, Published]:
-    """Where a repository is published: not where the application has a route of its own."""
-    own = OwnRoutes(app, publication.base)
-    list_path: str | None = publication.path
-    row_base: str | None = publication.base if publication.key_type is not None else None
-    if own.serve(publication.path):
-        _warn_of(publication.path)
-        list_path = None
-    if row_base is not None and own.serve_rows():
-        _warn_of(f"{row_base}/{{pk}}")
-        row_base = None
-    source = source_of(publication.repository)
-    return publication, Published(source, list_path, row_base, plain_keys(publication.key_type), own)
-
-
-def _warn_of(path: str) -> None:
-    logger.warning("route_not_added", path=path, reason="the path is taken")
+def _is_free(path: str, own: OwnRoutes) -> bool:
+    """Whether the application has no route of its own there; it is said if it has."""
+    if taken := own.serve_rows() if path.endswith("/{pk}") else own.serve(path):
+        logger.warning("route_not_added", path=path, reason="the path is taken")
+    return not taken
 
 
 Route = tuple[str, Callable[..., Any], dict[str, Any]]
 
 
-def _list_route(publication: Publication, place: Published) -> Route:
-    name = publication.repository.name
+def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Route:
+    name, base = publication.repository.name, publication.base
 
     async def rows(
         offset: Annotated[int, Query(ge=0, description="How many rows to leave out.")] = 0,
         limit: Annotated[int | None, Query(ge=1, description="How many rows to give at most.")] = None,
     ) -> Response:
-        return response_to(await place.source.read((offset, limit), None))
+        return response_to(await sources[base].read((offset, limit), None))
 
     return (
         publication.path,
@@ -157,16 +165,17 @@ def _list_route(publication: Publication, place: Published) -> Route:
     )
 
 
-def _row_route(publication: Publication, place: Published) -> Route:
-    name = publication.repository.name
+def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route:
+    name, base = publication.repository.name, publication.base
 
     async def row(pk: Any) -> Response:
-        key = _in_zone(publication.repository, pk) if isinstance(pk, datetime) else pk
-        return response_to(await place.source.read(None, key))
+        source = sources[base]
+        key = _in_zone(source.repository, pk) if isinstance(pk, datetime) else pk
+        return response_to(await source.read(None, key))
 
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
     return (
-        f"{publication.base}/{{pk}}",
+        publication.row_path,
         row,
         {
             "name": f"get_{name}",
@@ -196,7 +205,7 @@ def _description(repository: Repository[Any]) -> str:
     return inspect.cleandoc(vars(type(repository)).get("__doc__") or "")
 
 
-def _put_first(app: FastAPI, route: Route, own: OwnRoutes | None, stack: ExitStack) -> None:
+def _put_first(app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack) -> PublishedRoute:
     path, endpoint, options = route
     for alias in connections:  # ATOMIC_REQUESTS is for the application's handlers
         transaction.non_atomic_requests(using=alias)(endpoint)
@@ -209,3 +218,4 @@ def _put_first(app: FastAPI, route: Route, own: OwnRoutes | None, stack: ExitSta
     stack.callback(routes.remove, added)
     app.openapi_schema = None  # it may have been made already, without this
     stack.callback(setattr, app, "openapi_schema", None)
+    return added

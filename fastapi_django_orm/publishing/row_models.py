@@ -118,7 +118,9 @@ def _column_type(name: str, model: type[Model]) -> Any:
 
 
 def _nullable(field: Any) -> Any:
-    return _type(field) | None if field.null else _type(field)
+    # What the database generates may be null, whatever the field says.
+    nullable = field.null or getattr(field, "generated", False)
+    return _type(field) | None if nullable else _type(field)
 
 
 def _type(field: Any) -> Any:

@@ -59,7 +59,7 @@ def preferred(accepted: bytes) -> str | None:
     """The coding to answer with, or None for none.
 
     Args:
-        accepted: the value of ``Accept-Encoding``.
+        accepted: the value of ``Accept-Encoding``; values are remembered, so they must not be long.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-accept-encoding
     """

@@ -17,6 +17,7 @@ from .compression import preferred
 from .editions import Answer, Content, Headers
 
 SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
+LONGEST = 1024  # bytes; a longer value asks for nothing, since those that were read are remembered
 
 _ASKED = frozenset({b"accept-encoding", b"if-none-match", b"if-modified-since"})
 # A tag without its coding: another worker may have other libraries.
@@ -110,7 +111,9 @@ def _negotiated(content: Content, headers: Headers) -> tuple[Headers | None, str
                 tags = value if tags is None else tags + b"," + value
             else:
                 since = value
-    coding = preferred(accepted) if accepted is not None and content.variants is not None else None
+    coding: str | None = None
+    if accepted is not None and content.variants is not None and len(accepted) <= LONGEST:
+        coding = preferred(accepted)
     if tags is None and since is None:
         return None, coding
     unmodified = content.unmodified(coding)
@@ -129,7 +132,9 @@ def _is_current(content: Content, tags: bytes | None, since: bytes | None) -> bo
     if tags is not None:
         return content.tag in _TAG.findall(tags) or tags.strip() == b"*"
     seconds = content.stamp.seconds
-    return since is not None and seconds is not None and seconds <= _seconds(since)
+    if since is None or seconds is None or len(since) > LONGEST:
+        return False
+    return seconds <= _seconds(since)
 
 
 @lru_cache(maxsize=256)
