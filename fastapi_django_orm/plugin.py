@@ -214,7 +214,7 @@ def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveCo
         yield
     finally:
         if vars(app).get("build_middleware_stack") is build_middleware_stack:
-            if isinstance(build, MethodType) and build.__func__ is type(app).build_middleware_stack:
+            if getattr(build, "__func__", None) is type(app).build_middleware_stack:
                 del app.build_middleware_stack
             else:
                 app.build_middleware_stack = build  # type: ignore[method-assign]
