@@ -218,7 +218,7 @@ def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveCo
                 del app.build_middleware_stack
             else:
                 app.build_middleware_stack = build  # type: ignore[method-assign]
-        stack = app.middleware_stack
+        stack: Any = app.middleware_stack  # somebody may have built it again
         app.middleware_stack = stack.app if isinstance(stack, RequestContext) else before
 
 
