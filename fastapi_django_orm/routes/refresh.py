@@ -1,4 +1,4 @@
-"""The refresh route: rows are read again, here and in every other worker, and told is which have them."""
+"""Reads rows again, here and in every other worker, and reports which workers have them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -159,12 +159,12 @@ async def _body(request: Request) -> bytes:
 
 
 def _all_of(label: str) -> Hint:
-    """All rows of the model that somebody has named.
+    """A hint for all rows of the model with this label.
 
     A hint in a body is taken as it is: a Django process that posts it may have models that this one has not.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such model.
     """
     try:
         return Hint(model_named(label)._meta.label)
