@@ -70,7 +70,7 @@ def _telling(add: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class OwnRoutes:
-    """What an application serves by itself at and below a path, to those who read."""
+    """An application's own routes for GET, at and below a path."""
 
     def __init__(self, app: FastAPI, base: str) -> None:
         """Look at an application.
@@ -85,11 +85,11 @@ class OwnRoutes:
         self._seen = -1
 
     def forget(self) -> None:
-        """Look again with the next question."""
+        """Look at the routes again with the next question."""
         self._seen = -1
 
     def serve(self, path: str) -> bool:
-        """Whether one of them matches a path."""
+        """Whether one of the routes matches a path."""
         seen = len(self._app.router.routes)
         if seen != self._seen:  # the application may add routes while it runs
             self._patterns = [pattern for _, pattern in self._below()]
@@ -97,7 +97,7 @@ class OwnRoutes:
         return any(pattern.match(path) for pattern in self._patterns) if self._patterns else False
 
     def serve_rows(self) -> bool:
-        """Whether one of them is a path for rows, whatever it calls their key."""
+        """Whether one of the routes is for rows, whatever it calls their key."""
         return any(_PARAMETER.sub("{}", path) == f"{self._base}/{{}}" for path, _ in self._below())
 
     def _below(self) -> Iterator[tuple[str, re.Pattern[str]]]:
@@ -128,7 +128,7 @@ class PublishedRoute(APIRoute):
     own: OwnRoutes | None = None
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match what no own route of the application matches."""
+        """Match what none of the application's own routes matches."""
         # Every request of the application is looked at here, and FastAPI's own look is long.
         if self._beginning not in scope["path"]:
             return Match.NONE, {}

@@ -1,7 +1,8 @@
-"""Published repositories: routes that answer from the bytes, and a layer that spares most requests these.
+"""Published repositories: routes that answer from the bytes, and a layer that most requests end in.
 
 The routes are FastAPI's own. They are in the OpenAPI document, they validate, and they answer 404, 405 and
-422 in FastAPI's form. The layer in front of them (``front``) answers what is written plainly and is there.
+422 in FastAPI's form. The layer in front of them (``front``) answers what is asked for in the
+plain form and is there.
 """
 
 import inspect
@@ -97,8 +98,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
     with ExitStack() as stack:
         for _, place in served:
             stack.enter_context(told_of_additions(place.own.forget))
-        # In front goes last: rows below shallow paths, rows below deep ones, and then the lists, since a key
-        # could be the last part of a list's path.
+        # What comes later stands in front: rows below shallow paths, rows below deep ones, and then the
+        # lists, since a key could be the last part of a list's path.
         for publication, place in sorted(served, key=lambda each: each[0].base.count("/")):
             if place.row_base is not None:
                 _put_first(app, _row_route(publication, place), place.own, stack)
