@@ -204,9 +204,8 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
         return message.removeprefix("Value error, ")
     variable = PREFIX + str(loc[0]).upper()
     value = EnvSettingsSource(ORMSettings).env_vars.get(variable.lower())
-    secret = variable.endswith(
-        ("TOKEN", "DSN", "COHERENCE", "SHARED")
-    )  # a transport's URL may have a password
+    # A transport's URL may have a password.
+    secret = variable.endswith(("TOKEN", "DSN", "COHERENCE", "SHARED"))
     shown = " in .env" if value is None else "" if secret else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
 
