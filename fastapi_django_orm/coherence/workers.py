@@ -1,7 +1,7 @@
 """What workers say to each other: "refresh these, and tell me when you have", the answer, and hints.
 
-Such messages travel on channels of their own, so that nobody who does not know them takes them for hints. As
-with hints, reading one is total: what cannot be understood is nothing.
+Such messages travel on channels of their own, so that a listener that does not know them never takes them for
+hints. As with hints, reading one is total: what cannot be understood is nothing.
 """
 
 import json

@@ -129,7 +129,7 @@ class Block:
             raise
 
     def end_nested(self) -> None:
-        """Let go on what waits for the end of the nested block."""
+        """Let what waits for the end of the nested block go on."""
         with self.transaction.lock:
             self._nested = False
             while self._waiting and not self._nested:

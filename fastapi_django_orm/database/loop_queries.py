@@ -50,8 +50,8 @@ class LoopQueries:
             compose: gives the SQL, its parameters written out; None or any exception if there is none. It
                 runs at once, and finds the connection that will be used in ``django.db.connections``.
             done: called in the loop, later, with the rows as Django would read them; with the error if the
-                connection has broken, or the server fails for a reason that lies not in the query; or with
-                None if the query is refused, or its rows cannot be read.
+                connection has broken, or the server fails for a reason other than the query; or with None if
+                the query is refused, or its rows cannot be read.
 
         Returns:
             Whether ``done`` will be called. If not, ask on a thread.

@@ -1,7 +1,7 @@
 """The threads that run ORM code: few, and long-lived.
 
-Not a ``ThreadPoolExecutor``: the interpreter waits for its threads at exit, for ever if a query hangs, and it
-cannot give up a job that has waited too long for a thread.
+Not a ``ThreadPoolExecutor``: the interpreter waits for its threads at exit, for ever if a query hangs, and a
+job that has waited too long for a thread could not be ended with an error that says so.
 """
 
 import queue
@@ -64,7 +64,7 @@ class Job:
             self.future.set_exception(error)
 
     def _claim(self) -> Callable[[], Any] | None:
-        """The function, for the first who asks, if the caller still waits for it."""
+        """Take the function, if nobody has yet and the caller still waits."""
         try:
             call = self._calls.pop()
         except IndexError:

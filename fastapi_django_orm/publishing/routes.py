@@ -1,4 +1,4 @@
-"""Published repositories: routes that answer from the bytes, and a layer that most requests end in.
+"""Published repositories: routes that answer from the bytes, and a layer in front that answers most requests.
 
 The routes are FastAPI's own. They are in the OpenAPI document, they validate, and they answer 404, 405 and
 422 in FastAPI's form. The layer in front of them (``front``) answers what is asked for in the

@@ -79,7 +79,7 @@ class LoopReads:
         Args:
             keys: as the model's field prepares them.
             done: called in the loop with the rows; with the error if the connection has broken, or the server
-                fails for a reason that lies not in the query; or with None if a thread is needed.
+                fails for a reason other than the query; or with None if a thread is needed.
 
         Returns:
             Whether ``done`` will be called. If not, read on a thread.

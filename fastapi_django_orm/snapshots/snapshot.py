@@ -31,7 +31,7 @@ class Snapshot(Generic[RowT]):
         name: the key of the list in the JSON.
         version: 1 for the first load of this process, one more for each later one.
         loaded_at: when the last full load began to read, in UTC; what was committed before is in it.
-        modified_at: when the load began by which this process first had these rows, in UTC.
+        modified_at: when the load began that first gave this process these rows, in UTC.
         date_is_exact: whether this process had no other rows in the same second, which is all that HTTP's
             dates can tell. What another process had in that second is not known.
         table: the rows as they are kept.
