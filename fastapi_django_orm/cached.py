@@ -56,10 +56,10 @@ class CachedRepository(Repository[RowT]):
     Attributes:
         max_age: data older than this is loaded again in the background, and served until that is done.
         indexes: fields that ``find()`` looks up by.
-        rows_kept: how many rows are kept ready as Python objects. Those of a larger table are kept as
-            JSON alone, a third of the memory, and are made of it when they are read.
-        depends_on: labels of further models whose rows these are made of. Those that the query's SQL
-            mentions are found without.
+        rows_kept: how many rows are kept ready as Python objects. The others are kept as JSON alone, in a
+            third of the memory, and become objects when they are read.
+        depends_on: labels of further models whose rows these are made of. Models that the query's SQL, its
+            prefetches or the schema name are found without it.
     """
 
     max_age: ClassVar[timedelta | None] = None
@@ -127,7 +127,8 @@ class CachedRepository(Repository[RowT]):
     def get(self, pk: Hashable) -> RowT:
         """The row with this primary key, in any form that Django takes for it.
 
-        What only the database holds for equal, such as ``"A"`` and ``"a"`` under some collations, is not.
+        Keys are compared exactly: ``"a"`` does not find ``"A"``, even where the database's collation ignores
+        case.
 
         Raises:
             NotFound: there is none. In a handler: 404.
@@ -143,7 +144,7 @@ class CachedRepository(Repository[RowT]):
         """The rows with these values, in order. At least one field must be in ``indexes``.
 
         Raises:
-            NotIndexed: none of the fields is.
+            NotIndexed: none of the fields is in ``indexes``.
             UnknownField: the rows do not have one of the fields.
         """
         snapshot = self.snapshot
@@ -193,8 +194,8 @@ class CachedRepository(Repository[RowT]):
     ) -> RepositoryResponse:
         """The rows as ``{"name": […]}``, from bytes that were made when they were loaded.
 
-        To be returned by a handler. It answers conditional requests with 304, HEAD, and in the content coding
-        that the client prefers, of which each is made once for the same rows.
+        To be returned by a handler. It answers conditional requests with 304, answers HEAD, and sends the
+        content coding that the client prefers; each coding is made once for the same rows.
 
         Args:
             pk: send the row with this key alone, and not in a list. None is the key of no row.
@@ -243,11 +244,11 @@ class CachedRepository(Repository[RowT]):
 
         Args:
             *keys: primary keys of the rows that were written, inserted or deleted; without any, all rows are
-                read. It costs in proportion to the keys, as long as Python can tell where the rows
+                read. This costs in proportion to the keys, as long as Python can tell where the rows
                 belong: with an ``ordering`` by numbers, dates and times among the fields.
 
         Raises:
-            RefreshFailed: the load failed; what was loaded before is served on.
+            RefreshFailed: the load failed; what was loaded before is still served.
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
             ValueError: the field cannot read a key.
         """
@@ -257,7 +258,7 @@ class CachedRepository(Repository[RowT]):
         return (await self._refresher.refresh("call", wanted)).snapshot
 
     async def refreshed(self) -> Snapshot[RowT]:
-        """Wait until this worker has all that was committed before this call, by whomever; returns that.
+        """Wait until this worker has everything that anybody committed before this call, and return it.
 
         Where a transport brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;
         elsewhere it loads.

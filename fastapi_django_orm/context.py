@@ -74,8 +74,8 @@ class RequestContext:
         for name, value in scope["headers"]:
             if name == b"x-request-id" and request_id is None and _is_clean_id(value):
                 request_id = value.decode()  # which a proxy has given the request
-        # What `running.enter()`, entering the threads' context and structlog's bind_contextvars() would do;
-        # this is done for every request.
+        # The variables are set directly, since this is done for every request: to enter the threads' context
+        # and to call structlog's bind_contextvars() would do the same and cost more.
         self._here.requests += 1
         entered = running.enter(self._here)
         selected = _threads.set(self._threads)

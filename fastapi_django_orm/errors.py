@@ -1,6 +1,6 @@
 """The exceptions that reach an application: what went wrong, and what to do next.
 
-Each one also is what a caller would catch already: ``LookupError``, ``TimeoutError``, Django's
+Each one is also an exception that callers catch already: ``LookupError``, ``TimeoutError``, Django's
 ``ImproperlyConfigured``. Those that can end a request are Starlette ``HTTPException``s too, so that a
 handler may let them pass: the client gets the status, an application's own exception handler for the
 class (or for ``HTTPException``) goes first, and mounted sub-applications behave alike.
@@ -67,11 +67,11 @@ class NotIndexed(InvalidRepository, LookupError):
 
 
 class NotUnique(DjangoORMError, LookupError):
-    """``fetch()`` was asked for a row by a field of which several rows may have one value."""
+    """``fetch()`` was asked for a row by a field whose values several rows may share."""
 
 
 class PrivateDatabase(ConfigurationError):
-    """A database that each connection would have for itself."""
+    """A database of which each connection would have one of its own."""
 
 
 class DatabaseUnreachable(DjangoORMError, OperationalError):
@@ -134,7 +134,7 @@ class RefreshFailed(DjangoORMError, HTTPException, RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 10) -> str:
-    """The end of an error message about an unknown name: a guess, or what there is.
+    """The end of an error message about an unknown name: a guess, or the names there are.
 
     Args:
         name: what was written.

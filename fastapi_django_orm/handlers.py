@@ -75,7 +75,7 @@ def _of_fastapi(name: str) -> Callable[..., Any]:
 
 
 async def _end_left_open(before: Block | None, error: BaseException | None = None) -> None:
-    """Do at a handler's end what ``nothing_left_open()`` around it would, which few handlers need."""
+    """Do what ``nothing_left_open()`` around the handler would, at its end alone: few handlers need it."""
     after = current_block()
     if after is before:
         return
@@ -130,7 +130,7 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
 
 
 def _atomic_aliases(handler: Any) -> list[str]:
-    """The databases whose ``ATOMIC_REQUESTS`` is on, but for those of ``@non_atomic_requests``."""
+    """The databases whose ``ATOMIC_REQUESTS`` is on, except those that ``@non_atomic_requests`` names."""
     every = connections.settings
     for settings in every.values():
         if settings["ATOMIC_REQUESTS"]:

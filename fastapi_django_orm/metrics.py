@@ -48,7 +48,7 @@ def show_repository(repository: Repository) -> None:
 
 
 def hide_repository(repository: Repository) -> None:
-    """Show it no more."""
+    """Stop showing it."""
     global _repositories
     _repositories = tuple(each for each in _repositories if each is not repository)
 
@@ -60,7 +60,7 @@ def show_transport(transport: Transport) -> None:
 
 
 def hide_transport(transport: Transport) -> None:
-    """Show it no more."""
+    """Stop showing it."""
     global _transports
     _transports = tuple(each for each in _transports if each is not transport)
 
@@ -70,7 +70,7 @@ def count_load(repository: str, trigger: str, seconds: float, error: BaseExcepti
 
     Args:
         repository: its name.
-        trigger: who asked first.
+        trigger: what asked for it first.
         seconds: how long it took.
         error: why it failed.
     """

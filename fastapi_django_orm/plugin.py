@@ -59,7 +59,7 @@ class _OnEither(Generic[P, T]):
 class DjangoORM:
     """Uses a Django project's models in a FastAPI application.
 
-    ``FastAPI(lifespan=DjangoORM.lifespan)`` is all. With settings in code,
+    ``FastAPI(lifespan=DjangoORM.lifespan)`` is all it takes. With settings in code,
     ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``. Inside a lifespan of the application's own::
 
         @asynccontextmanager
@@ -96,7 +96,7 @@ class DjangoORM:
     @_OnEither
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """The lifespan: settings, Django, database, repositories, routes; and back.
+        """The lifespan: settings, database threads, Django, repositories, transports, routes; and back.
 
         Raises:
             ConfigurationError: something is written wrong.
@@ -136,7 +136,11 @@ class DjangoORM:
         logger.info("shut_down")
 
     def _prepare(self, here: running.Running) -> tuple[dict[str, Refresher[Any]], list[str]]:
-        """An instance of every repository, checked, and the databases that they read."""
+        """Make an instance of every repository, and check it. On a database thread.
+
+        Returns:
+            What loads those that keep their rows, by name; and the aliases of the databases that are read.
+        """
         classes = repository.declared() if self._repositories is None else list(self._repositories)
         refreshers: dict[str, Refresher[Any]] = {}
         names, aliases = set(), set()

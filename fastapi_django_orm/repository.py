@@ -86,7 +86,7 @@ class Repository(Generic[RowT]):
         fields: which columns and annotations the rows have, relations' (``"author__name"``) included; by
             default all columns and annotations.
         ordering: as in ``order_by()``; by default the query's own, then the primary key.
-        schema: a pydantic model, or a DRF serializer class; rows are its instances (its dicts) then.
+        schema: a pydantic model, or a DRF serializer class; rows are then its instances, or its dicts.
         publish: a path such as ``"/topics/"`` at which everybody may read the list, and each row under its
             key, without a handler. It is public: no dependency of yours guards it.
         cache_control: the ``Cache-Control`` header of responses; by default clients ask whether there is
@@ -112,7 +112,7 @@ class Repository(Generic[RowT]):
         self._reader: Reader | None = None
         self._live: LiveReads | None = None
 
-    # How it comes to be
+    # Before it can be read
 
     def prepare(self) -> None:
         """Check the declaration and get ready to read. The plugin calls it, on a database thread.
@@ -142,7 +142,7 @@ class Repository(Generic[RowT]):
 
     @property
     def _is_constant(self) -> bool:
-        """Whether all that a subclass could make of the query is left as it is here."""
+        """Whether no subclass and no manager makes something else of the query, now or later."""
         kind = type(self)
         queries = (
             kind.queryset is Repository.queryset and kind.ordered_queryset is Repository.ordered_queryset

@@ -23,10 +23,10 @@ class Running:
 
     def __init__(self) -> None:
         self.repositories: dict[type[Any], Any] = {}
-        self.executor: Any = None  # database.executor's, which is above this room
+        self.executor: Any = None  # a DatabaseExecutor, of a layer above this one
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.coherence: Any = None  # coherence.service's, as well
-        self.shared: Any = None  # coherence.shared_loader's, if loads are shared
+        self.coherence: Any = None  # a Coherence, as well
+        self.shared: Any = None  # SharedSnapshots, if loads are shared
         self.ended = False
         self.requests = 0
 
@@ -67,7 +67,7 @@ def find(owner: str) -> Running:
     """The application that the caller runs under.
 
     Args:
-        owner: who asks, for the message.
+        owner: what asks, for the message.
 
     Raises:
         NotStarted: there is none, or several and the context does not say which.

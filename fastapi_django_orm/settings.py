@@ -109,7 +109,7 @@ class ORMSettings(BaseSettings):
     refresh_token: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
         default=None,
         repr=False,
-        description="Who has it may refresh. Without it the route answers only under DEBUG.",
+        description="Whoever has it may refresh. Without it the route answers only under DEBUG.",
     )
     health_path: URLPath = Field(default="/health/", description="Where to ask for health. Empty: no route.")
     startup: Literal["fail", "retry"] = Field(

@@ -29,7 +29,7 @@ _failure: ConfigurationError | None = None
 
 
 def set_up_django(settings_module: str | None = None) -> None:
-    """Set Django up unless it is, in this thread or, under a running event loop, in one of its own.
+    """Set Django up if that was not done yet; on a thread of its own if an event loop runs here.
 
     A server imports the application with its loop running, and an ``AppConfig.ready()`` that queries
     would be refused there (``SynchronousOnlyOperation``).
@@ -109,7 +109,7 @@ def _import_settings(settings_module: str | None) -> None:
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
         importlib.import_module(name)
-        bool(settings.DEBUG)  # Django looks at the module at the first question
+        bool(settings.DEBUG)  # Django reads the module at the first access
     except (Exception, SystemExit) as error:
         # Whoever tries again must not find the wrong name there.
         if before is None:

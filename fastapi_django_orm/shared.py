@@ -16,7 +16,7 @@ class SharedContext:
         """Open nothing yet.
 
         Args:
-            *contexts: what to open, in this order; what to close, in the other.
+            *contexts: what to open, in this order, and to close in reverse.
         """
         self._contexts = contexts
         self._stack = ExitStack()
@@ -25,7 +25,7 @@ class SharedContext:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Be one of those who are inside."""
+        """Keep the contexts open, for the length of the block."""
         with self._lock:
             if not self._inside:
                 with ExitStack() as opening:  # which closes the first ones if a later one cannot be opened

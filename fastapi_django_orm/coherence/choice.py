@@ -76,7 +76,7 @@ def is_named(settings: ORMSettings, listener: Listener) -> bool:
 
 
 def publishers(settings: ORMSettings) -> list[Publisher]:
-    """What has to be told of every write, since the database does not: brokers, and applications' routes.
+    """What has to be told of every write that no database announces: brokers, and applications' routes.
 
     Raises:
         InvalidSettings: a transport is named whose package is not installed.
@@ -90,7 +90,7 @@ def publishers(settings: ORMSettings) -> list[Publisher]:
 
 
 def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[Publisher]:
-    """What speaks through the databases: for hints that no write has caused.
+    """What publishes through the databases: for hints that no write has caused.
 
     Args:
         settings: the application's.
@@ -116,7 +116,7 @@ def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
 
     Args:
         alias: its key in ``DATABASES``.
-        dsn: what is to be different.
+        dsn: what overrides them.
 
     Raises:
         InvalidSettings: the DSN cannot be read.

@@ -29,8 +29,8 @@ class Concern:
     Attributes:
         alias: the database that it reads.
         own: labels of models whose keys are those of its rows, so that a hint's keys name the rows.
-        related: labels of the other models; None: there is no telling, and each may be one.
-        tables: of all these that are known, with their labels.
+        related: labels of the other models; None: they are not known, and any may be one.
+        tables: those of all these models that are known, with the models' labels.
         to_key: makes a row's key of what a hint has.
         explained: labels of those that may be views, since `depends_on` says what is behind them.
         embedded: whether that database is a file, and no server.
@@ -49,12 +49,12 @@ class Concern:
         return not hint.label or self.related is None or hint.label in self.own | self.related
 
     def keys(self, hint: Hint) -> frozenset[Any] | None:
-        """Which ones; None: any."""
+        """The keys of the rows that may have changed; None: any may."""
         if hint.keys is None or hint.label not in self.own:
             return None
         try:
             return frozenset(self.to_key(key) for key in hint.keys)
-        except Exception:  # whatever a field raises for what is no key of its
+        except Exception:  # whatever a field raises for what is none of its keys
             return None
 
 
@@ -92,7 +92,7 @@ def concern_of(repository: Any) -> Concern:
 
 
 def _managed(linked: Collection[type[Model] | None], alias: str) -> Iterator[QuerySet[Any]]:
-    """What relations read by way of: a manager may have a query of its own."""
+    """The queries by which relations are read: a manager may have one of its own."""
     for model in linked:
         if model is not None:
             yield model._default_manager.using(alias)
@@ -143,7 +143,7 @@ def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
 
 
 def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None = None) -> str | None:
-    """The SQL that loads, or None: the database must be asked for it and is away, or it needs none today."""
+    """The SQL that loads; None if making it needs a database that is away, or if there can be no rows now."""
     if fields is not None and not issubclass(queryset._iterable_class, ValuesIterable):
         queryset = queryset.values(*fields)
     try:

@@ -1,6 +1,6 @@
 """How one repository follows the hints about it: one refresh at a time, for all that has come meanwhile.
 
-However many hints come, there are at most one refresh that runs and one set of keys that waits.
+However many hints come, at most one refresh runs and one set of keys waits.
 """
 
 import asyncio
@@ -36,14 +36,14 @@ class Follower:
         self._served = 0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        # Not that of whoever tells, a request or a transaction, whose end this may outlive.
+        # Not the context of follow()'s caller, a request or a transaction, whose end this may outlive.
         self._context = copy_context()
 
     def follow(self, keys: Collection[Hashable] | None) -> None:
         """Have rows refreshed, soon.
 
         Args:
-            keys: theirs, none of which is nothing to do; None: all.
+            keys: the rows' keys, an empty collection for nothing; None: all rows.
         """
         if keys is not None and not keys:
             return

@@ -15,7 +15,7 @@ from uuid import UUID
 
 # PostgreSQL's channel and Redis'; the names of the triggers begin with it.
 CHANNEL = "fastapi_django_orm"
-# The trigger that tells of keys which become others. Functions that need it name it.
+# Announces changed primary keys. A table's function mentions it in a comment if the table needs it.
 REKEY = f"{CHANNEL}_rekey"
 VERSION = 1
 
@@ -82,7 +82,7 @@ def decode(payload: bytes | str) -> Hint:
 
 
 def understood(message: Any) -> Hint:
-    """As ``decode()``, of what the JSON has said."""
+    """As ``decode()``, for a message that is parsed already."""
     match message:
         case {"v": int(version), "m": str(label)} if version == VERSION:
             return Hint(label, _keys(message.get("k")))
@@ -99,7 +99,7 @@ def _message(label: str, keys: Sequence[bytes] | None = None) -> bytes:
 
 
 def parts(written: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
-    """As many at a time as there is room for, in bytes, with commas between."""
+    """As many keys at a time as fit into the room, in bytes, with commas between."""
     part: list[bytes] = []
     size = 0
     for key in written:

@@ -40,14 +40,14 @@ class HTTPPublisher:
         """Post it.
 
         Raises:
-            TransportUnavailable: nobody answers, or refuses; the message has the status.
+            TransportUnavailable: nobody answers, or the route refuses; the message has the status.
         """
         query = f"?{urlencode({'model': hint.label})}" if hint.label else ""
         for message in encode(hint, MESSAGE_LIMIT):
             self._send(Request(self._url + query, message, self._headers, method="POST"))
 
     def check(self) -> None:
-        """Ask the route what it takes.
+        """Find out whether anything answers at the URL, be it an error.
 
         Raises:
             TransportUnavailable: nobody answers.
@@ -59,7 +59,7 @@ class HTTPPublisher:
                 raise
 
     def close(self) -> None:
-        """Let go of nothing."""
+        """Do nothing: no connection is kept."""
 
     def _send(self, request: Request) -> None:
         try:

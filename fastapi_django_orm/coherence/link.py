@@ -40,7 +40,8 @@ class Link:
 
         Args:
             listener: what to keep up.
-            relied_on: whether it was asked for by name. Another is relied on when it is complete once.
+            relied_on: whether it was asked for by name. Any other is relied on from the first moment at which
+                it misses nothing.
             heard: called on the event loop with what it hears, and with ``EVERYTHING`` when it connects.
             said: called on the event loop with what other workers say.
         """
@@ -48,7 +49,7 @@ class Link:
         self.connected_since: datetime | None = None
         self.last_hint: datetime | None = None
         self.error: BaseException | None = None
-        self.tried = asyncio.Event()  # whether it is up is known
+        self.tried = asyncio.Event()  # set once it is known whether it is up
         self._heard = heard
         self._said = said
         self._failures = 0
@@ -77,14 +78,14 @@ class Link:
         self._task = asyncio.create_task(self._run(), name=f"coherence {self.listener.name}")
 
     async def stop(self) -> None:
-        """Hang up."""
+        """Stop listening."""
         metrics.hide_transport(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def connected(self) -> None:
-        """Note it, and have everything read anew."""
+        """Note the connection, and have everything read anew."""
         self.connected_since, self._up_since = datetime.now(UTC), time.monotonic()
         self.error = None
         self.tried.set()

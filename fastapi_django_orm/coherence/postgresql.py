@@ -28,7 +28,7 @@ USE_DIRECT_DSN = (
     "leads there directly, or DJANGO_ORM_COHERENCE to another transport."
 )
 
-# Everybody may see names of applications, whose sessions these ever are.
+# Every role may read application_name, whoever owns the session.
 _WORKERS = """
 SELECT convert_to(application_name, 'UTF8') FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database() AND starts_with(application_name, %s)"""
@@ -70,7 +70,7 @@ class PostgreSQLListener:
 
     @property
     def unheard(self) -> frozenset[str]:
-        """Labels of the models whose tables tell less than all."""
+        """Labels of the models whose tables do not announce every write."""
         return self._watch.unheard
 
     async def listen(self, receiver: Receiver) -> None:
@@ -105,13 +105,13 @@ class PostgreSQLListener:
         return await asking
 
     async def workers(self) -> frozenset[str]:
-        """Whose sessions there are in this database, on any of its clients' machines."""
+        """The workers that have a session in this database, on whatever machine they run."""
         rows = await self._run_errand(_WORKERS, [APPLICATION])
         names = (bytes(name).decode("ascii", "replace").removeprefix(APPLICATION) for (name,) in rows)
         return frozenset(filter(is_worker, names))
 
     async def say(self, channel: str, message: bytes) -> None:
-        """Notify."""
+        """Notify this channel."""
         await self._run_errand("SELECT pg_notify(%s, %s)", [channel, message.decode()])
 
     async def _run_errand(self, query: str, parameters: Sequence[Any]) -> list[Any]:
@@ -178,7 +178,7 @@ class PostgreSQLListener:
                 errand.rows.set_exception(TransportUnavailable(f"{self.name} was lost."))
 
     async def _beat(self, session: Session) -> None:
-        """Send a message to itself, and wait for it; who asks from now on waits for the next one."""
+        """Send a message to itself, and wait for it; whoever asks from now on waits for the next one."""
         asking, self._asking = self._asking, []
         self._beats += 1
         beat = b"%d" % self._beats

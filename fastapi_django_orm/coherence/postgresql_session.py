@@ -55,7 +55,7 @@ class Session:
         await self._connection.close()
 
     def wake(self) -> None:
-        """End somebody's ``wait()``."""
+        """Have ``wait()`` return now."""
         self._woken.set()
 
     async def wait(self, seconds: float) -> None:

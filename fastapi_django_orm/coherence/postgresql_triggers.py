@@ -1,4 +1,4 @@
-"""Whether the tables that are read still tell of their writes: a worker looks, as often as its heart beats.
+"""Whether the tables that are read still tell of their writes: a worker looks with every heartbeat.
 
 Triggers may be dropped, switched off or replaced under it, and come back. What was written in between has
 been announced to nobody.
@@ -55,10 +55,10 @@ class TriggerWatch:
         self._found: list[str | None] = []
 
     async def look(self, session: Session) -> bool:
-        """Look at them now.
+        """Look at the triggers now.
 
         Returns:
-            Whether they are others than when this was called last.
+            Whether they differ from those that the last call has found.
         """
         labels = list(self._tables.values())
         written = [json.dumps(label) for label in labels]  # as the triggers' function has them

@@ -12,8 +12,8 @@ from .transport import Receiver
 _lock = threading.Lock()
 _listening: list[tuple[asyncio.AbstractEventLoop, Receiver]] = []
 
-# Called with whether an application listens, when one begins or ends: what is costly to tell is told only to
-# somebody.
+# Called with whether an application listens, when one begins or ends: what is costly to find out is left
+# undone while nobody listens.
 on_change: list[Callable[[bool], None]] = []
 
 # The loops of a parent process are not the child's to wake.
@@ -35,14 +35,14 @@ class ProcessPublisher:
     name = "process"
 
     def publish(self, hint: Hint) -> None:
-        """Tell them."""
+        """Tell them the hint."""
         publish(hint)
 
     def check(self) -> None:
-        """Find nothing to complain about."""
+        """Do nothing: this always works."""
 
     def close(self) -> None:
-        """Let go of nothing."""
+        """Do nothing: there is no connection."""
 
 
 class ProcessListener:
@@ -59,7 +59,7 @@ class ProcessListener:
             await asyncio.get_running_loop().create_future()
 
     async def caught_up(self) -> bool:
-        """Tell nothing: other processes write as well."""
+        """False: other processes write as well."""
         return False
 
 

@@ -62,7 +62,7 @@ class RedisListener:
         )
         try:
             async with client, aclosing(client.pubsub()) as pubsub:
-                # Hints at last: when that is confirmed, so are the others.
+                # The channel of hints last: when it is confirmed, so are the others.
                 await pubsub.subscribe(EVERY_WORKER, channel_of(self.worker), CHANNEL)
                 self._client = client
                 try:
@@ -92,11 +92,11 @@ class RedisListener:
                 waits_for_pong = True
 
     async def caught_up(self) -> bool:
-        """Tell nothing: a hint is published some time after its commit."""
+        """False: a hint is published some time after its commit."""
         return False
 
     async def workers(self) -> frozenset[str]:
-        """Who is subscribed to a channel of its own for answers."""
+        """The workers that are subscribed to their own channels for answers."""
         prefix = channel_of("").encode()
         async with self._connected() as client:
             channels = await client.pubsub_channels(prefix + b"*")
@@ -108,7 +108,7 @@ class RedisListener:
         return frozenset(filter(is_worker, names))
 
     async def say(self, channel: str, message: bytes) -> None:
-        """Publish it."""
+        """Publish a message on this channel."""
         async with self._connected() as client:
             await client.publish(channel, message)
 
@@ -157,7 +157,7 @@ class RedisPublisher:
         self._client = _client(url)
 
     def publish(self, hint: Hint) -> None:
-        """Publish it.
+        """Publish a hint.
 
         Raises:
             TransportUnavailable: the server does not take it.

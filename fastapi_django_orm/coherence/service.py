@@ -37,7 +37,7 @@ class Coherence:
     """
 
     def __init__(self, settings: ORMSettings, repositories: Mapping[str, Any]) -> None:
-        """Find out what concerns whom. On a database thread.
+        """Find out which hints concern which repositories. On a database thread.
 
         Args:
             settings: the application's.
@@ -87,7 +87,7 @@ class Coherence:
             self._followers[name] = Follower(refresher, spread)
 
     async def stop(self) -> None:
-        """Hang up, and follow nothing more."""
+        """Stop listening, and follow nothing more."""
         await asyncio.gather(*(link.stop() for link in self.links))
         await self.roll_call.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
@@ -100,7 +100,7 @@ class Coherence:
         """Follow a hint that has come another way, and have the other workers follow it.
 
         Raises:
-            TransportUnavailable: one that connects workers is down, which has been up.
+            TransportUnavailable: a transport that connects workers has been up, and is down.
         """
         self.hear(hint)
         links = [link for link in self.links if isinstance(link.listener, Connecting) and link.has_been_up]

@@ -46,7 +46,7 @@ def pack(pages: Sequence[Page], keyed: bool, codec: RowCodec, key: bytes) -> Ite
         pages: the table's.
         keyed: whether its rows have keys.
         codec: knows the columns' types.
-        key: what to sign with, of up to 64 bytes; other for each table.
+        key: what to sign with, of up to 64 bytes; another for each table.
 
     Raises:
         NotPortable: a row has more than its JSON, or a key of a kind that cannot be written.

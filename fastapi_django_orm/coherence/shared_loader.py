@@ -52,7 +52,7 @@ class SharedSnapshots:
 
     @property
     def in_use(self) -> bool:
-        """Whether to try."""
+        """Whether to try to share."""
         return self._failed_at is None or time.monotonic() - self._failed_at > REST
 
     def loader(self, loader: Loader, repository: Any, reader: Reader) -> Loads[Any]:
@@ -61,14 +61,14 @@ class SharedSnapshots:
         Args:
             loader: what reads the database.
             repository: the repository, prepared.
-            reader: its.
+            reader: the repository's.
         """
         if reader.codec is None:
             return loader  # rows of a schema are Python objects, which stay where they are
         return SharedLoader(loader, Identity(repository, reader.names), repository, reader.codec, self)
 
     def failed(self, error: Exception) -> None:
-        """Note it, in one line for as long as it lasts."""
+        """Note a failure, in one line of the log for as long as failures last."""
         with self._lock:
             was, self._failed_at = self._failed_at, time.monotonic()
         if was is None:
@@ -76,7 +76,7 @@ class SharedSnapshots:
             logger.error("shared_snapshots_lost", error=type(error).__name__, cause=cause)
 
     def worked(self) -> None:
-        """Note it."""
+        """Note a success, in one line of the log if it ends failures."""
         with self._lock:
             was, self._failed_at = self._failed_at, None
         if was is not None:
@@ -108,7 +108,7 @@ class SharedLoader:
         self.let_go = loader.let_go
 
     def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
-        """All rows, read after this call by whomever.
+        """All rows, read after this call by this worker or another.
 
         Raises:
             The same as the loader's.

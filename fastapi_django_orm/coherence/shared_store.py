@@ -24,7 +24,7 @@ from redis.retry import Retry
 PREFIX = "fastapi_django_orm:shared"
 PATIENCE = 2.0  # seconds to connect, or for an answer
 LOCK = 3.0  # seconds that a lock outlives its holder
-ROWS_KEPT = 60  # seconds that rows stay for who has asked before they were read
+ROWS_KEPT = 60  # seconds that rows stay for those who asked before they were read
 STATE_KEPT = 3600  # seconds that the numbers stay
 LONGEST_WAIT = 1.0  # seconds between two looks
 
@@ -199,12 +199,12 @@ class Room:
 
         Args:
             turn: ours.
-            alone: tell who waits that it has to load for itself.
+            alone: tell those who wait to load for themselves.
         """
         self._run(_RELEASE, turn.token, turn.epoch, turn.covers if alone else "", STATE_KEPT)
 
     def parts(self, take: Take) -> Iterator[bytes]:
-        """Its parts.
+        """The parts of the rows to take.
 
         Raises:
             LookupError: one is no longer there.

@@ -77,7 +77,7 @@ class _Watch:
         self._woken.set()
 
     async def look(self) -> bool:
-        """Have it look now; whether it has."""
+        """Have the thread look now; returns whether it has."""
         if self.ended.done():
             return False
         asking: asyncio.Future[bool] = self._loop.create_future()
@@ -157,7 +157,7 @@ class SQLitePublisher:
             raise TransportUnavailable(f"{self.name} cannot be read: {error}") from error
 
     def close(self) -> None:
-        """Let go of nothing."""
+        """Do nothing: no connection is kept."""
 
 
 def _answer(asked: "asyncio.Future[bool]", answer: bool) -> None:

@@ -35,7 +35,7 @@ class Publisher(Protocol):
         """Find out whether something could be published.
 
         Raises:
-            TransportUnavailable: not now.
+            TransportUnavailable: nothing could be, now.
         """
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class Publisher(Protocol):
 
 
 class Receiver(Protocol):
-    """Whom a listener tells. Called on the event loop; returns at once."""
+    """What a listener reports to. Called on the event loop; returns at once."""
 
     def connected(self) -> None:
         """From now on no hint is missed. What was published before may have been."""

@@ -1,7 +1,7 @@
 """What workers say to each other: "refresh these, and tell me when you have", the answer, and hints.
 
-Such messages travel on channels of their own, so that who does not know them never takes them for hints. As
-with hints, reading one is total: what cannot be understood is nothing.
+Such messages travel on channels of their own, so that a listener that does not know them never takes them for
+hints. As with hints, reading one is total: what cannot be understood is nothing.
 """
 
 import json
@@ -24,16 +24,16 @@ _WORKER = re.compile(r"[A-Za-z0-9._-]{1,20}:[0-9]{1,10}:[0-9a-f]{8}", re.ASCII)
 
 @runtime_checkable
 class Connecting(Protocol):
-    """A listener through which workers reach each other. What they say its receiver is told: ``said()``.
+    """A listener through which workers reach each other. Its receiver is told what they say: ``said()``.
 
     Attributes:
-        worker: by which name it presents itself; set before it listens.
+        worker: the name by which it presents itself; set before it listens.
     """
 
     worker: str
 
     async def workers(self) -> frozenset[str]:
-        """Who listens now, and hears what is said from now on.
+        """The workers that listen now, and hear what is said from now on.
 
         Raises:
             TransportUnavailable: that cannot be found out now.
@@ -90,7 +90,7 @@ class News:
     """A hint that one worker was given, for all.
 
     Attributes:
-        worker: who was.
+        worker: the one that was given it.
         hint: what it says.
     """
 

@@ -36,7 +36,7 @@ class Atomic:
         if self._inner is not None:
             raise RuntimeError("This block is open already. Write `async with atomic():` for each block.")
         while not await self._enter():
-            pass  # the block around has ended at this moment: this one is outside of it
+            pass  # the block around it has just ended: this one begins outside of it
         return self
 
     async def _enter(self) -> bool:
@@ -120,7 +120,7 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
 
     Raises:
         DatabaseBusy: no connection came free within ``DJANGO_ORM_THREAD_TIMEOUT``.
-        RuntimeError: ``durable``, and inside another block.
+        RuntimeError: ``durable`` was asked for inside another block.
         NotStarted: no lifespan of ``DjangoORM`` runs.
 
     Source: https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic

@@ -57,11 +57,11 @@ class Block:
 
     @property
     def ended(self) -> bool:
-        """Whether code that was started inside is outside by now."""
+        """Whether the block is over, so that code which was started inside it is outside by now."""
         return self._ended
 
     def put(self, job: Job) -> None:
-        """Run the job on the transaction's thread, whatever is open."""
+        """Run the job on the transaction's thread, even while a nested block is open."""
         if self.parent is None:
             self.transaction.put(job)
         else:
@@ -84,7 +84,7 @@ class Block:
         return await to_its_end(job.future)  # type: ignore[no-any-return]
 
     async def take_connection(self, alias: str) -> None:
-        """Have a connection to this database, from now to the end of the transaction.
+        """Take a connection to this database for the rest of the transaction.
 
         Raises:
             DatabaseBusy: none came free in time.
@@ -111,7 +111,7 @@ class Block:
         self.transaction.pools(alias).check(connection)
 
     async def begin_nested(self) -> None:
-        """Wait until no other nested block is open, and be the one that is."""
+        """Wait until no other nested block is open, and mark one as open."""
         turn: Future[None] = Future()
         with self.transaction.lock:
             if self._nested:
@@ -129,7 +129,7 @@ class Block:
             raise
 
     def end_nested(self) -> None:
-        """Let those go on who wait for the nested block's end."""
+        """Let what waits for the end of the nested block go on."""
         with self.transaction.lock:
             self._nested = False
             while self._waiting and not self._nested:
@@ -171,7 +171,7 @@ class Block:
             self.end()
 
     def end(self) -> None:
-        """What follows is outside."""
+        """Mark the block as ended; with the outermost one, end the transaction."""
         with self.transaction.lock:
             self._ended = True
             if self.parent is not None and self.parent.nested is self:
@@ -181,12 +181,12 @@ class Block:
         self.end_nested()  # of tasks that outlive the block
 
     def break_nested(self) -> None:
-        """Roll back what a task still has open inside, and let it go on no more."""
+        """Roll back the nested block that a task still has open; what the task does in it later fails."""
         if self.nested is not None:
             self.nested.break_off()
 
     def break_off(self) -> None:
-        """Roll back before the end, on the transaction's thread."""
+        """Roll this block back before its end, on the transaction's thread."""
         if self._ended:
             return
         self.broken = True
@@ -217,7 +217,11 @@ def break_off_all(threads: DatabaseThreads) -> None:
 
 
 def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
-    """In a forked child: the open transactions are the parent's, and so are their connections. Those."""
+    """Forget the transactions that the parent had open, in a forked child.
+
+    Returns:
+        The parent's connections, which must be kept alive.
+    """
     held = [block.transaction.connections for block in _outermost]
     for block in _outermost:
         block.transaction.connections = {}
@@ -243,7 +247,7 @@ def current_block() -> Block | None:
 
 
 def entered_block() -> Block | None:
-    """What ``enter_block()`` was last told in this context."""
+    """The block that this context has entered last, be it over or not."""
     return _block.get()
 
 

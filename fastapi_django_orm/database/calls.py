@@ -27,7 +27,7 @@ class Call:
 
     Attributes:
         held: the connections that it has borrowed, by alias.
-        transaction: those that it uses of the transaction around it.
+        transaction: the connections of the transaction around it, once it has used one.
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
         cut_off: whether its connections were cut because it took too long.
@@ -36,7 +36,7 @@ class Call:
     __slots__ = ("cut_off", "held", "ident", "pools", "started", "transaction")
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
-        """Begin with nothing.
+        """Borrow nothing yet.
 
         Args:
             pools: where to borrow, by alias.
@@ -86,7 +86,7 @@ class Call:
             _local.call = before
 
     def give_back(self) -> None:
-        """Give back what no transaction is open on, at the end or before a wait for something else."""
+        """Give back each connection without an open transaction, at the end or before a wait."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block:
                 del self.held[connection.alias]
@@ -139,7 +139,11 @@ def current() -> Call | None:
 
 
 def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
-    """In a forked child: the calls that ran were the parent's, and so are their connections. Those."""
+    """Forget the calls that the parent was running, in a forked child.
+
+    Returns:
+        The parent's connections, which must be kept alive.
+    """
     held = [call.held for call in running_calls]
     for call in running_calls:
         call.held, call.transaction = {}, {}

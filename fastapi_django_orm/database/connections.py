@@ -1,4 +1,4 @@
-"""``django.db.connections``, asking first what the running code has: a transaction, or a call.
+"""``django.db.connections``, which first looks for a transaction or a call that the running code is in.
 
 Django looks its connections up by thread. Here a thread serves many calls, and a transaction many threads.
 """

@@ -1,7 +1,7 @@
 """Cursors that outlive a call: ``queryset.iterator()`` in a streaming response, ``aiterator()`` in a loop.
 
-Each step of such a loop is a call of its own, and between two of them the connection may serve others. That
-is well with what the databases do, if the following is seen to:
+Each step of such a loop is a call of its own, and between two of them the connection may serve others. The
+databases allow that, with some care:
 
 - PostgreSQL keeps a server-side cursor (Django declares it WITH HOLD) for as long as the connection is open,
   so a connection with one is not closed for its age, and others are lent first.

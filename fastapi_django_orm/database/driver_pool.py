@@ -1,8 +1,8 @@
 """psycopg's own pool, ``OPTIONS["pool"]``, under ours.
 
-Ours lends connections to calls, and one that is given back goes on to psycopg's, since Django gives it no
-age. So that pool decides how many are open and whether they work, and by itself it opens four at once, at
-least, and hands out those that the server has closed meanwhile.
+Ours lends connections to calls. One that is given back goes on to psycopg's pool, since Django allows that
+pool only with ``CONN_MAX_AGE = 0``. So psycopg's pool decides how many are open and whether they work; by
+itself it opens at least four at once, and hands out connections that the server has closed meanwhile.
 """
 
 from django.db import connections

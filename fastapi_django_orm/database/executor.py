@@ -43,7 +43,7 @@ class DatabaseExecutor(Executor):
         """Use these threads and connections.
 
         Args:
-            threads: who runs.
+            threads: they run the functions.
             pools: the connections, by alias.
         """
         self.threads = threads

@@ -1,4 +1,4 @@
-"""What must happen though nobody calls: jobs that wait too long, calls that do not end, idle connections."""
+"""What must happen even if nobody calls: jobs that wait too long, calls that do not end, idle connections."""
 
 import asyncio
 import sys
@@ -28,7 +28,7 @@ _WRAPPERS = (str(Path(calls.__file__).parent), str(Path(asgiref.__file__).parent
 async def keep_house(
     threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], patience: float, call_limit: float
 ) -> None:
-    """Look after the threads and connections of an application, for ever.
+    """Look after the threads and connections of an application, until cancelled.
 
     Args:
         threads: the application's.

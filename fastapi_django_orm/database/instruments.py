@@ -160,7 +160,7 @@ class _OnThread(Call):
         block.end()
 
     def abandon(self) -> None:
-        """Nobody will join what the call still leaves open."""
+        """Note that nobody will join what the call still leaves open."""
         with _lock:
             self._abandoned = True
 

@@ -25,7 +25,7 @@ Compose = Callable[[BaseDatabaseWrapper], bytes | None]
 Answer = list[tuple[Any, ...]] | Exception | None
 Done = Callable[[Answer], None]
 
-# Classes of errors: the data, which may be one key's; the query, of which a thread can tell more.
+# Classes of SQLSTATE: 22, the data, which may be one key's; 42, the query, of which a thread can tell more.
 _OF_THE_QUERY = ("22", "42")
 
 
@@ -33,7 +33,7 @@ class LoopQueries:
     """The queries that one application's event loop waits for."""
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
-        """Wait for none yet.
+        """Send none yet.
 
         Args:
             pools: the connections, by alias.
@@ -50,8 +50,8 @@ class LoopQueries:
             compose: gives the SQL, its parameters written out; None or any exception if there is none. It
                 runs at once, and finds the connection that will be used in ``django.db.connections``.
             done: called in the loop, later, with the rows as Django would read them; with the error if the
-                connection has broken, or the server has a reason that is no fault of the query; or with None
-                if the query is refused, or its rows cannot be read.
+                connection has broken, or the server fails for a reason other than the query; or with None if
+                the query is refused, or its rows cannot be read.
 
         Returns:
             Whether ``done`` will be called. If not, ask on a thread.
@@ -98,14 +98,14 @@ class LoopQueries:
         self._closed = True
 
     def break_off(self) -> None:
-        """End all queries, and tell who waits for them. In the event loop, when there will be no more."""
+        """End all queries with an error for their callers. In the event loop, when there will be no more."""
         while self._waiting:
             query = next(iter(self._waiting))
             query.end(RuntimeError("The application has shut down; its queries have ended."), broken=True)
 
 
 class _LoopCall(Call):
-    """A query of the loop, as it is seen by those who look after calls. It borrows nothing more."""
+    """A query of the loop, in the form that housekeeping looks after. It borrows nothing more."""
 
     __slots__ = ()
 
@@ -126,7 +126,7 @@ class _Query:
 
     Attributes:
         connection: what it was sent on.
-        call: what it is for those who look after calls.
+        call: the query as housekeeping sees it.
         ended: called with the answer, and with whether the connection has broken.
 
     Source: https://www.postgresql.org/docs/current/libpq-async.html
@@ -145,7 +145,7 @@ class _Query:
         self._writing = False
 
     def watch(self) -> bool:
-        """Have the loop watch the socket; False if it is one that cannot."""
+        """Have the loop watch the socket; False if this kind of loop cannot."""
         try:
             self._loop.add_reader(self._socket, self._ready)
         except NotImplementedError:
@@ -153,7 +153,7 @@ class _Query:
         return True
 
     def send(self, sql: bytes) -> None:
-        """Send it.
+        """Send the query.
 
         Raises:
             Exception: the connection does not take it.
@@ -162,12 +162,12 @@ class _Query:
         self._flush()
 
     def end(self, answer: Answer, *, broken: bool) -> None:
-        """Wait no more."""
+        """Stop waiting, and answer the caller."""
         self.leave()
         self.ended(answer, broken)
 
     def leave(self) -> None:
-        """Have the loop forget the socket."""
+        """Have the loop watch the socket no more."""
         self._loop.remove_reader(self._socket)
         if self._writing:
             self._loop.remove_writer(self._socket)

@@ -38,7 +38,8 @@ class Pool:
         first = self._create()
         self._close_driver_pool = getattr(first, "close_pool", None)  # OPTIONS["pool"]
         self._free = [first]  # a stack: the warmest is lent, the others grow old
-        # One may be idle for longer than its age, and is replaced at its next use; not if none is to be kept.
+        # The warmest connection is spared from the sweep, since its next use replaces it if it is too old;
+        # none is spared under CONN_MAX_AGE=0.
         self._spared = 0 if first.settings_dict["CONN_MAX_AGE"] == 0 else 1
         self._lent = 0
         self._waiting: deque[Future[BaseDatabaseWrapper]] = deque()
@@ -69,9 +70,10 @@ class Pool:
         return self._free.pop()
 
     def take_ready(self) -> BaseDatabaseWrapper | None:
-        """A free connection that works as it is, on the event loop; None if there is none. Put it back.
+        """A free connection that works as it is, on the event loop; None if there is none.
 
-        It was not checked as ``borrow()`` checks, which may close connections, and ask the server.
+        Return it with ``put_back()`` or ``drop()``. It is not checked as by ``borrow()``, which may close
+        connections and ask the server.
         """
         with self._lock:
             for position in range(len(self._free) - 1, -1, -1):
@@ -111,8 +113,8 @@ class Pool:
     def check(self, connection: BaseDatabaseWrapper) -> None:
         """Close a connection that is too old, broken or dead, so that its next use opens another.
 
-        What Django does when a request begins, and one thing that it does not: see a connection that the
-        server has closed while it was idle.
+        Django does this when a request begins. Unlike Django, it also notices a connection that the server
+        has closed while it was idle.
         """
         if connection.connection is not None and died_idle(connection):
             self._close(connection)
@@ -165,8 +167,7 @@ class Pool:
     def sweep(self) -> None:
         """Close the idle connections that are past their age, all but the one used last.
 
-        Besides those that have grown old here it is one that a loop over rows has read from to its end in a
-        call that has not borrowed it.
+        A free connection becomes old here, or when a loop of another call reads its cursor to the end.
         """
         with self._lock:
             old = self._old()

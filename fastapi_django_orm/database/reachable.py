@@ -64,7 +64,7 @@ def table_explained(model: type[Model], alias: str) -> Iterator[None]:
     """Say ``manage.py migrate`` where a query inside fails because the model's table is not there.
 
     Raises:
-        TableMissing: it is not.
+        TableMissing: the table is not there.
     """
     try:
         yield

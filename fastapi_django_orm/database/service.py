@@ -82,10 +82,10 @@ class _Process:
                 pool.close()
 
     def forget(self) -> None:
-        """In a forked child: leave the parent's connections alone, and have threads of its own.
+        """Leave the parent's connections alone in a forked child, and begin with threads of its own.
 
-        They are kept, because a driver that finalises one would say goodbye to the server on the socket that
-        the parent still uses.
+        The connections are kept, because a driver that finalises one would say goodbye to the server on the
+        socket that the parent still uses.
         """
         self._forgotten.append((self._pools, calls.forget_all(), blocks.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
@@ -119,7 +119,7 @@ async def database_service(size: int, patience: float, call_limit: float) -> Asy
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
         await _off_the_loop(lambda: _shut_down(threads, shared))
-        executor.on_loop.break_off()  # those who wait for others then hear that there are no threads, either
+        executor.on_loop.break_off()  # what waits behind these queries then finds no threads, either
 
 
 def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:

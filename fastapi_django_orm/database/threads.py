@@ -1,7 +1,7 @@
-"""Who runs ORM code: a few long-lived threads.
+"""The threads that run ORM code: few, and long-lived.
 
 Not a ``ThreadPoolExecutor``: the interpreter waits for its threads at exit, for ever if a query hangs, and a
-job that has waited too long for a thread could not be told so.
+job that has waited too long for a thread could not be ended with an error that says so.
 """
 
 import queue
@@ -27,7 +27,7 @@ class Job:
     __slots__ = ("_calls", "future", "submitted")
 
     def __init__(self, call: Callable[[], Any]) -> None:
-        """Wait.
+        """Make a job that no thread has begun.
 
         Args:
             call: the function, its arguments bound.
@@ -42,7 +42,7 @@ class Job:
         return bool(self._calls) and not self.future.done()
 
     def run(self) -> None:
-        """Do it, unless it was given up."""
+        """Run the function, unless the job was given up."""
         call = self._claim()
         if call is None:
             return
@@ -59,12 +59,12 @@ class Job:
             self.future.set_result(result)
 
     def expire(self, error: Exception) -> None:
-        """Give it up with this error, unless a thread has begun it."""
+        """Give the job up with this error, unless a thread has begun it."""
         if self._claim() is not None:
             self.future.set_exception(error)
 
     def _claim(self) -> Callable[[], Any] | None:
-        """The function, for the one that comes first, if the caller still waits."""
+        """Take the function, if nobody has yet and the caller still waits."""
         try:
             call = self._calls.pop()
         except IndexError:
@@ -117,7 +117,7 @@ class DatabaseThreads:
         _all.add(self)
 
     def begin(self) -> None:
-        """Have no threads."""
+        """Begin without threads and without jobs."""
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._waiting: deque[Job] = deque()
@@ -202,6 +202,6 @@ class DatabaseThreads:
 
 
 def forget_threads() -> None:
-    """In a forked child: the threads were the parent's."""
+    """Begin without threads in a forked child: those that ran were the parent's."""
     for threads in _all:
         threads.begin()

@@ -57,8 +57,8 @@ class Transaction:
         _release(self.pools, held)
         if worker is None:
             return
-        # What is left is of tasks that outlive the block, and may wait for connections; the next transaction
-        # on this thread must not wait for that.
+        # What is left comes from tasks that outlive the block, and may wait for connections; the next
+        # transaction on this thread must not wait for that.
         with suppress(queue.Empty):
             while (job := worker.jobs.get_nowait()) is not None:
                 _put_or_cancel(self.threads, job)

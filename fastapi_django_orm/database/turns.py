@@ -2,7 +2,7 @@
 
 A ``def`` handler may use ``anyio.from_thread.run``, a function ``async_to_sync``. What runs there is inside
 the transaction, and its calls cannot wait for the transaction's thread, because the thread waits for them.
-So that code is in a block too, a turn, which sends its calls to whoever waits.
+So that code is in a block too, a turn, which sends its calls to the thread that waits.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Turn(Block):
     """What a call has asynchronous code do, while the transaction's thread waits for the call."""
 
     def __init__(self, parent: Block, send: Callable[[Job], bool]) -> None:
-        """Be a block, for order, which ends with the call.
+        """Begin a block that ends with the call, so that nested ones wait for each other.
 
         Args:
             parent: the block that the call is in.
@@ -37,7 +37,7 @@ class Turn(Block):
         return self._ended or (self.parent is not None and self.parent.ended)
 
     def put(self, job: Job) -> None:
-        """Run the job on the thread that waits, or as if the turn had not been."""
+        """Run the job on the thread that waits; if none waits any more, as the block around does."""
         with self.transaction.lock:
             if self._ended or not self._send(job):
                 super().put(job)
@@ -47,7 +47,7 @@ class ThreadTurn(Turn):
     """The right of a thread that is not the transaction's own to use its connections."""
 
     def __init__(self, parent: Block) -> None:
-        """Ask for it.
+        """Ask for this right.
 
         Args:
             parent: the innermost block of the asking task.
@@ -70,7 +70,7 @@ class ThreadTurn(Turn):
                 job.run()
 
     async def granted(self) -> None:
-        """Wait for it."""
+        """Wait until the right is granted."""
         try:
             await asyncio.wrap_future(self._granted)
         except BaseException:
@@ -79,10 +79,10 @@ class ThreadTurn(Turn):
             raise
 
     def begin(self) -> None:
-        """Use it.
+        """Begin to use the connections.
 
         Raises:
-            CancelledError: it was given up.
+            CancelledError: the turn was given up.
         """
         with self.transaction.lock:
             if self._ended:
@@ -90,13 +90,13 @@ class ThreadTurn(Turn):
             self._begun = True
 
     def end_unless_begun(self) -> None:
-        """Give it up, if the thread has not come to use it."""
+        """Give the turn up, if the thread has not begun to use it."""
         with self.transaction.lock:
             if not self._begun:
                 self.end()
 
     def end(self) -> None:
-        """Let the transaction go on."""
+        """End the turn, and let the transaction go on."""
         with self.transaction.lock:
             if self._ended:
                 return

@@ -31,7 +31,7 @@ _BY_DATABASE = [
 
 
 def register() -> None:
-    """Have Django run them."""
+    """Register the checks with Django."""
     checks.register(check_triggers, checks.Tags.database)
     for check in (check_settings, check_transports, check_relations, check_many_to_many):
         checks.register(check, deploy=True)
@@ -111,7 +111,7 @@ def _settings() -> ORMSettings | None:
     try:
         return read_settings()
     except DjangoORMError:
-        return None  # E001 tells
+        return None  # which E001 reports
 
 
 def _read() -> list[tuple[type[CachedRepository[Any]], Concern]]:

@@ -1,6 +1,6 @@
 """One broker or route that is told of writes, by a thread of its own, so that it keeps no other waiting.
 
-Hints wait while it is down: who cannot be told now is told later, once, of everything.
+Hints wait while it is down, merged, and are sent when it is back.
 """
 
 import logging
@@ -16,7 +16,7 @@ from .waiting import Waiting
 logger = logging.getLogger("fastapi_django_orm")
 
 FIRST_RETRY = 0.5  # seconds
-# As the workers do: one that is back reads everything at once, and what is written then is told only by this.
+# As the workers' own: one that is back reads everything at once, and hears of later writes only through this.
 LAST_RETRY = 5.0
 
 
@@ -43,7 +43,7 @@ class Destination:
         self._thread: threading.Thread | None = None
 
     def put(self, hint: Hint) -> None:
-        """Have it published. Returns at once and raises nothing."""
+        """Have a hint published. Returns at once and raises nothing."""
         with self._changed:
             self._waiting.add(hint)
             self._changed.notify_all()
@@ -55,13 +55,13 @@ class Destination:
                     self._thread = thread
 
     def hurry(self, more: int) -> None:
-        """So many more, or fewer, wait for all to be published: after a failure it is tried sooner."""
+        """Note that so many more callers, or fewer, wait for all to be published: a retry comes sooner."""
         with self._changed:
             self._waited_for += more
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
-        """Wait until all is published, for so many seconds at most. Whether it is."""
+        """Wait until all is published, for so many seconds at most; returns whether it is."""
         with self._changed:
             return self._changed.wait_for(lambda: not (self._waiting or self._sending), max(0.0, seconds))
 

@@ -1,10 +1,10 @@
 """Migrations and triggers: PostgreSQL does not change or drop a column that a trigger names.
 
 One of each table's triggers names the column of its key, since that alone makes it cheap. A migration from
-``AutoField`` to ``BigAutoField`` would fail for it. So while ``migrate`` runs, that trigger makes way for
-each such statement. It goes and comes back in the transaction of the statement, so that nobody ever sees it
-away, even if ``migrate`` fails later. For the key's next column ``migrate`` makes it at its end; until then
-the function finds no key, and tells of all rows.
+``AutoField`` to ``BigAutoField`` would fail because of it. So while ``migrate`` runs, that trigger makes way
+for each such statement. It goes and comes back in the transaction of the statement, so that nobody ever sees
+it away, even if ``migrate`` fails later. One that was lost with its column is made for the key's next column
+at the end of ``migrate``; until then the function finds no key, and tells of all rows.
 """
 
 import logging
@@ -33,13 +33,13 @@ _STATEMENT = re.compile(
 )
 _UID = "fastapi_django_orm"
 
-# The column that it names, and what it calls.
+# The column that a table's trigger names, and the function that it calls.
 _TRIGGER = """
 SELECT a.attname::text, t.tgfoid::regproc::text
 FROM pg_trigger t JOIN pg_attribute a ON a.attrelid = t.tgrelid AND a.attnum = t.tgattr[0]
 WHERE t.tgrelid = to_regclass(%s) AND t.tgname = %s"""
 
-# Of these tables, those that have lost it.
+# Those of these tables that have lost the trigger.
 _LOST = """
 SELECT wanted.name FROM unnest(%s::text[]) AS wanted (name)
 WHERE EXISTS (
@@ -84,7 +84,7 @@ def _trigger(connection: BaseDatabaseWrapper, table: str) -> tuple[str, str] | N
 
 
 def _create(connection: BaseDatabaseWrapper, table: str, key: str, function: str) -> None:
-    """Have the trigger again; no migration fails for that."""
+    """Create the trigger again; a failure does not end the migration."""
     try:
         with transaction.atomic(using=connection.alias), connection.cursor() as cursor:
             cursor.execute(rekey_trigger(table, key, function))
@@ -93,7 +93,7 @@ def _create(connection: BaseDatabaseWrapper, table: str, key: str, function: str
 
 
 def _begin(using: str, **kwargs: Any) -> None:
-    """Look on. Django sends this once for each app."""
+    """Begin to watch what is executed. Django sends this signal once for each app."""
     connection = connections[using]
     if connection.vendor == "postgresql" and not _ours(connection):
         connection.execute_wrappers.append(_MakingWay())

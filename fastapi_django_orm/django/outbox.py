@@ -32,7 +32,7 @@ class Outbox:
         atexit.register(self.flush)
 
     def put(self, hint: Hint) -> None:
-        """Have it published. Returns at once and raises nothing."""
+        """Have a hint published. Returns at once and raises nothing."""
         for destination in self._made():
             destination.put(hint)
 
@@ -43,7 +43,7 @@ class Outbox:
             patience: the most seconds to wait.
 
         Returns:
-            Whether it is.
+            Whether all is published.
         """
         end = time.monotonic() + patience
         destinations = self._destinations or []

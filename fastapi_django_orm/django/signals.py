@@ -1,7 +1,7 @@
 """What Django's ORM writes in this process, told when it is committed.
 
-A receiver of ``post_delete`` makes Django fetch the rows that it deletes, of any model, so that one is
-connected only while there is somebody to tell.
+A receiver of ``post_delete`` makes Django fetch the rows that it deletes, of any model, so one is connected
+only while there is somebody to tell.
 """
 
 import logging
@@ -48,9 +48,9 @@ def _hear_of_deletes(wanted: bool) -> None:
 
 
 def _publishers() -> list[Publisher]:
-    """Those that the settings name.
+    """The publishers that the settings name.
 
-    Called by `connect()` before it is by a writer, since it imports client libraries, and a process that
+    ``connect()`` calls this before any writer does, since it imports client libraries, and a process that
     forks while a thread imports leaves half a module to its child.
     """
     try:
@@ -84,7 +84,7 @@ def _related(
 
 
 def _announce(model: type[Model], keys: Collection[Any] | None, using: str) -> None:
-    """Tell of these rows when what runs is committed; None: of all rows."""
+    """Tell of these rows when the open transaction is committed; None: of all rows."""
     commit = _commit(using)
     for label, keyed in announced(model):
         commit.waiting.add(Hint(label, tuple(keys) if keyed and keys is not None else None))
@@ -109,7 +109,7 @@ class _Commit:
         self.is_registered = False
 
     def tell(self) -> None:
-        """Tell it. Django calls this after the commit."""
+        """Publish the hints. Django calls this after the commit."""
         for hint in self.waiting.take():
             process.publish(hint)
             if _outbox is not None:
@@ -117,7 +117,7 @@ class _Commit:
 
 
 def _commit(using: str) -> _Commit:
-    """What Django will call last, if that is ours and would be dropped with the same savepoints."""
+    """Django's last commit hook, if it is ours and drops with the same savepoints; else a new one."""
     connection = transaction.get_connection(using)
     if connection.in_atomic_block and connection.run_on_commit:
         savepoints, function = connection.run_on_commit[-1][:2]

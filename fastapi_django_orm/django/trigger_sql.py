@@ -33,7 +33,8 @@ _TRIGGERS = {
     f"{CHANNEL}_update": "AFTER UPDATE ON {table} REFERENCING NEW TABLE AS changed" + _STATEMENT,
     f"{CHANNEL}_delete": "AFTER DELETE ON {table} REFERENCING OLD TABLE AS changed" + _STATEMENT,
     f"{CHANNEL}_truncate": "AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}('all')",
-    # As bytes: to a type or a collation, other letters may be the same. Only keys that are written come here.
+    # As bytes, since to a type or a collation different letters may be the same. It runs only for statements
+    # that write the key.
     REKEY: "AFTER UPDATE OF {key} ON {table} FOR EACH ROW"
     ' WHEN (OLD.{key}::pg_catalog.text COLLATE "C" IS DISTINCT FROM NEW.{key}::pg_catalog.text COLLATE "C")'
     " EXECUTE FUNCTION {function}('all')",
@@ -63,8 +64,8 @@ $hint$"""
 
 # One row is the usual case and has a query that does all: every expression more costs a microsecond or two.
 # What fits into one notification is sent at once, too; the rest is rare enough to be slow. Queries in which
-# the key may become a variable mention another: without, PL/pgSQL passes none when they are planned anew.
-# The workers look for the name in the comment: where it is, there must be such a trigger.
+# the key may become a variable mention another: without it, PL/pgSQL passes none when they are planned anew.
+# The workers look for {rekey} in the function's text: where it is, there must be such a trigger.
 _READ_KEYS = """\
         -- {rekey} tells of those that were others before.
         PERFORM {single}
@@ -135,7 +136,7 @@ class TriggerSQL:
     """The statements that install a table's triggers, and those that remove them."""
 
     def __init__(self, table: Table, connection: BaseDatabaseWrapper) -> None:
-        """Write them; nothing is executed.
+        """Write the statements; nothing is executed.
 
         Args:
             table: what to announce.
@@ -165,7 +166,7 @@ class TriggerSQL:
 
     @property
     def mark(self) -> str:
-        """The function's comment: by it a database with the triggers of another version is told."""
+        """The function's comment, which tells these triggers from those of another version."""
         return f"{CHANNEL} {VERSION} {_digest(''.join(self._created()))}"
 
     def install(self) -> list[str]:
@@ -204,7 +205,7 @@ def _digest(text: str) -> str:
 
 
 def _read(table: Table, names: dict[str, str]) -> str:
-    """What to do for a statement with rows, most often all."""
+    """The function's part for a statement with rows; mostly no other runs."""
     if not table.keyed:
         return _READ_ANY
     written = f"pg_catalog.to_json({names['key']})::pg_catalog.text"
@@ -222,7 +223,7 @@ def _read(table: Table, names: dict[str, str]) -> str:
 
 
 def _send(table: Table) -> Iterator[str]:
-    """What to do otherwise."""
+    """The function's part for everything else: too many keys, long ones, all rows."""
     if table.keyed:
         every = [_literal(label) for label in table.keyed]
         yield _SEND_PARTS.format(keyed=_notify(_keyed(table, "part"), 12), every=_notify(every, 8))

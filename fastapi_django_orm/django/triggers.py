@@ -1,4 +1,4 @@
-"""The triggers in a PostgreSQL database: which are there, putting them there, taking them away."""
+"""The triggers in a PostgreSQL database: their state, how they are installed, and how they are removed."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from .trigger_sql import DROP_UNUSED, TriggerSQL
 # Whoever waits for a table's lock keeps its writers waiting, too.
 LOCK_TIMEOUT = "5s"
 
-_FIRING = {"O", "A"}  # as ALTER TABLE … DISABLE TRIGGER has not left it
+_FIRING = {"O", "A"}  # neither disabled by ALTER TABLE, nor enabled for replicas alone
 _WITH_TRIGGERS = {"r", "p"}  # an ordinary table, a partitioned one
 
 # SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -40,7 +40,7 @@ class NoTable(TriggersRefused):
 
 
 class State(StrEnum):
-    """What is there of a table's triggers."""
+    """The state of a table's triggers."""
 
     INSTALLED = "installed"
     OUTDATED = "outdated"
@@ -51,7 +51,7 @@ def check_postgresql(alias: str) -> None:
     """Refuse a database without ``NOTIFY``.
 
     Raises:
-        NotPostgreSQL: it is none of PostgreSQL's.
+        NotPostgreSQL: it is another kind of database.
     """
     connection = connections[alias]
     if connection.vendor != "postgresql":
@@ -63,7 +63,7 @@ def check_postgresql(alias: str) -> None:
 
 
 def state(alias: str, table: Table) -> State:
-    """What is there of a table's triggers.
+    """The state of a table's triggers.
 
     Raises:
         NotPostgreSQL: the database has no ``NOTIFY``.
@@ -92,7 +92,7 @@ def state(alias: str, table: Table) -> State:
 
 
 def install(alias: str, table: Table) -> State:
-    """Bring a table's triggers to this version, unless they are.
+    """Bring a table's triggers to this version, unless they have it.
 
     Returns:
         What was there before.
@@ -137,7 +137,7 @@ def _read(alias: str, quoted: str) -> list[tuple[Any, ...]]:
 def _execute(alias: str, table: Table, statements: Iterable[str]) -> None:
     with _explained(table), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
-        # One at a time: of two who create a function, or drop it, at once, PostgreSQL fails one.
+        # One at a time: of two sessions that create or drop a function at once, PostgreSQL fails one.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [CHANNEL])
         for statement in statements:
             cursor.execute(statement)

@@ -14,7 +14,7 @@ class Waiting:
         self._keys: dict[str, set[Any] | None] = {}
 
     def add(self, hint: Hint) -> None:
-        """Take a hint in."""
+        """Add a hint."""
         keys = self._keys.setdefault(hint.label, set())
         if keys is None:
             return
@@ -23,7 +23,7 @@ class Waiting:
             self._keys[hint.label] = None
 
     def take(self) -> list[Hint]:
-        """Give them away."""
+        """Take all hints out."""
         keys, self._keys = self._keys, {}
         if EVERYTHING.label in keys:
             return [EVERYTHING]

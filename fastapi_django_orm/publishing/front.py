@@ -81,10 +81,10 @@ class Asked:
 
 
 class Directory:
-    """Finds who answers a request."""
+    """Finds what answers a request."""
 
     def __init__(self, app: FastAPI, published: Iterable[Published]) -> None:
-        """List these.
+        """List what is published.
 
         Args:
             app: the application.
@@ -107,9 +107,9 @@ class Directory:
         self._noted.clear()
 
     def find(self, scope: Scope) -> Asked | None:
-        """What a request asks for. None if that is for the router to say."""
+        """What a request asks for; None if that is for the router to decide."""
         path: str = get_route_path(scope) if scope.get("root_path") else scope["path"]
-        # Every request of the application is looked at here, and most are not for here.
+        # Every request of the application is looked at here, and most are for something else.
         if not path.startswith(self._beginnings) or scope["method"] not in _READING:
             return None
         query: bytes = scope["query_string"]
@@ -174,7 +174,7 @@ class BeforeRouter:
         self._directory = directory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let the router do it; it tells telemetry which route it has taken."""
+        """Answer, or let the router do it, which alone tells telemetry of the route that was taken."""
         if scope["type"] == "http" and "fastapi.telemetry" not in scope:
             asked = self._directory.find(scope)
             if asked is not None:
@@ -187,7 +187,7 @@ class BeforeRouter:
 
 
 class BeforeApplication:
-    """Says whether an application may be spared a request: whether nothing of it would notice.
+    """Says whether an application may be spared a request: whether nothing in it would notice.
 
     Attributes:
         stack: the middleware that was looked at.
@@ -203,7 +203,7 @@ class BeforeApplication:
     def is_spared(self, app: FastAPI) -> bool:
         """Whether there is nothing around the layer but what FastAPI has put there."""
         if app.middleware_stack is not self.stack:
-            # Looked at with the first request: by then everybody has put there what they would.
+            # Looked at with the first request: by then all middleware is in place.
             self.stack = app.middleware_stack
             self.spared = not app.user_middleware and self._is_bare(app) and not _is_traced(app)
         return self.spared
@@ -251,7 +251,7 @@ def _is_traced(app: FastAPI) -> bool:
 
 @contextmanager
 def layer_added(app: FastAPI, published: Iterable[Published]) -> Iterator[None]:
-    """Put the layer there, for the length of the block."""
+    """Put the layer in front of the router, for the length of the block."""
     directory = Directory(app, published)
     before = app.router.middleware_stack
     layer = BeforeRouter(before, directory)

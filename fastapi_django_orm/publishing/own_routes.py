@@ -70,7 +70,7 @@ def _telling(add: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class OwnRoutes:
-    """What an application serves by itself at and below a path, to those who read."""
+    """An application's own routes for GET, at and below a path."""
 
     def __init__(self, app: FastAPI, base: str) -> None:
         """Look at an application.
@@ -86,11 +86,11 @@ class OwnRoutes:
         self._seen = -1
 
     def forget(self) -> None:
-        """Look again with the next question."""
+        """Look at the routes again with the next question."""
         self._seen = -1
 
     def serve(self, path: str, method: str = "GET") -> bool:
-        """Whether one of them matches a path.
+        """Whether one of the routes matches a path.
 
         Args:
             path: below the application's root path.
@@ -111,7 +111,7 @@ class OwnRoutes:
         return any(host.matches(scope)[0] is not Match.NONE for host in self._hosts)
 
     def serve_rows(self) -> bool:
-        """Whether one of them is a path for rows, whatever it calls their key."""
+        """Whether one of the routes is for rows, whatever it calls their key."""
         return any(
             not for_head and _PARAMETER.sub("{}", path) == f"{self._base}/{{}}"
             for path, _, for_head in self._below()
@@ -152,7 +152,7 @@ class PublishedRoute(APIRoute):
     own: OwnRoutes
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Match what no own route of the application matches."""
+        """Match what none of the application's own routes matches."""
         # Every request of the application is looked at here, and FastAPI's own look is long.
         if scope["type"] != "http" or self._beginning not in scope["path"]:
             return Match.NONE, {}

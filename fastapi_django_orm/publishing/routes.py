@@ -1,7 +1,8 @@
-"""Published repositories: routes that answer from the bytes, and a layer that spares most requests these.
+"""Published repositories: routes that answer from the bytes, and a layer in front that answers most requests.
 
 The routes are FastAPI's own. They are in the OpenAPI document, they validate, and they answer 404, 405 and
-422 in FastAPI's form. The layer in front of them (``front``) answers what is written plainly and is there.
+422 in FastAPI's form. The layer in front of them (``front``) answers what is asked for in the
+plain form and is there.
 """
 
 import inspect
@@ -104,8 +105,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
         stack.callback(sources.clear)
         for routes in own.values():
             stack.enter_context(told_of_additions(routes.forget))
-        # In front goes last: rows below shallow paths, rows below deep ones, and then the lists, since a key
-        # could be the last part of a list's path.
+        # What comes later stands in front: rows below shallow paths, rows below deep ones, and then the
+        # lists, since a key could be the last part of a list's path.
         for publication in sorted(found, key=lambda each: each.base.count("/")):
             if publication.key_type is not None and _is_free(publication.row_path, own[publication.base]):
                 route = _row_route(publication, sources)

@@ -42,7 +42,7 @@ def row_model(repository: Repository[Any]) -> type[BaseModel]:
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return schema
     names = _names(repository, queryset)
-    # Aliases, since a field of pydantic's may not be called anything.
+    # Aliases, since pydantic does not take every name for a field.
     fields: dict[str, Any] = {
         f"field_{number}": (_type_of(name, queryset) if schema is None else Any, pydantic.Field(alias=name))
         for number, name in enumerate(names)

@@ -73,7 +73,7 @@ class CachedSource:
             return None
 
     async def read(self, window: Window | None, key: Hashable) -> Found:
-        """The same, with the reason why there is nothing."""
+        """The same, with an error that says why there is nothing."""
         if self._refresher.snapshot is None:
             raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
         found = self.at_hand(window, key)
@@ -94,7 +94,7 @@ class LiveSource:
         self._stamp = Stamp(repository.cache_control)
 
     def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
-        """Nothing."""
+        """None: what the database has now must be waited for."""
         return None
 
     async def read(self, window: Window | None, key: Hashable) -> Found:
@@ -134,7 +134,7 @@ def plain_window(query: bytes) -> Window | None:
 
 
 def plain_keys(key_type: Any) -> Callable[[str], Hashable]:
-    """A function that gives the key that a path has in its text, if it is written plainly, else None."""
+    """A function that reads a key from a path's text; it gives None for what is not in the plain form."""
     if key_type is str:
         return str
     if key_type is int:

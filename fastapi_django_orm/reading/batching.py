@@ -1,7 +1,7 @@
 """Live reads that wait at the same moment become one query.
 
-Of what one ORM read costs, most is the building of a query and the way to a thread and back, and a batch
-pays that once. Nobody waits for company: a read that finds the database idle goes at once, and what
+Most of what one ORM read costs is building the query and the way to a thread and back, and a batch pays that
+once. Nobody waits for company: a read that finds the database idle goes at once, and what
 arrives while others are on their way goes together when one of them is back. A read never joins a query
 that has left, since that one may have read before the caller's commit.
 """
@@ -35,16 +35,15 @@ class Batcher(Generic[K, V]):
         loop: asyncio.AbstractEventLoop,
         read_on_loop: Callable[[Sequence[K], Callable[[Found[K, V] | Exception | None], None]], bool],
     ) -> None:
-        """Get ready.
+        """Collect no keys yet.
 
         Args:
             read: reads these keys on a database thread, and gives what it has found for each: a value, or the
                 error of a key that cannot be read. A key that it does not give is not there.
             executor: the database threads.
             loop: the one whose callers will ask.
-            read_on_loop: begins to read these keys without a thread, if that can be done, and says whether.
-                What it is given it calls with the same, with the error of all of them, or with None if they
-                need a thread.
+            read_on_loop: begins to read without a thread and returns whether it could; calls back with what
+                was found, with one error for all, or with None if a thread is needed.
         """
         self.loop = loop
         self._read = read
@@ -60,7 +59,7 @@ class Batcher(Generic[K, V]):
         """What a query that starts after this call finds.
 
         Raises:
-            KeyError: nothing.
+            KeyError: it finds nothing.
             Exception: what the query has raised.
         """
         future: asyncio.Future[V] = self.loop.create_future()
@@ -102,7 +101,7 @@ class Batcher(Generic[K, V]):
             reading.add_done_callback(partial(self._back, batch))
 
     def _next(self) -> Waiting[K, V]:
-        """The keys that are asked for, as many as one query takes, but for those that nobody waits for."""
+        """The keys that are asked for, as many as one query takes, without those that nobody waits for."""
         batch: Waiting[K, V] = {}
         while self._waiting and len(batch) < MOST:
             key = next(iter(self._waiting))

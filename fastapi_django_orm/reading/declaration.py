@@ -18,7 +18,7 @@ from .readers import AnyQuerySet, Reader
 
 
 class Declared(Protocol):
-    """What this room needs to know of a repository; its own documentation says what each means."""
+    """What is needed here of a repository; its own documentation says what each attribute means."""
 
     @property
     def label(self) -> str: ...  # noqa: D102
@@ -35,7 +35,7 @@ class Declared(Protocol):
 
 
 class DeclaredCached(Declared, Protocol):
-    """What it needs to know of one that keeps its rows."""
+    """What is needed here of one that keeps its rows."""
 
     @property
     def max_age(self) -> Any: ...  # noqa: D102
@@ -85,7 +85,7 @@ def check_shape(repository: Declared) -> None:
 
 
 def check_cached(repository: DeclaredCached, reader: Reader) -> None:
-    """Refuse what a cached repository says beyond that, if it does not fit.
+    """Refuse attributes that only a cached repository has, if they do not fit.
 
     Raises:
         InvalidRepository: a number where a time is wanted, and the like.

@@ -1,4 +1,4 @@
-"""What a database holds for equal, and Python does not: two spellings of one text, two forms of one value."""
+"""Values that are equal to a database, not to Python: two spellings of one text, two forms of one value."""
 
 from collections.abc import Collection, Hashable
 from math import isfinite

@@ -18,10 +18,10 @@ from .on_loop import Found, LoopReads
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
 from .sql_json import NotExpressible
 
-# The table and its indexes, the snapshot before, when what was read is from, when the load began.
+# Takes the table, its indexes, the snapshot before, when the rows are from, and when the load began.
 Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
 
-# What may be the fault of these keys. A load of all asks for none, and raises again what is no key's fault.
+# Errors that may be these keys' fault. A full load asks for no keys, and raises again what is no key's fault.
 _OF_KEYS = (NotComparable, NotExpressible, *OF_ONE_KEY)
 
 
@@ -36,13 +36,13 @@ class KeyedLoader:
         cache: RowCache,
         make: Make,
     ) -> None:
-        """Get ready.
+        """Load nothing yet.
 
         Args:
             queryset: gives what to read, ordered.
             reader: how to read it.
             on_loop: reads without a thread what can be read so.
-            cache: reads the rows that there are.
+            cache: reads the rows of the snapshot.
             make: makes the snapshot.
         """
         self._queryset = queryset
@@ -101,7 +101,7 @@ class KeyedLoader:
             return None
 
     def _order(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> Order | None:
-        """The rows' order, if some rows read alone are what they are among all others, and can be placed."""
+        """The rows' order; None if rows read alone may differ from those in the list, or cannot be placed."""
         query = queryset.query
         together = query.is_sliced or query.combinator or query.distinct or query.distinct_fields
         windows = any(annotation.contains_over_clause for annotation in query.annotations.values())

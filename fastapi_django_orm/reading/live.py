@@ -37,7 +37,7 @@ class LiveReads:
         name: str,
         label: str,
     ) -> None:
-        """Get ready.
+        """Read nothing yet.
 
         Args:
             queryset: gives what there is to read.
@@ -68,7 +68,7 @@ class LiveReads:
         return cast("Hashable", pk.get_prep_value(value))
 
     def row_key(self, value: Any) -> Hashable:
-        """A primary key as rows have it that were read: an address in its short form, a code as an object.
+        """A primary key as it is in rows that were read: an address in its short form, a code as its object.
 
         Raises:
             KeyError: no key is like this.
@@ -127,7 +127,7 @@ class LiveReads:
         field = self._queries.unique_field(name)
         return ("pk" if field.primary_key else field.attname), field.get_prep_value(value)
 
-    # Where
+    # In a batch, or alone
 
     def _batcher(
         self,

@@ -1,4 +1,4 @@
-"""What the database is asked for a live read, on a database thread, and what its rows are to who asks."""
+"""What a live read asks the database, on a database thread, and which row answers which question."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -38,7 +38,7 @@ class LiveQueries:
         name: str,
         label: str,
     ) -> None:
-        """Get ready.
+        """Ask for nothing yet.
 
         Args:
             queryset: gives what there is to read.
@@ -55,10 +55,10 @@ class LiveQueries:
         self.model: type[Model] = queryset().model
 
     def unique_field(self, name: str) -> "Field[Any, Any]":
-        """The field that rows are asked for by, of which no two have the same value; "pk" is the key.
+        """The field of this name, by which rows are asked for; "pk" is the primary key.
 
         Raises:
-            NotUnique: it is not like that.
+            NotUnique: the model has no such field, or several rows may have one value of it.
         """
         meta = self.model._meta
         try:
@@ -76,7 +76,7 @@ class LiveQueries:
         """For each of these values of a unique field the row that has it, or why it cannot be read.
 
         Raises:
-            DatabaseError: none of them can.
+            DatabaseError: none of them can be read.
         """
         alias = self._queryset().db
         values = storable(values, alias)

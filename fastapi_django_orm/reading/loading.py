@@ -41,7 +41,7 @@ class Loader:
         rows_kept: int,
         pace: Pace,
     ) -> None:
-        """Get ready.
+        """Load nothing yet.
 
         Args:
             queryset: gives what to read, ordered.
@@ -83,7 +83,7 @@ class Loader:
         return self._made(table, before, began)
 
     def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
-        """Have the rows that another process has read.
+        """Make a snapshot of rows that another process has read.
 
         Args:
             pages: all of them, cut as this process would have.
@@ -138,7 +138,7 @@ class Loader:
                 self._pace.rest()
 
     def _where(self, pages: Sequence[Page], known: Table | None) -> KeyIndex[Hashable]:
-        """Where each key is: made of the index before, where few keys are others."""
+        """Where each key is: the index before, changed, if few keys differ; else a new one."""
         where = None if known is None else known_index(pages, known)
         return KeyIndex.of(sum(map(len, pages)), self._keys(pages)) if where is None else where
 
@@ -169,8 +169,8 @@ class Loader:
         loaded_at: datetime,
         began: datetime,
     ) -> Snapshot[Any]:
-        # When it began, and not when it ended: newer rows began to be read after older ones were, whichever
-        # worker has been quicker, so their dates are in order in all workers.
+        # When it began, and not when it ended: newer rows began to be read after older ones did, whichever
+        # worker was quicker, so their dates are in order in all workers.
         modified_at, exact = began, True
         if before is not None:
             if before.table.digest == table.digest:

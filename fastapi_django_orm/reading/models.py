@@ -1,4 +1,4 @@
-"""Which model and which field a name means; for what is none, an error with the nearest."""
+"""Which model and which field a name means; for an unknown one, an error with the nearest names."""
 
 from typing import Any
 

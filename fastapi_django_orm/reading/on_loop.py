@@ -1,7 +1,7 @@
 """A few rows of a repository, read without a thread: where PostgreSQL makes their JSON, and no work is left.
 
-The event loop runs nothing of the project's own for that but its database routers. So the query has to be
-Django's own, and with it always the same: its SQL is made once, and keys are put in. Where a repository has a
+Of the project's own code the event loop runs only its database routers for that. So the query has to be
+Django's own, and thus always the same: its SQL is made once, and keys are put in. Where a repository has a
 ``queryset()`` of its own, or a key of a kind that Django does not know, rows are read on threads.
 """
 
@@ -51,10 +51,10 @@ class LoopReads:
         *,
         is_constant: bool,
     ) -> None:
-        """Get ready.
+        """Read nothing yet.
 
         Args:
-            queries: gives the application's.
+            queries: gives the application's ``LoopQueries``.
             queryset: gives what there is to read.
             ordered: gives the same in the order of the list.
             reader: how to read it.
@@ -70,7 +70,7 @@ class LoopReads:
 
     @property
     def is_possible(self) -> bool:
-        """Whether it can at all, as far as that is known."""
+        """Whether rows can be read so at all, as far as that is known."""
         return self._is_constant and self._reader.in_sql is not None
 
     def rows(self, keys: Collection[Hashable], done: Done) -> bool:
@@ -79,13 +79,10 @@ class LoopReads:
         Args:
             keys: as the model's field prepares them.
             done: called in the loop with the rows; with the error if the connection has broken, or the server
-                has a reason that is no fault of the query; or with None if they have to be read on a thread.
+                fails for a reason other than the query; or with None if a thread is needed.
 
         Returns:
             Whether ``done`` will be called. If not, read on a thread.
-
-        Raises:
-            Exception: what a database router raises; then as well.
         """
         return len(keys) <= MOST_KEYS and self._ask(self._queryset, partial(self._sql_of_rows, keys), done)
 
@@ -112,7 +109,7 @@ class LoopReads:
         try:
             queryset = query()
             alias = queryset.db
-        except Exception:  # of a router; it comes again on a thread, where it can be told to who asks
+        except Exception:  # of a router; a thread raises it again, where it can be told to the caller
             return False
         return self._queries().ask(alias, partial(sql, queryset, in_sql), lambda answer: done(_found(answer)))
 
@@ -171,7 +168,7 @@ class _ByKeys:
 
     @classmethod
     def of(cls, queryset: AnyQuerySet, in_sql: DatabaseJSON, key: Any, alias: str) -> "_ByKeys | None":
-        """Make it of the query for one key; None if others cannot just be put in the place of that."""
+        """Make it of the query for one key; None if other keys cannot simply take its place."""
         field: Any = queryset.model._meta.pk
         if not in_sql.fits(queryset) or not _is_djangos_own(field) or is_loose(field, alias):
             return None
@@ -184,7 +181,7 @@ class _ByKeys:
         return cls(field, (before % ()).encode(), (after % ()).encode())
 
     def sql(self, keys: Collection[Hashable], connection: BaseDatabaseWrapper) -> bytes:
-        """It, with these keys."""
+        """The SQL that reads these keys."""
         from psycopg.adapt import Transformer
 
         prepare, stored = self._field.get_prep_value, self._field.get_db_prep_value

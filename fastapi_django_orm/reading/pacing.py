@@ -20,7 +20,8 @@ SHARE = 0.07  # of the time, while there are requests
 LONGEST = 0.1  # seconds
 SAVED = 0.01  # seconds of work
 
-# Seconds after a request in which others are expected: many a step ends before those that came in it count.
+# Seconds. Requests are taken to go on for this long after the last one seen: a step often ends before those
+# that arrived during it are counted.
 ASKED = 0.1
 SWITCH = 0.0005  # seconds
 
@@ -60,21 +61,21 @@ class Pace:
         self._credited_at = time.monotonic()
 
     def begin(self) -> None:
-        """A load begins; if those before it have had too much, not at once."""
+        """Begin a load, after a rest if those before it have had too much."""
         self._worked = time.thread_time()
         self.rest()
 
     def rest(self) -> None:
-        """A step is done, and another will follow: let others go first, if there are any."""
+        """Let requests go first, if there are any, between a step and the next."""
         if self._charge() and self._credit < 0:
             time.sleep(min(LONGEST, -self._credit / SHARE))
 
     def end(self) -> None:
-        """The last step is done."""
+        """Count the last step."""
         self._charge()
 
     def _charge(self) -> bool:
-        """Count the work since the last time; whether there are requests."""
+        """Count the work since the last time; returns whether there are requests."""
         now, worked = time.monotonic(), time.thread_time()
         seen, self._seen = self._seen, self._requests()
         if seen != self._seen:

@@ -111,7 +111,7 @@ def stream(connection: Any, sql: str, params: Any, size: int) -> Generator[Any, 
 
 
 def _wrapped(connection: Any, stream: Callable[[str], Any], sql: str) -> Any:
-    """Run it through what ``connection.execute_wrapper()`` has put around queries."""
+    """Run the query through what ``connection.execute_wrapper()`` has put around queries."""
 
     def execute(sql: str, params: Any, many: bool, context: Any) -> Any:
         return stream(sql)

@@ -25,7 +25,7 @@ from .sql_json import DatabaseJSON
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
 
-# What one key can be to blame for when several are read together.
+# Errors that one key may be to blame for when several are read together.
 OF_ONE_KEY = (DataError, ValueError, TypeError, ArithmeticError, ValidationErrorOfDjango, LazyValue)
 
 AnyQuerySet = QuerySet[Any, Any]
@@ -38,7 +38,7 @@ class Reader(Protocol):
     Attributes:
         names: what a row's fields are called.
         keyed: whether the rows have keys.
-        copied: whether each reader needs a copy, because a row could be changed.
+        copied: whether each caller needs a copy, because a row could be changed.
         codec: how to read rows that are kept as JSON; None if none is.
         in_sql: how the database makes the JSON; None if it does not, or as long as that is not known.
     """
@@ -130,7 +130,7 @@ class DictReader:
         self._encoder = Encoder()
 
     def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
-        """Read the dicts, which have only what they have to be keyed by."""
+        """Read the dicts; the key is one of their values, if they have it."""
         name = self._key if key == "pk" else key
         return _chunks(self._encoded(row, name) for row in queryset.iterator(CHUNK))
 

@@ -39,7 +39,7 @@ FEWEST_KEYS = 4  # as many as the event loop takes itself; each may cost it a mi
 
 
 class Loads(Protocol[RowT]):
-    """What reads the rows, on a database thread if nothing else is said; ``loading.Loader`` is one."""
+    """What reads the rows, on a database thread unless another place is named; ``loading.Loader`` is one."""
 
     def load(self, before: Snapshot[RowT] | None) -> Snapshot[RowT]:
         """All rows."""
@@ -63,7 +63,7 @@ class Load(Generic[RowT]):
     Attributes:
         snapshot: what it read.
         duration: seconds.
-        trigger: who asked first: ``startup``, ``call``, ``route``, ``hint``, ``max_age`` or ``retry``.
+        trigger: what asked first: ``startup``, ``call``, ``route``, ``hint``, ``max_age`` or ``retry``.
         keys: how many rows were read, None for all.
     """
 
@@ -79,7 +79,7 @@ class Asked(Generic[RowT]):
 
     Attributes:
         done: its outcome, for all who wait.
-        trigger: who asked first.
+        trigger: what asked first.
         request: the log fields of the request that asked first.
         keys: which rows; None for all.
     """
@@ -104,12 +104,12 @@ class Refresher(Generic[RowT]):
     """
 
     def __init__(self, name: str, loader: Loads[RowT], max_age: timedelta | None) -> None:
-        """Get ready.
+        """Load nothing yet.
 
         Args:
             name: the repository's, for logs.
             loader: reads the rows, on a database thread.
-            max_age: when to load unasked.
+            max_age: the age at which to load unasked.
         """
         self.name = name
         self.snapshot: Snapshot[RowT] | None = None
@@ -143,7 +143,7 @@ class Refresher(Generic[RowT]):
         """Wait for a load that starts after this call.
 
         Args:
-            trigger: who asks.
+            trigger: what asks.
             keys: of the rows to read; by default all rows.
 
         Raises:
@@ -183,7 +183,7 @@ class Refresher(Generic[RowT]):
         self._task = self._loop.create_task(self._run(), name=f"refresh {self.name}")
 
     async def stop(self) -> None:
-        """End the task. Who waits for a load is told that the application has shut down."""
+        """End the task. Whoever waits for a load is told that the application has shut down."""
         self._loop = None
         metrics.hide_repository(self)
         if self._task is not None:
@@ -197,7 +197,7 @@ class Refresher(Generic[RowT]):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._asked.wait(), self._wait())
             self._asked.clear()
-            # Not as the wait has ended: for rows that are always too old it ends before anybody is heard.
+            # However the wait has ended: with rows that are always too old it times out though somebody asks.
             asked, self._next = self._next, None
             if asked is None:  # a load is due that nobody waits for
                 trigger = "retry" if self.error is not None else "max_age"

@@ -28,7 +28,7 @@ class RowJSON(Func):
     output_field = TextField()
 
     def __init__(self, names: Sequence[str], forms: Sequence[str]) -> None:
-        """Make it of these columns.
+        """Make the expression of these columns.
 
         Args:
             names: the columns'.
@@ -79,7 +79,7 @@ class DatabaseJSON:
         """How to read these columns of the query, or None if that cannot be done in SQL.
 
         Raises:
-            EmptyResultSet: the query can have no rows, and nothing tells what others would be.
+            EmptyResultSet: the query can have no rows, so it does not tell its columns.
         """
         connection = connections[queryset.db]
         if not _is_plain(queryset) or connection.vendor not in ("postgresql", "sqlite"):

@@ -13,7 +13,7 @@ from django.conf import settings
 _JSON_IS_BUILT_IN = (3, 38)
 
 # A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so
-# parts of columns are compared. To add nothing makes it calculate: the 31st of February becomes another day.
+# parts of columns are compared. Adding no days makes it calculate: the 31st of February becomes another day.
 
 
 def _seconds(length: int) -> str:

@@ -67,7 +67,7 @@ def preferred(accepted: bytes) -> str | None:
     others = weights.get("*", 0.0)
     offered = {coding: weights.get(coding, others) for coding in CODINGS}
     best = max(offered, key=lambda coding: offered[coding])  # the first of several
-    # Who does not say how much it wants the bytes as they are wants them least.
+    # A client that gives `identity` no weight prefers any coding that it accepts.
     return best if offered[best] > weights.get("identity", 0.0) else None
 
 
@@ -104,7 +104,7 @@ class Variants:
         return await asyncio.shield(task)
 
     async def _make(self, coding: str, parts: Parts) -> bytes:
-        # The loop's own threads: AnyIO's are counted by who runs `def` handlers, and the database's are few.
+        # The loop's own threads: AnyIO's are there for `def` handlers, and the database's are few.
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(None, lambda: CODINGS[coding](parts()))

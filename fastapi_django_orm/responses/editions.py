@@ -1,7 +1,7 @@
 """What is sent of a snapshot: bytes that are there already, and headers that tell one version from another.
 
-All of it is kept with the snapshot's table and goes with it. What a client wants of it is seen to in
-``negotiation``.
+All of it is kept with the snapshot's table and goes with it. ``negotiation`` chooses what a client gets of
+it.
 """
 
 from collections.abc import Hashable, Iterable
@@ -14,10 +14,10 @@ from typing import Any, Self, TypeAlias
 from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import MINIMUM, Variants
 
-WINDOWS = 32  # windows of a list that are kept with their compressed forms,
-WINDOW = 128 * 2**10  # bytes, if they are not larger than this
-ROWS = 10_000  # rows that are kept with their headers,
-ROW = 1024  # bytes, if they are not larger than this
+WINDOWS = 32  # windows of a list that are kept with their compressed forms
+WINDOW = 128 * 2**10  # bytes; a larger window is not kept
+ROWS = 10_000  # rows that are kept with their headers
+ROW = 1024  # bytes; a larger row is not kept
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Form: TypeAlias = tuple[Headers, bytes | None]
@@ -28,13 +28,13 @@ _VARY = (b"vary", b"Accept-Encoding")
 
 
 class Stamp:
-    """What tells when, and how to cache, alike for all that is sent of a snapshot.
+    """The headers that tell the date and how to cache, alike for all that is sent of a snapshot.
 
     Attributes:
         cache_control: that header.
-        last_modified: that header, if it is known when.
-        seconds: the same in whole seconds as HTTP has them; None if that is not known, or would not tell it
-            from its predecessor.
+        last_modified: that header, if the date is known.
+        seconds: the date in whole seconds as HTTP has them; None if it is not known, or would not tell these
+            rows from their predecessors.
     """
 
     __slots__ = ("cache_control", "last_modified", "seconds")
@@ -123,7 +123,7 @@ class Content:
     def unmodified(self, coding: str | None) -> Headers:
         """The headers that tell a client that its copy is good, the entity tag first.
 
-        The tag says all that the date could, and so a 304 does without.
+        The tag says all that the date could, so a 304 has no date.
 
         Source: https://www.rfc-editor.org/rfc/rfc9110#name-304-not-modified
         """
@@ -193,7 +193,7 @@ class Edition:
 
     @classmethod
     def of(cls, snapshot: Snapshot[Any], cache_control: str) -> "Edition":
-        """The edition that is kept with a snapshot, made by the first who asks."""
+        """The edition that is kept with a snapshot, made when it is first asked for."""
         kept = snapshot.table.kept
         edition: Edition | None = kept.get("edition")
         if edition is None:

@@ -1,4 +1,4 @@
-"""What a client gets: nothing where it has it already, else the form that it wants.
+"""What a client gets: a 304 if it has the bytes already, else the form that it wants.
 
 RFC 9110 is followed for conditional requests and content codings.
 """
@@ -117,7 +117,7 @@ def _negotiated(content: Content, headers: Headers) -> tuple[Headers | None, str
     if tags is None and since is None:
         return None, coding
     unmodified = content.unmodified(coding)
-    # As it mostly is, the client sends the tag that it was given.
+    # Mostly the client sends just the tag that it was given.
     is_current = tags == unmodified[0][1] or _is_current(content, tags, since)
     return unmodified if is_current else None, coding
 

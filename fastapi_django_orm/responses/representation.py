@@ -18,8 +18,8 @@ _READING = ("GET", "HEAD")
 class RepositoryResponse(Response):
     """A list, some rows of it, or one row, from bytes that were made when the rows were loaded.
 
-    To be returned by a handler. Headers may be added and replaced, but for those that describe the body; one
-    who replaces these, the body or the status takes over, and the response is sent as it stands.
+    To be returned by a handler. Headers may be added or replaced. Whoever replaces one that describes the
+    body, or the body or the status, gets the response as it stands: no 304, no compression.
     """
 
     media_type = "application/json"

@@ -40,7 +40,7 @@ class TransportHealth(BaseModel):
 class Health(BaseModel):
     """The state of the application.
 
-    ``ok``: all is fresh. ``degraded``: something is stale, and served, or may be because a transport is down.
+    ``ok``: all is fresh. ``degraded``: what is served is stale, or may be because a transport is down.
     ``unavailable`` (503): a database does not answer, or a repository has no rows to serve.
     """
 
@@ -66,9 +66,8 @@ class DatabaseProbe:
         """Whether the database answers, within two seconds."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
-        asking = (
-            self._asking
-        )  # by the time that this caller goes on, another may have begun the next question
+        # By the time that this caller goes on, another may have begun the next question.
+        asking = self._asking
         # Not cancelled: a question that hangs keeps its thread, and the next caller must not start another.
         done, _ = await asyncio.wait([asking], timeout=DATABASE_TIMEOUT)
         return bool(done) and asking.result()

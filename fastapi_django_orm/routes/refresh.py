@@ -1,4 +1,4 @@
-"""The refresh route: rows are read again, here and in every other worker, and told is which have them."""
+"""Reads rows again, here and in every other worker, and reports which workers have them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class RefreshReport(BaseModel):
     rows: int | None = Field(description="How many rows are served now.")
     version: int | None
     duration_ms: float | None = Field(description="How long the load took, in milliseconds.")
-    trigger: str | None = Field(description="Who asked first for the load that this request shared.")
+    trigger: str | None = Field(description="What asked first for the load that this request shared.")
     error: str | None = Field(default=None, description="The class of the error, if the load failed.")
     workers: Workers
 
@@ -159,12 +159,12 @@ async def _body(request: Request) -> bytes:
 
 
 def _all_of(label: str) -> Hint:
-    """All rows of the model that somebody has named.
+    """A hint for all rows of the model with this label.
 
     A hint in a body is taken as it is: a Django process that posts it may have models that this one has not.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is no such model.
     """
     try:
         return Hint(model_named(label)._meta.label)

@@ -81,7 +81,7 @@ class Changing:
 
         Args:
             asked: the keys that were read again.
-            read: the rows that there are of them.
+            read: those of their rows that exist.
 
         Raises:
             NotComparable: a row's new place cannot be told.
@@ -130,7 +130,7 @@ class Changing:
         return self._order.place(page.keys[index], row)
 
     def place_at(self, number: int) -> Place:
-        """That of the row with this number."""
+        """The place of the row with this number."""
         position, index = self._table.at(number)
         return self._place_of(self._table.pages[position], index)
 

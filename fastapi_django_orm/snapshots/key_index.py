@@ -36,11 +36,11 @@ class KeyIndex(Generic[V]):
 
     @classmethod
     def of(cls, size: int, groups: Iterable[tuple[Iterable[Hashable], V]]) -> "KeyIndex[V]":
-        """Make one.
+        """Make an index.
 
         Args:
             size: about how many keys there are.
-            groups: keys, and the value of all of them.
+            groups: keys, and the value that they share.
         """
         count = 1 << max(0, size // _SHARD).bit_length()
         shards: tuple[dict[Hashable, V], ...] = tuple({} for _ in range(count))

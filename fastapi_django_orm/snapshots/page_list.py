@@ -12,7 +12,7 @@ _DIGEST = 16  # bytes
 
 
 class PageList:
-    """A list of pages. Belongs to who has made it; a copy is cheap.
+    """A list of pages. Belongs to its maker; a copy is cheap.
 
     Attributes:
         pages: the pages.
@@ -34,7 +34,7 @@ class PageList:
         return len(self.pages)
 
     def copy(self) -> "PageList":
-        """The same pages, to replace some."""
+        """A list of the same pages, in which some may be replaced."""
         copy = PageList(())
         copy.pages, copy.rows, copy.size = self.pages.copy(), self.rows, self.size
         copy.digests = self.digests.copy()

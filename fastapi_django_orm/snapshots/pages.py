@@ -24,7 +24,7 @@ _FIRST = 2**64 // ROWS
 
 
 class Head(Enum):
-    """What the first page is called if no key that begins a page has begun it."""
+    """The name of the first page when its first key is not one that begins a page."""
 
     HEAD = "head"
 
@@ -76,8 +76,8 @@ class Page:
         keys: of its rows.
         json: of its rows, comma between.
         sizes: how long the rows' JSON is up to each row and with it, without the commas.
-        objects: its rows in Python, None for those of which the JSON says all; or None, if it says all of
-            all.
+        objects: its rows in Python, with None for those whose JSON says it all; or None if that is so for
+            every row.
         digest: of ``json``.
         decoded: its rows in Python, for as long as a ``RowCache`` keeps them.
     """
@@ -151,7 +151,7 @@ def cut(chunks: Iterable[Chunk]) -> Iterator[Page]:
     """The pages of these rows.
 
     Raises:
-        InvalidRow: their keys are none to keep rows by.
+        InvalidRow: rows cannot be kept by one of the keys.
     """
     start: Hashable = HEAD
     held = Chunk([], [], [])

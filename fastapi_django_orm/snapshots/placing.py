@@ -56,8 +56,8 @@ class Order:
         Args:
             columns: the names, None for the key, and whether it goes down.
             vendor: the database's, by which nulls come first or last.
-            zone: the one in which times are read that the database sorts by another, empty if it is not
-                known; None if there is none.
+            zone: the one in which times are read, if the database sorts them in another; empty if it is not
+                known, None if there is no such zone.
         """
         self._columns = columns
         self._types = _COMPARABLE.get(vendor, frozenset())
@@ -122,7 +122,7 @@ class Order:
 
 
 def _zone_of(connection: Any) -> str | None:
-    """The zone in which times are read of a database that keeps them in UTC and sorts them so.
+    """The zone in which times are read, if the database keeps and sorts them in UTC and that is another.
 
     The others keep what is read: without USE_TZ times without a zone, and else times in the database's zone.
     """
@@ -131,7 +131,7 @@ def _zone_of(connection: Any) -> str | None:
 
 
 def _may_come_twice(moment: datetime, zone: str) -> bool:
-    """Whether a zone's clocks show it before and after they are put back. Python compares what they show."""
+    """Whether a zone's clocks show this twice, being put back in between. Python compares what they show."""
     if not zone:
         return True
     local = moment.replace(tzinfo=ZoneInfo(zone))

@@ -1,7 +1,7 @@
-"""What a full load takes over from the table before it, which is most where little has changed.
+"""What a full load takes over from the table before it: most of it, where little has changed.
 
-It saves memory, since both tables are there until the new one is served, and the work of those who have made
-something of a page.
+That saves memory, since both tables are there until the new one is served, and the work of making something
+of a page again.
 """
 
 from collections.abc import Hashable, Sequence

@@ -31,7 +31,7 @@ class Snapshot(Generic[RowT]):
         name: the key of the list in the JSON.
         version: 1 for the first load of this process, one more for each later one.
         loaded_at: when the last full load began to read, in UTC; what was committed before is in it.
-        modified_at: when the load began that this process first had these rows from, in UTC.
+        modified_at: when the load began that first gave this process these rows, in UTC.
         date_is_exact: whether this process had no other rows in the same second, which is all that HTTP's
             dates can tell. What another process had in that second is not known.
         table: the rows as they are kept.
@@ -58,9 +58,9 @@ class Snapshot(Generic[RowT]):
             name: the key of the list in the JSON.
             copies: whether each reader needs a copy of a row.
             version: its number.
-            loaded_at: when the full load began that it goes back to.
+            loaded_at: when the full load began on which it is based.
             modified_at: when these rows were first seen.
-            date_is_exact: whether that second had no others.
+            date_is_exact: whether this process had no other rows in that second.
             indexes: for each field of the repository's ``indexes``, keys by value.
         """
         self.table = table
@@ -77,7 +77,7 @@ class Snapshot(Generic[RowT]):
         return len(self.table)
 
     def __bool__(self) -> bool:
-        return True  # without rows it still is one
+        return True  # without rows it is still a snapshot
 
     def __iter__(self) -> Iterator[RowT]:
         """The rows in order, page by page."""
@@ -97,7 +97,7 @@ class Snapshot(Generic[RowT]):
                 self.table.kept["rows"] = rows
         return cast("tuple[RowT, ...]", rows)
 
-    # Made anew for each who asks: kept here, it and the snapshot would hold each other, and only the garbage
+    # Made anew for each caller: kept here, it and the snapshot would hold each other, and only the garbage
     # collector would free what a refresh has replaced.
 
     @property

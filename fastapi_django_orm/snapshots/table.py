@@ -66,7 +66,7 @@ class Table:
         return array("Q", accumulate(map(len, self.pages)))
 
     def has_positions_of(self, other: "Table", changed: Iterable[Page]) -> bool:
-        """Whether the other table's pages are where this one's are, if these are what it has changed."""
+        """Whether the other table's pages are where this one's are, given those that it has changed."""
         places = [(self.positions.get(page.start), page) for page in changed]
         return len(self.pages) == len(other.pages) and all(
             place is not None and other.pages[place] is page for place, page in places

@@ -67,7 +67,7 @@ def lookup_pairs(field: str, pairs: Pairs) -> Pairs:
     """These pairs of a value and a key, if rows can be looked up by the values.
 
     Raises:
-        InvalidRow: by one of them not.
+        InvalidRow: rows cannot be looked up by one of the values.
     """
     for value, _ in pairs:
         try:

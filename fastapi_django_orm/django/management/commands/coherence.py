@@ -40,7 +40,7 @@ class Command(BaseCommand):
                 action.add_argument("--sql", action="store_true", help="Print the statements; execute none.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Do it, and say what was done."""
+        """Run the action, and say what was done."""
         try:
             tables = list(self._tables(options))
             if options.get("sql"):

@@ -29,14 +29,14 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # noqa: RUF012 - it shall work while something is wrong
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """What to load again."""
+        """Take what is to be loaded again."""
         parser.add_argument(
             "names", nargs="*", metavar="topics", help="Repositories, or models (bbs.Topic). By default all."
         )
         parser.add_argument("--app", metavar="main:app", help="The FastAPI application that has them.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Tell them, and say through what."""
+        """Tell the workers, and say through which transports."""
         try:
             hints = list(self._hints(options["names"], options["app"]))
             publishers = self._publishers()
@@ -61,7 +61,7 @@ class Command(BaseCommand):
         return found
 
     def _tell(self, publisher: Publisher, hints: list[Hint]) -> str | None:
-        """Publish; what went wrong."""
+        """Publish the hints; returns what went wrong, if anything did."""
         try:
             for hint in hints:
                 publisher.publish(hint)
