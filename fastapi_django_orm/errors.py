@@ -133,6 +133,13 @@ class RefreshFailed(DjangoORMError, HTTPException, RuntimeError):
         HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
 
 
+class ReadFailed(DjangoORMError, HTTPException, RuntimeError):
+    """What is published live could not be read; ``__cause__`` says why. Ends a request with 503."""
+
+    def __init__(self, message: str) -> None:
+        HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
+
+
 def nearest(name: str, known: Iterable[str], *, most: int = 10) -> str:
     """The end of an error message about an unknown name: a guess, or the names there are.
 

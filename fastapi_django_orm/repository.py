@@ -15,6 +15,7 @@ from django.db.models import Model, QuerySet
 from . import running
 from .errors import NotFound, NotStarted
 from .reading import choosing, declaration
+from .reading.batching import Absent
 from .reading.live import LiveReads
 from .reading.models import resolve_model
 from .reading.on_loop import LoopReads, is_djangos_own
@@ -215,12 +216,12 @@ class Repository(Generic[RowT]):
         Raises:
             NotFound: there is no such row in ``queryset()``. In a handler: 404.
             NotUnique: the field is not unique.
-            InvalidRepository: ``queryset()`` is sliced, or a union or the like.
+            InvalidRepository: in ``queryset()`` a row depends on others: it is sliced, a union, or the like.
             DatabaseError: as Django raises it.
         """
         try:
             row: RowT = await self.live.row(pk, unique)
-        except KeyError:
+        except Absent:
             asked = f"the key {pk!r}" if not unique else " ".join(f"{k} {v!r}" for k, v in unique.items())
             raise NotFound(f"{self.name} has no row with {asked}.") from None
         return row

@@ -9,12 +9,18 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
+import structlog
+from django.db import InterfaceError, OperationalError
+
 from ..cached import CachedRepository
-from ..errors import NotFound, NotLoaded
+from ..errors import NotFound, NotLoaded, ReadFailed
+from ..reading.batching import Absent
 from ..repository import Repository
 from ..responses.editions import Content, Edition, Stamp
 from ..responses.representation import RepositoryResponse
 from ..snapshots.snapshot import Snapshot
+
+logger = structlog.get_logger("fastapi_django_orm")
 
 Found: TypeAlias = tuple[Content, Snapshot[Any] | None]
 Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
@@ -45,6 +51,7 @@ class Source(Protocol):
         Raises:
             NotFound: there is no row with this key.
             NotLoaded: there is nothing yet.
+            ReadFailed: the database does not answer.
         """
 
 
@@ -102,8 +109,12 @@ class LiveSource:
         live = self.repository.live
         try:
             body = await (live.row_json(key) if window is None else live.window(*window))
-        except KeyError:
+        except Absent:
             raise not_found(self.repository, key) from None
+        except (InterfaceError, OperationalError) as error:
+            name = self.repository.name
+            logger.error("live_read_failed", repository=name, error=f"{type(error).__name__}: {error}")
+            raise ReadFailed(f"{name} cannot be read now.") from error
         return Content.plain(self._stamp, body), None
 
 

@@ -21,6 +21,11 @@ V = TypeVar("V")
 AT_ONCE = 2  # batches: one that the database works on, one that this process works on
 MOST = 500  # keys in a batch; SQLite takes no more than 999 parameters in old versions
 
+
+class Absent(LookupError):
+    """There is nothing under this key. No error of the project's own, as ``KeyError`` could be."""
+
+
 Waiting = dict[K, list[asyncio.Future[V]]]
 Found = Mapping[K, V | Exception]
 
@@ -59,7 +64,7 @@ class Batcher(Generic[K, V]):
         """What a query that starts after this call finds.
 
         Raises:
-            KeyError: it finds nothing.
+            Absent: it finds nothing.
             Exception: what the query has raised.
         """
         future: asyncio.Future[V] = self.loop.create_future()
@@ -128,7 +133,7 @@ class Batcher(Generic[K, V]):
                 _give(futures, found)
         else:
             for key, futures in batch.items():
-                _give(futures, found[key] if key in found else KeyError(key))
+                _give(futures, found[key] if key in found else Absent(key))
         self._start()
 
 
@@ -145,8 +150,10 @@ def _give(futures: "Sequence[asyncio.Future[V]]", outcome: V | BaseException) ->
 def _own(error: BaseException) -> BaseException:
     """A copy for one caller: a traceback grows wherever the error is raised again."""
     try:
-        mine = copy.copy(error)
-    except Exception:  # some cannot be copied
+        mine = copy.copy(error)  # which calls the class again, whatever that makes of the arguments
+        if type(mine) is not type(error) or mine.args != error.args:
+            return error
+        mine.__cause__ = error.__cause__ or error
+        return mine.with_traceback(error.__traceback__)
+    except Exception:
         return error
-    mine.__cause__ = error.__cause__ or error
-    return mine.with_traceback(error.__traceback__)

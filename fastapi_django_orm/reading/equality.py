@@ -7,6 +7,27 @@ from typing import Any
 from django.db import connections
 from django.db.models import CompositePrimaryKey, Field
 
+# How types begin whose equal values have one form, or are equal in Python, too.
+_PLAIN = (
+    "big",
+    "bool",
+    "bytea",
+    "date",
+    "decimal",
+    "double",
+    "float",
+    "inet",
+    "int",
+    "numeric",
+    "real",
+    "serial",
+    "small",
+    "time",
+    "tinyint",
+    "uuid",
+)
+_EXACT = ("postgresql", "sqlite")
+
 
 def is_loose(field: "Field[Any, Any]", alias: str) -> bool:
     """Whether values that differ may be equal for the database: by a collation, or as the field stores them.
@@ -23,9 +44,13 @@ def is_loose(field: "Field[Any, Any]", alias: str) -> bool:
     connection = connections[alias]
     if field.get_db_converters(connection):
         return True
-    kind = field.db_type(connection) or ""
-    exact = connection.vendor in ("postgresql", "sqlite") and getattr(field, "db_collation", None) is None
-    return kind.startswith(("varchar", "text", "citext", "longtext")) and not (exact and kind != "citext")
+    kind = (field.db_type(connection) or "").lower()
+    if kind.startswith(_PLAIN):
+        return False
+    # A text that Django has made is compared byte by byte, where the database does so by default. What the
+    # project has made, or a type of its own, may have any collation, or pad with spaces as char(n) does.
+    default = field.model._meta.managed and getattr(field, "db_collation", None) is None
+    return not (default and connection.vendor in _EXACT and kind.startswith(("varchar", "text")))
 
 
 def storable(values: Collection[Hashable], alias: str) -> list[Hashable]:

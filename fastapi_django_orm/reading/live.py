@@ -13,7 +13,7 @@ from ..database.turns import is_bound
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
-from .batching import Batcher, Found
+from .batching import Absent, Batcher, Found
 from .live_queries import LiveQueries, Window, new_rows
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
@@ -87,12 +87,12 @@ class LiveReads:
         """The row with this key, or this value of a unique field, as the reader reads rows.
 
         Raises:
-            KeyError: there is none.
+            Absent: there is none.
             NotUnique: the field is not unique.
         """
         name, value = self._asked(pk, unique)
         if value is None:  # which any number of rows may have, and so names none
-            raise KeyError(name)
+            raise Absent(name)
         found = await self._find(name, value)
         if found.row is None:
             assert self._reader.codec is not None, "rows without objects come with a codec"
@@ -103,12 +103,12 @@ class LiveReads:
         """The JSON of the row with this key, which may be a text of it.
 
         Raises:
-            KeyError: there is none, or no key is like this.
+            Absent: there is none, or no key is like this.
         """
         try:
             key = self.key(self._model._meta.pk.to_python(pk))
         except OF_ONE_KEY:
-            raise KeyError(pk) from None
+            raise Absent(pk) from None
         return (await self._find("pk", key)).json
 
     async def window(self, offset: int, limit: int | None) -> bytes:
@@ -155,10 +155,12 @@ class LiveReads:
         if batcher.loop is asyncio.get_running_loop() and not is_bound():
             return await batcher.get(wanted)
         executor: DatabaseExecutor = running.find(self._label).executor
-        found = (await executor.run(read, [wanted]))[wanted]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        found = await executor.run(read, [wanted])
+        if wanted not in found:
+            raise Absent(wanted)
+        if isinstance(outcome := found[wanted], Exception):
+            raise outcome
+        return outcome
 
     # On the event loop
 

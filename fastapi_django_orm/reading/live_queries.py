@@ -8,13 +8,13 @@ from django.db import Error
 from django.db.models import Field, Model, QuerySet
 
 from ..database.reachable import table_explained
-from ..errors import InvalidRepository, NotUnique, nearest
+from ..errors import DjangoORMError, InvalidRepository, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
 from .batching import Found
 from .equality import is_loose, storable
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader, is_final
+from .readers import OF_ONE_KEY, AnyQuerySet, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 
 _MOST_ROWS = 2**63 - 1
@@ -81,18 +81,20 @@ class LiveQueries:
         alias = self._queryset().db
         values = storable(values, alias)
         with table_explained(self.model, alias):
-            if len(values) < 2:
-                return {one: row for value in values for one, row in self._read_one(name, value)}
-            try:
-                return self._read_together(name, values)
-            except OF_ONE_KEY:
-                return {value: found for one in values for value, found in self._outcome(name, one)}
+            return self._outcomes(name, values)
 
-    def _outcome(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow | Exception]]:
+    def _outcomes(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow | Exception]:
         try:
-            return [*self._read_one(name, value)]
-        except OF_ONE_KEY as error:
-            return [(value, error)]
+            if len(values) < 2:
+                return dict(outcome for value in values for outcome in self._read_one(name, value))
+            return self._read_together(name, values)
+        except Exception as error:
+            if not _is_of_one_key(error):
+                raise
+            if len(values) < 2:
+                return dict.fromkeys(values, error)
+        middle = len(values) // 2
+        return self._outcomes(name, values[:middle]) | self._outcomes(name, values[middle:])
 
     def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
         try:
@@ -119,14 +121,14 @@ class LiveQueries:
             return True
         return False
 
-    def _read_together(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+    def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow | Exception]:
         rows = self._read(name, {f"{name}__in": values})
         found = self.by_value(name, values, rows)
         missing = [value for value in values if value not in found]
-        unkeyed = any(row.key is None for row in rows)  # the query leaves the field out
-        field = self.unique_field(name)
-        may_be_there = rows and missing and (unkeyed or is_loose(field, self._queryset().db))
-        if may_be_there and self._read(name, {f"{name}__in": missing}):
+        # A row that nobody has asked for is one whose value the database holds for equal to one of these, or
+        # whose value the query leaves out.
+        may_be_there = len(found) < len(rows) or is_loose(self.unique_field(name), self._queryset().db)
+        if rows and missing and may_be_there and self._read(name, {f"{name}__in": missing}):
             # Only the database can tell which of these values it holds for equal to a row's.
             found |= {value: row for one in missing for value, row in self._read_one(name, one)}
         return found
@@ -141,11 +143,10 @@ class LiveQueries:
 
     def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
         queryset = self._queryset()
-        if is_final(queryset):
-            kind = "sliced" if queryset.query.is_sliced else f"a {queryset.query.combinator}()"
+        if is_final(queryset) or depends_on_others(queryset):
             raise InvalidRepository(
-                f"{self._label}.fetch(): its queryset() is {kind}, in which Django cannot look for a row. "
-                "Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
+                f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row in "
+                "it. Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
                 "CachedRepository with get()."
             )
         chunks = self._chunks(queryset.filter(**wanted).order_by(), name)
@@ -163,8 +164,10 @@ class LiveQueries:
         for window in windows:
             try:
                 found[window] = self._read_window(*window)
-            except OF_ONE_KEY as error:  # of a row that others need not have asked for
-                found[window] = error
+            except Exception as error:
+                if not _is_of_one_key(error):
+                    raise
+                found[window] = error  # of a row that others need not have asked for
         return found
 
     def _read_window(self, offset: int, limit: int | None) -> bytes:
@@ -181,6 +184,20 @@ class LiveQueries:
         """The bytes of ``{"name": [rows]}``."""
         json = b",".join(row for chunk in chunks for row in chunk.json)
         return opening(self._name) + json + CLOSING
+
+
+def _kind(queryset: AnyQuerySet) -> str:
+    query = queryset.query
+    if query.is_sliced:
+        return "is sliced"
+    if query.combinator:
+        return f"is a {query.combinator}()"
+    return "has distinct() on fields" if query.distinct_fields else "has window functions"
+
+
+def _is_of_one_key(error: Exception) -> bool:
+    """Whether others that were asked for in the same query may be readable."""
+    return isinstance(error, OF_ONE_KEY) or not isinstance(error, Error | DjangoORMError | OSError)
 
 
 def new_rows(chunk: Chunk) -> list[NewRow]:

@@ -110,6 +110,16 @@ def is_final(queryset: AnyQuerySet) -> bool:
     return bool(queryset.query.is_sliced or queryset.query.combinator)
 
 
+def depends_on_others(queryset: AnyQuerySet) -> bool:
+    """Whether which other rows the query has decides on a row: what it holds, or whether it is there.
+
+    Django puts a further condition before window functions and ``DISTINCT ON``, and so these see fewer rows.
+    """
+    query = queryset.query
+    windows = any(annotation.contains_over_clause for annotation in query.annotations.values())
+    return bool(windows or query.where.contains_over_clause or query.distinct_fields)
+
+
 def names_of_dicts(queryset: AnyQuerySet) -> list[str]:
     """What the dicts of a ``queryset()`` that ends in ``.values()`` have, in their order."""
     query = queryset.query
