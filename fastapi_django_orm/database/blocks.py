@@ -49,7 +49,7 @@ class Block:
         self.nested: Block | None = None  # as the transaction's thread sees it
         self._leave: Callable[..., Any] | None = None
         self._ended = False
-        self._nested = False  # as the event loop sees it
+        self._nested_is_open = False  # as the event loop sees it
         self._waiting: deque[Job | Future[None]] = deque()
         self.turns: dict[Any, Block] = {}  # see turns.py
         if parent is None:
@@ -70,7 +70,7 @@ class Block:
     def submit(self, job: Job) -> None:
         """Run the job on the transaction's thread, when no nested block is open."""
         with self.transaction.lock:
-            if self._nested:
+            if self._nested_is_open:
                 self._waiting.append(job)
             else:
                 self.put(job)
@@ -114,10 +114,10 @@ class Block:
         """Wait until no other nested block is open, and be the one that is."""
         turn: Future[None] = Future()
         with self.transaction.lock:
-            if self._nested:
+            if self._nested_is_open:
                 self._waiting.append(turn)
             else:
-                self._nested = True
+                self._nested_is_open = True
                 turn.set_result(None)
         if turn.done():
             return
@@ -131,13 +131,13 @@ class Block:
     def end_nested(self) -> None:
         """Let those go on who wait for the nested block's end."""
         with self.transaction.lock:
-            self._nested = False
-            while self._waiting and not self._nested:
+            self._nested_is_open = False
+            while self._waiting and not self._nested_is_open:
                 item = self._waiting.popleft()
                 if isinstance(item, Job):
                     self.put(item)
                 elif item.set_running_or_notify_cancel():
-                    self._nested = True
+                    self._nested_is_open = True
                     item.set_result(None)
 
     def enter(self, enter: Callable[[], Any], leave: Callable[..., Any]) -> bool:
