@@ -75,7 +75,7 @@ class CachedRepository(Repository[RowT]):
             name=self.name,
             indexes=self.indexes,
             rows_kept=self.rows_kept,
-            pace=Pace(here.count_requests),
+            pace=Pace(here.requests_so_far),
         )
         if here.shared is not None:
             loader = here.shared.loader(loader, self, self._reader)

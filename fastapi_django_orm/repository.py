@@ -17,7 +17,7 @@ from .errors import NotFound, NotStarted
 from .reading import choosing, declaration
 from .reading.live import LiveReads
 from .reading.models import resolve_model
-from .reading.on_loop import LoopReads, is_djangos_own
+from .reading.on_loop import LoopReads, is_plain_manager
 from .reading.readers import Reader
 from .snapshots.snapshot import RowT
 
@@ -150,7 +150,7 @@ class Repository(Generic[RowT]):
         return (
             queries
             and isinstance(kind.ordering, list | tuple)  # and no property
-            and is_djangos_own(self.model_class._default_manager)
+            and is_plain_manager(self.model_class._default_manager)
         )
 
     @_function_of_class

@@ -30,7 +30,7 @@ class Running:
         self.ended = False
         self.requests = 0
 
-    def count_requests(self) -> int:
+    def requests_so_far(self) -> int:
         """How many requests have come so far."""
         return self.requests
 

@@ -257,7 +257,7 @@ def test_a_server_that_is_away(board: str, proxy: TCPProxy, logs: list[Any], fau
     gate = Gate()
 
     async def main(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shared_store, "PATIENCE", 0.3)
+        monkeypatch.setattr(shared_store, "STORE_PATIENCE", 0.3)
         async with fleet(1, gate, f"redis://127.0.0.1:{proxy.port}/0") as (topics,):
             getattr(proxy, fault)()
             for number in range(3):
@@ -572,7 +572,7 @@ def test_a_worker_that_is_killed_while_it_loads(processes: Any, valkey: Valkey, 
     served = answer(heir)
     assert served["rows"] == ["one"]
     assert served["loads"] == 1
-    assert time.monotonic() - killed < shared_loader.LONGEST
+    assert time.monotonic() - killed < shared_loader.LONGEST_WAIT_FOR_OTHERS
 
 
 def test_clocks_that_differ_by_an_hour(processes: Any, valkey: Valkey, broker: redis.Redis) -> None:
@@ -683,7 +683,7 @@ def test_pages_come_back_as_they_were(keys: list[Any]) -> None:
     again = list(unpack(parts, codec, KEY))
     assert codec.types == {"n": int}
     for page, other in zip(pages, again, strict=True):
-        for attribute in ("start", "keys", "json", "sizes", "digest", "objects"):
+        for attribute in ("start", "keys", "json", "ends", "digest", "objects"):
             assert getattr(page, attribute) == getattr(other, attribute)
 
 

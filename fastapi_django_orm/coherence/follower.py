@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from ..reading.refresh import Load, Refresher
-from .hints import MOST_KEYS
+from .hints import MOST_KEYS_OF_HINT
 
 PACE = 0.01  # seconds between the beginnings of two refreshes: a burst costs a hundred a second at most
 SPREAD = 4  # times what the last full load took
@@ -93,7 +93,7 @@ class Follower:
     def _want(self, keys: Collection[Hashable] | None) -> None:
         if keys is not None and not self._all:
             self._keys.update(keys)
-        if keys is None or len(self._keys) > MOST_KEYS:
+        if keys is None or len(self._keys) > MOST_KEYS_OF_HINT:
             self._all, self._keys = True, set()
 
     def _serve(self, heard: int) -> None:

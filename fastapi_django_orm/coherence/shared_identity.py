@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import connections
 from django.db.models.query import ValuesIterable
 
-from ..reading.readers import AnyQuerySet
+from ..reading.sql_json import AnyQuerySet
 from .shared_format import FORMAT
 
 PACKAGES = ("fastapi-django-orm", "pydantic-core")

@@ -16,7 +16,7 @@ from uuid import uuid4
 from .hints import CHANNEL, MESSAGE_LIMIT, VERSION, Hint, encode, parts, understood
 
 EVERY_WORKER = f"{CHANNEL}_workers"  # the channel for questions
-LONGEST_WAIT = 60.0  # seconds
+LONGEST_ROLL_CALL = 60.0  # seconds
 HOST_LENGTH = 20  # PostgreSQL cuts names of channels and of applications after 63 bytes
 
 _WORKER = re.compile(r"[A-Za-z0-9._-]{1,20}:[0-9]{1,10}:[0-9a-f]{8}", re.ASCII)
@@ -157,7 +157,7 @@ def read(payload: bytes) -> Question | Answer | News | None:
 def _read(call: str, worker: str, rest: Mapping[Any, Any]) -> Question | Answer | None:
     match rest:
         case {"r": [*names], "s": int() | float() as wait} if _all(names, str) and wait > 0:
-            return Question(call, worker, tuple(names), float(min(wait, LONGEST_WAIT)))
+            return Question(call, worker, tuple(names), float(min(wait, LONGEST_ROLL_CALL)))
         case {"h": [*have], "f": [*failed]} if _all([*have, *failed], int):
             return Answer(call, worker, tuple(have), tuple(failed))
     return None

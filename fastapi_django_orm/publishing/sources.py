@@ -11,13 +11,13 @@ from uuid import UUID
 
 from ..cached import CachedRepository
 from ..errors import NotFound, NotLoaded
+from ..reading.live_queries import Window
 from ..repository import Repository
 from ..responses.editions import Content, Edition, Stamp
 from ..responses.representation import RepositoryResponse
 from ..snapshots.snapshot import Snapshot
 
-Found: TypeAlias = tuple[Content, Snapshot[Any] | None]
-Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
+Served: TypeAlias = tuple[Content, Snapshot[Any] | None]
 
 WHOLE: Window = (0, None)
 
@@ -36,10 +36,10 @@ class Source(Protocol):
     @property
     def repository(self) -> Repository[Any]: ...  # noqa: D102
 
-    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+    def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting: the rows of a window, or else the row with a key."""
 
-    async def read(self, window: Window | None, key: Hashable) -> Found:
+    async def read(self, window: Window | None, key: Hashable) -> Served:
         """The same, or what can be had by waiting.
 
         Raises:
@@ -57,7 +57,7 @@ class CachedSource:
         self._refresher = repository.refresher
         self._cache_control = repository.cache_control
 
-    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+    def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting, which is all."""
         snapshot = self._refresher.snapshot
         if snapshot is None:
@@ -72,7 +72,7 @@ class CachedSource:
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
             return None
 
-    async def read(self, window: Window | None, key: Hashable) -> Found:
+    async def read(self, window: Window | None, key: Hashable) -> Served:
         """The same, with the reason why there is nothing."""
         if self._refresher.snapshot is None:
             raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
@@ -93,11 +93,11 @@ class LiveSource:
         self.repository = repository
         self._stamp = Stamp(repository.cache_control)
 
-    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+    def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """Nothing."""
         return None
 
-    async def read(self, window: Window | None, key: Hashable) -> Found:
+    async def read(self, window: Window | None, key: Hashable) -> Served:
         """Ask the database."""
         live = self.repository.live
         try:
@@ -117,7 +117,7 @@ def source_of(repository: Repository[Any]) -> Source:
     return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
 
 
-def response_to(found: Found) -> RepositoryResponse:
+def response_to(found: Served) -> RepositoryResponse:
     """A response, for a handler to return."""
     content, snapshot = found
     return RepositoryResponse(snapshot, content)

@@ -14,7 +14,8 @@ from django.db.models.query import ModelIterable, ValuesIterable
 
 from ..errors import InvalidRepository, UnknownField, nearest
 from .models import unknown_field
-from .readers import AnyQuerySet, Reader
+from .readers import Reader
+from .sql_json import AnyQuerySet
 
 
 class Declared(Protocol):

@@ -14,9 +14,9 @@ from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
 from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
-from .on_loop import Found, LoopReads
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
-from .sql_json import NotExpressible
+from .on_loop import LoopOutcome, LoopReads
+from .readers import OF_ONE_KEY, Reader
+from .sql_json import AnyQuerySet, NotExpressible
 
 # The table and its indexes, the snapshot before, when what was read is from, when the load began.
 Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
@@ -87,7 +87,7 @@ class KeyedLoader:
         if not self._on_loop.is_possible:
             return None
         began = datetime.now(UTC)
-        read: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        read: asyncio.Future[LoopOutcome] = asyncio.get_running_loop().create_future()
         try:
             queryset = self._queryset()
             order = self._order(queryset, before)
@@ -167,6 +167,6 @@ class KeyedLoader:
         return gone, lookup_pairs(field, new)
 
 
-def _tell(waiting: "asyncio.Future[Found]", found: Found) -> None:
+def _tell(waiting: "asyncio.Future[LoopOutcome]", found: LoopOutcome) -> None:
     if not waiting.done():
         waiting.set_result(found)

@@ -14,10 +14,11 @@ from ..database.turns import asking_block
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
-from .batching import Batcher, Found
+from .batching import Batcher, Outcomes
 from .live_queries import LiveQueries, Window, new_rows
 from .on_loop import LoopReads
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
+from .readers import OF_ONE_KEY, Reader
+from .sql_json import AnyQuerySet
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -132,8 +133,8 @@ class LiveReads:
 
     def _batcher(
         self,
-        read: Callable[[Sequence[K]], Found[K, V]],
-        on_loop: Callable[[Sequence[K], Callable[[Found[K, V] | Exception | None], None]], bool],
+        read: Callable[[Sequence[K]], Outcomes[K, V]],
+        on_loop: Callable[[Sequence[K], Callable[[Outcomes[K, V] | Exception | None], None]], bool],
     ) -> Batcher[K, V]:
         here = running.find(self._label)
         assert here.loop is not None, "the plugin sets it before there are repositories"
@@ -149,7 +150,7 @@ class LiveReads:
     async def _read_by(
         self,
         batcher: Batcher[K, V],
-        read: Callable[[Sequence[K]], Found[K, V]],
+        read: Callable[[Sequence[K]], Outcomes[K, V]],
         wanted: K,
     ) -> V:
         """Read in a batch, or alone: in a transaction, under async_to_sync, on another event loop."""
@@ -168,7 +169,7 @@ class LiveReads:
     def _rows_on_loop(
         self,
         keys: Sequence[Hashable],
-        done: Callable[[Found[Hashable, NewRow] | Exception | None], None],
+        done: Callable[[Outcomes[Hashable, NewRow] | Exception | None], None],
     ) -> bool:
         def read(chunk: Chunk | Exception | None) -> None:
             if not isinstance(chunk, Chunk):
@@ -184,7 +185,7 @@ class LiveReads:
     def _windows_on_loop(
         self,
         windows: Sequence[Window],
-        done: Callable[[Found[Window, bytes] | Exception | None], None],
+        done: Callable[[Outcomes[Window, bytes] | Exception | None], None],
     ) -> bool:
         ((offset, limit), *others) = windows
         if others or limit is None:  # several queries; as many rows as there are

@@ -12,10 +12,10 @@ from ..errors import InvalidRepository, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
 from ..snapshots.changing import NewRow
 from ..snapshots.pages import Chunk
-from .batching import Found
+from .batching import Outcomes
 from .equality import is_loose, storable
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader, is_final
-from .sql_json import NotExpressible
+from .readers import OF_ONE_KEY, Reader, is_final
+from .sql_json import AnyQuerySet, NotExpressible
 
 _MOST_ROWS = 2**63 - 1
 
@@ -72,7 +72,7 @@ class LiveQueries:
             f"{self._label}.fetch(): {name!r} is no unique field of {meta.label}. {nearest(name, known)}"
         )
 
-    def read_rows(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+    def read_rows(self, name: str, values: Sequence[Hashable]) -> Outcomes[Hashable, NewRow]:
         """For each of these values of a unique field the row that has it, or why it cannot be read.
 
         Raises:
@@ -119,7 +119,7 @@ class LiveQueries:
             return True
         return False
 
-    def _read_together(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+    def _read_together(self, name: str, values: Sequence[Hashable]) -> Outcomes[Hashable, NewRow]:
         rows = self._read(name, {f"{name}__in": values})
         found = self.by_value(name, values, rows)
         missing = [value for value in values if value not in found]
@@ -157,7 +157,7 @@ class LiveQueries:
         except NotExpressible:
             return list(self._reader.read(queryset, key=key, in_python=True))
 
-    def read_windows(self, windows: Sequence[Window]) -> Found[Window, bytes]:
+    def read_windows(self, windows: Sequence[Window]) -> Outcomes[Window, bytes]:
         """For each of these parts of the list its bytes, or why they cannot be made."""
         found: dict[Window, bytes | Exception] = {}
         for window in windows:

@@ -29,16 +29,16 @@ logger = structlog.get_logger("fastapi_django_orm")
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0
 
-AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
+PIECES_AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
 
-# Up to this share of the rows it is cheaper to read keys than everything.
+# Up to so many keys, or this share of the rows, it is cheaper to read those than everything.
 FEW_KEYS = 100
 SHARE_OF_KEYS = 0.02
 
-FEWEST_KEYS = 4  # as many as the event loop takes itself; each may cost it a millisecond in a large table
+MOST_KEYS_ON_LOOP = 4  # that the event loop reads itself; each may cost it a millisecond in a large table
 
 
-class Loads(Protocol[RowT]):
+class RowLoader(Protocol[RowT]):
     """What reads the rows, on a database thread if nothing else is said; ``loading.Loader`` is one."""
 
     def load(self, before: Snapshot[RowT] | None) -> Snapshot[RowT]:
@@ -103,7 +103,7 @@ class Refresher(Generic[RowT]):
     The plugin starts and stops it; ``refresh()`` is called by anybody, from any event loop.
     """
 
-    def __init__(self, name: str, loader: Loads[RowT], max_age: timedelta | None) -> None:
+    def __init__(self, name: str, loader: RowLoader[RowT], max_age: timedelta | None) -> None:
         """Get ready.
 
         Args:
@@ -238,12 +238,12 @@ class Refresher(Generic[RowT]):
                 self._read_at = read_at
             self._succeeded(load)
             asked.done.set_result(load)
-            if len(pieces) > AT_ONCE:
+            if len(pieces) > PIECES_AT_ONCE:
                 with suppress(DatabaseBusy):  # then they go now
                     await sync_to_async(self._loader.let_go)(pieces)
 
     async def _read_on_loop(self, asked: Asked[RowT]) -> Snapshot[RowT] | None:
-        before, keys = self.snapshot, self._few(asked, FEWEST_KEYS)
+        before, keys = self.snapshot, self._few(asked, MOST_KEYS_ON_LOOP)
         return None if before is None or not keys else await self._loader.load_keys_on_loop(before, keys)
 
     def _read(self, asked: Asked[RowT]) -> Snapshot[RowT]:
