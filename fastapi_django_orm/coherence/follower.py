@@ -9,7 +9,7 @@ from collections.abc import Collection, Hashable
 from contextvars import copy_context
 from typing import Any
 
-from ..reading.refresh import Load, Refresher
+from ..reading.refresh import Refresher
 from .hints import MOST_KEYS_OF_HINT
 
 PACE = 0.01  # seconds between the beginnings of two refreshes: a burst costs a hundred a second at most
@@ -82,7 +82,7 @@ class Follower:
 
     async def _refresh(self, keys: Collection[Hashable] | None) -> None:
         try:
-            load = await _ask(self.refresher, keys)
+            load = await self.refresher.refresh("hint", keys)
         except Exception:  # RefreshFailed, which it has logged; or whatever else must not end this task
             if keys is not None:
                 self._want(None)  # a full load it will try again until it succeeds, keys it may forget
@@ -100,8 +100,3 @@ class Follower:
         self._served = heard
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-async def _ask(refresher: Refresher[Any], keys: Collection[Hashable] | None) -> Load[Any]:
-    """Have the rows with these keys read, or all."""
-    return await refresher.refresh("hint", keys)

@@ -29,22 +29,6 @@ def publish(hint: Hint) -> None:
             loop.call_soon_threadsafe(receiver.heard, hint)
 
 
-class ProcessPublisher:
-    """Tells every application of this process."""
-
-    name = "process"
-
-    def publish(self, hint: Hint) -> None:
-        """Tell them."""
-        publish(hint)
-
-    def check(self) -> None:
-        """Find nothing to complain about."""
-
-    def close(self) -> None:
-        """Let go of nothing."""
-
-
 class ProcessListener:
     """Hears what this process publishes."""
 
