@@ -134,7 +134,7 @@ class Pool:
         self._pass_on(connection)
 
     def put_back(self, connection: BaseDatabaseWrapper) -> None:
-        """Take its own connection back as it is: on the event loop, where Django does not let it be closed."""
+        """Take its own connection back as it is: on the event loop, where Django lets nobody close it."""
         self._pass_on(connection)
 
     def drop(self, connection: BaseDatabaseWrapper) -> None:
