@@ -20,6 +20,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
 from .. import metrics
+from ..backoff import backoff
 from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
 from ..snapshots.snapshot import RowT, Snapshot
 from .pacing import switching_sooner
@@ -208,7 +209,7 @@ class Refresher(Generic[RowT]):
     def _wait(self) -> float | None:
         """Seconds until a load is due that nobody asks for."""
         if self._failures:
-            delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self._failures - 1, 10))
+            delay = backoff(self._failures, FIRST_RETRY, LAST_RETRY)
             return delay * random.uniform(0.5, 1.0)  # or all workers would come back at once
         if self._max_age is None or self.age is None:
             return None
