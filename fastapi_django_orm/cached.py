@@ -104,7 +104,7 @@ class CachedRepository(Repository[RowT]):
         """
         snapshot = self.refresher.snapshot
         if snapshot is None:
-            raise NotLoaded(f"{self.name} has not been loaded yet.")
+            raise NotLoaded.of(self.name)
         return snapshot
 
     def all(self) -> tuple[RowT, ...]:
@@ -212,7 +212,7 @@ class CachedRepository(Repository[RowT]):
         try:
             return find(self.live.row_key(pk))
         except (KeyError, TypeError):
-            raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
+            raise NotFound.of(self.name, pk) from None
 
     def _keyed(self, method: str) -> Snapshot[RowT]:
         snapshot = self.snapshot

@@ -75,13 +75,13 @@ class CachedSource:
     async def read(self, window: Window | None, key: Hashable) -> Served:
         """The same, with the reason why there is nothing."""
         if self._refresher.snapshot is None:
-            raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
+            raise NotLoaded.of(self.repository.name)
         found = self.at_hand(window, key)
         if found is None:  # a row's key, written in another way than the row has it
             with suppress(KeyError):
                 found = self.at_hand(None, self.repository.live.row_key(key))
         if found is None:
-            raise not_found(self.repository, key)
+            raise NotFound.of(self.repository.name, key)
         return found
 
 
@@ -103,13 +103,8 @@ class LiveSource:
         try:
             body = await (live.row_json(key) if window is None else live.window(*window))
         except KeyError:
-            raise not_found(self.repository, key) from None
+            raise NotFound.of(self.repository.name, key) from None
         return Content.plain(self._stamp, body), None
-
-
-def not_found(repository: Repository[Any], key: Hashable) -> NotFound:
-    """The error for a key that no row has."""
-    return NotFound(f"{repository.name} has no row with the key {key!r}.")
 
 
 def source_of(repository: Repository[Any]) -> Source:
