@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ..snapshots.changing import Changing, NewRow
+from ..snapshots.changing import Changing, NewRow, new_rows
 from ..snapshots.pages import Chunk
 from ..snapshots.placing import NotComparable, Order
 from ..snapshots.row_cache import RowCache
@@ -120,7 +120,7 @@ class KeyedLoader:
         chunks: Iterable[Chunk],
         began: datetime,
     ) -> Snapshot[Any] | None:
-        rows = [row for chunk in chunks for row in map(NewRow, chunk.keys, chunk.json, chunk.objects)]
+        rows = [row for chunk in chunks for row in new_rows(chunk)]
         read = {row.key: row for row in rows}
         try:
             if len(read) != len(rows) or self._may_be_others(queryset, before, keys, read):

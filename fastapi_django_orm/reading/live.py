@@ -12,10 +12,10 @@ from .. import running
 from ..database.executor import DatabaseExecutor
 from ..database.turns import asking_block
 from ..rows.sharing import copied
-from ..snapshots.changing import NewRow
+from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Batcher, Outcomes
-from .live_queries import LiveQueries, Window, new_rows
+from .live_queries import LiveQueries, Window
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
 from .sql_json import AnyQuerySet
@@ -121,7 +121,7 @@ class LiveReads:
         return await self._read_by(self._windows, self._queries.read_windows, window)
 
     def _asked(self, pk: Any, unique: Mapping[str, Any]) -> Unique:
-        if len(unique) != (pk is None):
+        if len(unique) != (1 if pk is None else 0):
             raise TypeError(f"{self._label}.fetch(): give a key, or one unique field with its value.")
         if not unique:
             return "pk", self.key(pk)

@@ -10,7 +10,7 @@ from django.db.models import Field, Model, QuerySet
 from ..database.reachable import table_explained
 from ..errors import InvalidRepository, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
-from ..snapshots.changing import NewRow
+from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Outcomes
 from .equality import is_loose, storable
@@ -181,8 +181,3 @@ class LiveQueries:
         """The bytes of ``{"name": [rows]}``."""
         json = b",".join(row for chunk in chunks for row in chunk.json)
         return opening(self._name) + json + CLOSING
-
-
-def new_rows(chunk: Chunk) -> list[NewRow]:
-    """A chunk's rows, one by one."""
-    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects))
