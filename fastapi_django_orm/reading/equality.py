@@ -24,8 +24,9 @@ def is_loose(field: "Field[Any, Any]", alias: str) -> bool:
     if field.get_db_converters(connection):
         return True
     kind = field.db_type(connection) or ""
+    is_text = kind.startswith(("varchar", "text", "citext", "longtext"))
     exact = connection.vendor in ("postgresql", "sqlite") and getattr(field, "db_collation", None) is None
-    return kind.startswith(("varchar", "text", "citext", "longtext")) and not (exact and kind != "citext")
+    return is_text and (kind == "citext" or not exact)
 
 
 def storable(values: Collection[Hashable], alias: str) -> list[Hashable]:
