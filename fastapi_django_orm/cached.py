@@ -14,7 +14,7 @@ from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, n
 from .reading import declaration
 from .reading.loading import Loader
 from .reading.pacing import Pace
-from .reading.refresh import Refresher
+from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
 from .responses.representation import RepositoryResponse
 from .snapshots.snapshot import RowT, Snapshot, value_of
@@ -66,9 +66,10 @@ class CachedRepository(Repository[RowT]):
         """
         super().prepare()
         assert self._reader is not None, "made by what is called above"
+        assert self._on_loop is not None, "as well"
         declaration.check_cached(self, self._reader)
         here = running.find(self.label)
-        loader: Any = Loader(
+        own = Loader(
             self.ordered_queryset,
             self._reader,
             self._on_loop,
@@ -77,8 +78,7 @@ class CachedRepository(Repository[RowT]):
             rows_kept=self.rows_kept,
             pace=Pace(here.requests_so_far),
         )
-        if here.shared is not None:
-            loader = here.shared.loader(loader, self, self._reader)
+        loader: RowLoader[RowT] = own if here.shared is None else here.shared.loader(own, self, self._reader)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

@@ -161,8 +161,8 @@ class DjangoORM:
 async def _coherence(
     here: running.Running, settings: ORMSettings, refreshers: Mapping[str, Refresher[Any]]
 ) -> AsyncIterator[None]:
-    every = {repository.name: repository for repository in here.repositories.values()}
-    repositories = {name: every[name] for name in refreshers}
+    cached = [each for each in here.repositories.values() if isinstance(each, CachedRepository)]
+    repositories = {repository.name: repository for repository in cached}
     here.coherence = coherence = await sync_to_async(Coherence)(settings, repositories)
     try:
         # Before the first loads, so that nothing which is committed between is lost.

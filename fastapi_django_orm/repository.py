@@ -110,6 +110,7 @@ class Repository(Generic[RowT]):
 
     def __init__(self) -> None:
         self._reader: Reader | None = None
+        self._on_loop: LoopReads | None = None
         self._live: LiveReads | None = None
 
     # How it comes to be
@@ -169,7 +170,7 @@ class Repository(Generic[RowT]):
                 f"{cls.__qualname__} was declared when the application had already started. Import "
                 f"the module {cls.__module__} where the application is made."
             )
-        return repository  # type: ignore[no-any-return]
+        return repository  # type: ignore[return-value]  # made of this class
 
     @property
     def label(self) -> str:

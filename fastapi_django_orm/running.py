@@ -9,9 +9,15 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import NotStarted
+
+if TYPE_CHECKING:  # rooms above this one
+    from .coherence.service import Coherence
+    from .coherence.shared_loader import SharedSnapshots
+    from .database.executor import DatabaseExecutor
+    from .repository import Repository
 
 HOW_TO_START = (
     "Write FastAPI(lifespan=DjangoORM.lifespan); in a test, enter the client: `with TestClient(app)`."
@@ -22,11 +28,11 @@ class Running:
     """What the plugin holds for one application, between its start and its end."""
 
     def __init__(self) -> None:
-        self.repositories: dict[type[Any], Any] = {}
-        self.executor: Any = None  # database.executor's, which is above this room
+        self.repositories: dict[type[Repository[Any]], Repository[Any]] = {}
+        self.executor: DatabaseExecutor  # the plugin sets it first of all
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.coherence: Any = None  # coherence.service's, as well
-        self.shared: Any = None  # coherence.shared_loader's, if loads are shared
+        self.coherence: Coherence | None = None
+        self.shared: SharedSnapshots | None = None  # if loads are shared
         self.ended = False
         self.requests = 0
 

@@ -19,6 +19,7 @@ import structlog
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
+from ..reading.declaration import Declared
 from ..reading.loading import Loader
 from ..reading.readers import Reader
 from ..reading.refresh import RowLoader
@@ -55,7 +56,7 @@ class SharedSnapshots:
         """Whether to try."""
         return self._failed_at is None or time.monotonic() - self._failed_at > REST
 
-    def loader(self, loader: Loader, repository: Any, reader: Reader) -> RowLoader[Any]:
+    def loader(self, loader: Loader, repository: Declared, reader: Reader) -> RowLoader[Any]:
         """What a repository loads with.
 
         Args:
@@ -87,7 +88,12 @@ class SharedLoader:
     """RowLoader one repository. Its methods run on a database thread, one at a time."""
 
     def __init__(
-        self, loader: Loader, identity: Identity, repository: Any, codec: RowCodec, shared: SharedSnapshots
+        self,
+        loader: Loader,
+        identity: Identity,
+        repository: Declared,
+        codec: RowCodec,
+        shared: SharedSnapshots,
     ) -> None:
         """Share what this loader loads.
 

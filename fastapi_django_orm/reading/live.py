@@ -9,7 +9,6 @@ from asgiref.sync import AsyncToSync
 from django.db.models import CompositePrimaryKey
 
 from .. import running
-from ..database.executor import DatabaseExecutor
 from ..database.turns import asking_block
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
@@ -158,7 +157,7 @@ class LiveReads:
         here = batcher.loop is asyncio.get_running_loop()
         if here and not waited_for and asking_block() is None:
             return await batcher.get(wanted)
-        executor: DatabaseExecutor = running.find(self._label).executor
+        executor = running.find(self._label).executor
         found = (await executor.run(read, [wanted]))[wanted]
         if isinstance(found, Exception):
             raise found

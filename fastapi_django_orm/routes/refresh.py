@@ -173,7 +173,8 @@ def _all_of(label: str) -> Hint:
 
 
 def _coherence() -> Coherence:
-    coherence: Coherence = running.find("The refresh route").coherence
+    coherence = running.find("The refresh route").coherence
+    assert coherence is not None, "there is one before there is a route"
     return coherence
 
 
