@@ -81,7 +81,7 @@ class Block:
         context.run(enter_block, self)
         job = Job(partial(context.run, run_as_call, self.transaction.pools, function))
         self.put(job)
-        return await to_its_end(job.future)  # type: ignore[no-any-return]
+        return await to_its_end(job.future)
 
     async def take_connection(self, alias: str) -> None:
         """Have a connection to this database, from now to the end of the transaction.
@@ -252,7 +252,7 @@ def enter_block(block: Block | None) -> None:
     _block.set(block)
 
 
-async def to_its_end(future: Future[Any]) -> Any:
+async def to_its_end(future: Future[T]) -> T:
     """The future's result, waited for to the end; a cancellation is raised after it."""
     waiting = asyncio.wrap_future(future)
     cancelled: asyncio.CancelledError | None = None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Literal, Protocol
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -37,6 +37,9 @@ FEW_KEYS = 100
 SHARE_OF_KEYS = 0.02
 
 MOST_KEYS_ON_LOOP = 4  # that the event loop reads itself; each may cost it a millisecond in a large table
+
+
+Trigger = Literal["startup", "call", "route", "hint", "max_age", "retry"]
 
 
 class RowLoader(Protocol[RowT]):
@@ -70,7 +73,7 @@ class Load(Generic[RowT]):
 
     snapshot: Snapshot[RowT]
     duration: float
-    trigger: str
+    trigger: Trigger
     keys: int | None = None
 
 
@@ -86,7 +89,7 @@ class Asked(Generic[RowT]):
     """
 
     done: "asyncio.Future[Load[RowT]]"
-    trigger: str
+    trigger: Trigger
     request: dict[str, Any]
     keys: set[Hashable] | None
 
@@ -140,7 +143,7 @@ class Refresher(Generic[RowT]):
             return True
         return self._max_age is not None and self.age > self._max_age.total_seconds()
 
-    async def refresh(self, trigger: str, keys: Collection[Hashable] | None = None) -> Load[RowT]:
+    async def refresh(self, trigger: Trigger, keys: Collection[Hashable] | None = None) -> Load[RowT]:
         """Wait for a load that starts after this call.
 
         Args:
@@ -201,7 +204,7 @@ class Refresher(Generic[RowT]):
             # Not as the wait has ended: for rows that are always too old it ends before anybody is heard.
             asked, self._next = self._next, None
             if asked is None:  # a load is due that nobody waits for
-                trigger = "retry" if self.error is not None else "max_age"
+                trigger: Trigger = "retry" if self.error is not None else "max_age"
                 asked = Asked(asyncio.get_running_loop().create_future(), trigger, {}, None)
             with structlog.contextvars.bound_contextvars(**asked.request):
                 await self._load(asked)
@@ -275,7 +278,7 @@ class Refresher(Generic[RowT]):
             **({} if load.keys is None else {"keys": load.keys}),
         )
 
-    def _failed(self, error: Exception, trigger: str) -> None:
+    def _failed(self, error: Exception, trigger: Trigger) -> None:
         self._failures += 1
         self.error = error
         # What a database or this package says is told in a line. A traceback would say no more, and some log
