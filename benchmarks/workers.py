@@ -136,8 +136,8 @@ class Fleet:
 
     async def hint(self, comment: str) -> float:
         """Change a row and announce it; the seconds until all serve it."""
-        from fastapi_django_orm.coherence.choice import libpq_parameters
         from fastapi_django_orm.coherence.postgresql import PostgreSQLListener
+        from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
 
         receiver = _Receiver(self.followers)
         tables = {"bbs_topic": "bbs.Topic"}
