@@ -226,7 +226,7 @@ def measure(workers: tuple[int, ...] = WORKERS, rows: int = ROWS) -> list[Line]:
         django.setup()
         from django.db import connections
 
-        from fastapi_django_orm.coherence.shared_loader import SharedSnapshots
+        from fastapi_django_orm.shared_loads.loader import SharedSnapshots
 
         pooler, lines = Pooler(), []
         for count in workers:

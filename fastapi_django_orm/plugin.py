@@ -19,7 +19,6 @@ from fastapi import FastAPI
 
 from . import repository, running
 from .cached import CachedRepository
-from .coherence.choice import shared_snapshots
 from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
@@ -37,6 +36,7 @@ from .routes.health import DatabaseProbe
 from .settings import ORMSettings, read_settings
 from .setup import set_up_django
 from .shared import SharedContext
+from .shared_loads.choice import shared_snapshots
 
 logger = structlog.get_logger("fastapi_django_orm")
 

@@ -15,9 +15,9 @@ from .errors import NotStarted
 
 if TYPE_CHECKING:  # rooms above this one
     from .coherence.service import Coherence
-    from .coherence.shared_loader import SharedSnapshots
     from .database.executor import DatabaseExecutor
     from .repository import Repository
+    from .shared_loads.loader import SharedSnapshots
 
 HOW_TO_START = (
     "Write FastAPI(lifespan=DjangoORM.lifespan); in a test, enter the client: `with TestClient(app)`."

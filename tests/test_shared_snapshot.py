@@ -22,11 +22,13 @@ from django.test import override_settings
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import ORMSettings
-from fastapi_django_orm.coherence import shared_identity, shared_loader, shared_store
-from fastapi_django_orm.coherence.shared_format import NotGenuine, NotPortable, pack, unpack
-from fastapi_django_orm.coherence.shared_identity import Identity
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
 from fastapi_django_orm.rows.codec import RowCodec
+from fastapi_django_orm.shared_loads import identity as shared_identity
+from fastapi_django_orm.shared_loads import loader as shared_loader
+from fastapi_django_orm.shared_loads import store as shared_store
+from fastapi_django_orm.shared_loads.format import NotGenuine, NotPortable, pack, unpack
+from fastapi_django_orm.shared_loads.identity import Identity
 from fastapi_django_orm.snapshots.pages import Chunk, cut, cut_evenly
 from tests.gates import Gate, add_topics, comments, gated, started
 from tests.hearing import eventually, write
@@ -472,7 +474,7 @@ import asyncio, json, os, sys, time
 from datetime import datetime as real, timedelta
 from fastapi import FastAPI
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
-from fastapi_django_orm.coherence import shared_loader
+from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.reading import loading
 
 SKEW = timedelta(seconds=float(os.environ.get("SKEW", "0")))

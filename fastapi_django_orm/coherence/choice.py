@@ -52,27 +52,6 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
     return found
 
 
-def shared_snapshots(settings: ORMSettings) -> Any:
-    """Where workers share what they load, a ``SharedSnapshots``; None if they do not.
-
-    Raises:
-        InvalidSettings: redis-py is not installed, or does not understand the URL.
-    """
-    if settings.shared is None:
-        return None
-    try:
-        from .shared_loader import SharedSnapshots
-    except ImportError as error:
-        raise InvalidSettings(
-            f"DJANGO_ORM_SHARED needs redis-py ({error}). Install it: "
-            "pip install 'fastapi-django-orm[redis]'."
-        ) from error
-    try:
-        return SharedSnapshots(settings.shared.get_secret_value())
-    except ValueError as error:
-        raise InvalidSettings(f"DJANGO_ORM_SHARED: {error}.") from None
-
-
 def is_named(settings: ORMSettings, listener: Listener) -> bool:
     """Whether a transport was asked for, and not chosen by ``auto``."""
     kind = listener.name.partition(":")[0]

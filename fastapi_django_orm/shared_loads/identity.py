@@ -21,7 +21,7 @@ from django.db.models.query import ValuesIterable
 
 from ..reading.declaration import Declared
 from ..reading.sql_json import AnyQuerySet
-from .shared_format import FORMAT
+from .format import FORMAT
 
 PACKAGES = ("fastapi-django-orm", "pydantic-core")
 _NOT_THE_DATABASE = ("PASSWORD", "TEST")  # the first may be changed while workers run

@@ -25,9 +25,9 @@ from ..reading.readers import Reader
 from ..reading.refresh import RowLoader
 from ..rows.codec import RowCodec
 from ..snapshots.snapshot import Snapshot
-from .shared_format import NotGenuine, NotPortable, is_portable, pack, unpack
-from .shared_identity import Identity, secret
-from .shared_store import Alone, LoadTurn, Lost, Room, SharedStore, Take
+from .format import NotGenuine, NotPortable, is_portable, pack, unpack
+from .identity import Identity, secret
+from .store import Alone, LoadTurn, Lost, Room, SharedStore, Take
 
 logger = structlog.get_logger("fastapi_django_orm")
 
