@@ -136,8 +136,8 @@ class Fleet:
 
     async def hint(self, comment: str) -> float:
         """Change a row and announce it; the seconds until all serve it."""
-        from fastapi_django_orm.coherence.choice import libpq_parameters
         from fastapi_django_orm.coherence.postgresql import PostgreSQLListener
+        from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
 
         receiver = _Receiver(self.followers)
         tables = {"bbs_topic": "bbs.Topic"}
@@ -226,7 +226,7 @@ def measure(workers: tuple[int, ...] = WORKERS, rows: int = ROWS) -> list[Line]:
         django.setup()
         from django.db import connections
 
-        from fastapi_django_orm.coherence.shared_loader import SharedSnapshots
+        from fastapi_django_orm.shared_loads.loader import SharedSnapshots
 
         pooler, lines = Pooler(), []
         for count in workers:

@@ -15,7 +15,7 @@ from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, n
 from .reading import declaration
 from .reading.loading import Loader
 from .reading.pacing import Pace
-from .reading.refresh import Refresher
+from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
 from .responses.representation import RepositoryResponse
 from .snapshots.snapshot import RowT, Snapshot, value_of
@@ -79,19 +79,19 @@ class CachedRepository(Repository[RowT]):
         """
         super().prepare()
         assert self._reader is not None, "made by what is called above"
+        assert self._on_loop is not None, "as well"
         declaration.check_cached(self, self._reader)
         here = running.find(self.label)
-        loader: Any = Loader(
+        own = Loader(
             self.ordered_queryset,
             self._reader,
             self._on_loop,
             name=self.name,
             indexes=self.indexes,
             rows_kept=self.rows_kept,
-            pace=Pace(here.count_requests),
+            pace=Pace(here.requests_so_far),
         )
-        if here.shared is not None:
-            loader = here.shared.loader(loader, self, self._reader)
+        loader: RowLoader[RowT] = own if here.shared is None else here.shared.loader(own, self, self._reader)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property
@@ -117,7 +117,7 @@ class CachedRepository(Repository[RowT]):
         """
         snapshot = self.refresher.snapshot
         if snapshot is None:
-            raise NotLoaded(f"{self.name} has not been loaded yet.")
+            raise NotLoaded.of(self.name)
         return snapshot
 
     def all(self) -> tuple[RowT, ...]:
@@ -227,7 +227,7 @@ class CachedRepository(Repository[RowT]):
         try:
             return find(self.live.row_key(pk))
         except (KeyError, TypeError):
-            raise NotFound(f"{self.name} has no row with the key {pk!r}.") from None
+            raise NotFound.of(self.name, pk) from None
 
     def _keyed(self, method: str) -> Snapshot[RowT]:
         snapshot = self.snapshot

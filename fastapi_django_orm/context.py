@@ -7,9 +7,8 @@ application's whole middleware, so that middleware may use the ORM as well.
 
 import re
 import secrets
-from collections.abc import Iterator
 from contextvars import ContextVar
-from itertools import chain, count
+from itertools import count
 from typing import Any
 
 import structlog
@@ -38,17 +37,6 @@ _request_id = _variable_of_structlog("request_id")
 _threads = SyncToAsync.thread_sensitive_context
 
 
-def _numbered(prefix: str) -> Iterator[str]:
-    """Ids without end, which threads may share."""
-
-    def hundred(number: int) -> list[str]:
-        return [f"{prefix}-{each:x}" for each in range(100 * number, 100 * (number + 1))]
-
-    # Not random ones, which would cost a system call each; and by the hundred, since code that has just run
-    # is several times as fast.
-    return chain.from_iterable(map(hundred, count()))
-
-
 class RequestContext:
     """Runs an ASGI application's requests under the plugin."""
 
@@ -63,7 +51,9 @@ class RequestContext:
         self.app = app
         self._here = here
         self._threads = threads
-        self._request_ids = _numbered(secrets.token_hex(8))
+        # Ids are not random, which would cost a system call each.
+        self._prefix = secrets.token_hex(8)
+        self._numbers = count()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request under the application's context, with its id bound for the logs."""
@@ -79,7 +69,7 @@ class RequestContext:
         self._here.requests += 1
         entered = running.enter(self._here)
         selected = _threads.set(self._threads)
-        bound = _request_id.set(request_id or next(self._request_ids))
+        bound = _request_id.set(request_id or f"{self._prefix}-{next(self._numbers):x}")
         try:
             await self.app(scope, receive, send)
         except SynchronousOnlyOperation as error:

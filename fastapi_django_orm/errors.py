@@ -8,6 +8,7 @@ class (or for ``HTTPException``) goes first, and mounted sub-applications behave
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Self
 
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import DatabaseError, OperationalError
@@ -118,12 +119,22 @@ class NotFound(DjangoORMError, HTTPException, LookupError):
     def __init__(self, message: str) -> None:
         HTTPException.__init__(self, 404, message)
 
+    @classmethod
+    def of(cls, name: str, key: object) -> Self:
+        """The error of a repository with this name, and of this key."""
+        return cls(f"{name} has no row with the key {key!r}.")
+
 
 class NotLoaded(DjangoORMError, HTTPException, RuntimeError):
     """The repository has no data yet: its first load has not succeeded. Ends a request with 503."""
 
     def __init__(self, message: str) -> None:
         HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        """The error of a repository with this name."""
+        return cls(f"{name} has not been loaded yet.")
 
 
 class RefreshFailed(DjangoORMError, HTTPException, RuntimeError):

@@ -16,7 +16,7 @@ from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 _BOUNDARIES = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 
-class Repository(Protocol):
+class Measured(Protocol):
     """Rows in memory."""
 
     name: str
@@ -37,17 +37,17 @@ class Transport(Protocol):
 
 
 # Replaced and never changed, since an exporter's thread reads them.
-_repositories: tuple[Repository, ...] = ()
+_repositories: tuple[Measured, ...] = ()
 _transports: tuple[Transport, ...] = ()
 
 
-def show_repository(repository: Repository) -> None:
+def show_repository(repository: Measured) -> None:
     """Show how many rows a repository has, and how old they are."""
     global _repositories
     _repositories = (*_repositories, repository)
 
 
-def hide_repository(repository: Repository) -> None:
+def hide_repository(repository: Measured) -> None:
     """Stop showing it."""
     global _repositories
     _repositories = tuple(each for each in _repositories if each is not repository)

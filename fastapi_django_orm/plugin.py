@@ -15,7 +15,6 @@ from starlette.types import ASGIApp
 
 from . import repository, running
 from .cached import CachedRepository
-from .coherence.choice import shared_snapshots
 from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
@@ -33,6 +32,7 @@ from .routes.health import DatabaseProbe
 from .settings import ORMSettings, read_settings
 from .setup import set_up_django
 from .shared import SharedContext
+from .shared_loads.choice import shared_snapshots
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -168,8 +168,8 @@ class DjangoORM:
 async def _coherence(
     here: running.Running, settings: ORMSettings, refreshers: Mapping[str, Refresher[Any]]
 ) -> AsyncIterator[None]:
-    every = {repository.name: repository for repository in here.repositories.values()}
-    repositories = {name: every[name] for name in refreshers}
+    cached = [each for each in here.repositories.values() if isinstance(each, CachedRepository)]
+    repositories = {repository.name: repository for repository in cached}
     here.coherence = coherence = await sync_to_async(Coherence)(settings, repositories)
     try:
         # Before the first loads, so that nothing which is committed between is lost.

@@ -18,7 +18,7 @@ from .reading import choosing, declaration
 from .reading.batching import Absent
 from .reading.live import LiveReads
 from .reading.models import resolve_model
-from .reading.on_loop import LoopReads, is_djangos_own
+from .reading.on_loop import LoopReads, is_plain_manager
 from .reading.readers import Reader
 from .snapshots.snapshot import RowT
 
@@ -111,6 +111,7 @@ class Repository(Generic[RowT]):
 
     def __init__(self) -> None:
         self._reader: Reader | None = None
+        self._on_loop: LoopReads | None = None
         self._live: LiveReads | None = None
 
     # Before it can be read
@@ -151,7 +152,7 @@ class Repository(Generic[RowT]):
         return (
             queries
             and isinstance(kind.ordering, list | tuple)  # and no property
-            and is_djangos_own(self.model_class._default_manager)
+            and is_plain_manager(self.model_class._default_manager)
         )
 
     @_function_of_class
@@ -170,7 +171,7 @@ class Repository(Generic[RowT]):
                 f"{cls.__qualname__} was declared when the application had already started. Import "
                 f"the module {cls.__module__} where the application is made."
             )
-        return repository  # type: ignore[no-any-return]
+        return repository  # type: ignore[return-value]  # made of this class
 
     @property
     def label(self) -> str:

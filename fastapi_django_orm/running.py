@@ -9,9 +9,15 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import NotStarted
+
+if TYPE_CHECKING:  # rooms above this one
+    from .coherence.service import Coherence
+    from .database.executor import DatabaseExecutor
+    from .repository import Repository
+    from .shared_loads.loader import SharedSnapshots
 
 HOW_TO_START = (
     "Write FastAPI(lifespan=DjangoORM.lifespan); in a test, enter the client: `with TestClient(app)`."
@@ -22,15 +28,15 @@ class Running:
     """What the plugin holds for one application, between its start and its end."""
 
     def __init__(self) -> None:
-        self.repositories: dict[type[Any], Any] = {}
-        self.executor: Any = None  # a DatabaseExecutor, of a layer above this one
+        self.repositories: dict[type[Repository[Any]], Repository[Any]] = {}
+        self.executor: DatabaseExecutor  # the plugin sets it first of all
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.coherence: Any = None  # a Coherence, as well
-        self.shared: Any = None  # SharedSnapshots, if loads are shared
+        self.coherence: Coherence | None = None
+        self.shared: SharedSnapshots | None = None  # if loads are shared
         self.ended = False
         self.requests = 0
 
-    def count_requests(self) -> int:
+    def requests_so_far(self) -> int:
         """How many requests have come so far."""
         return self.requests
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastapi_django_orm.coherence.hints import EVERYTHING, MOST_KEYS, READ_LIMIT, Hint, decode, encode
+from fastapi_django_orm.coherence.hints import EVERYTHING, MOST_KEYS_OF_HINT, READ_LIMIT, Hint, decode, encode
 from tests.project.board.models import Everything, Topic
 
 KEYS = st.integers() | st.text(max_size=30)
@@ -41,7 +41,7 @@ def test_a_hint_for_all_rows() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [range(MOST_KEYS + 1), [None], [True], [b"x"], [object()], ["x" * 8000], [1, (2, None)]]
+    "keys", [range(MOST_KEYS_OF_HINT + 1), [None], [True], [b"x"], [object()], ["x" * 8000], [1, (2, None)]]
 )
 def test_keys_that_cannot_be_said_become_all(keys: Any) -> None:
     """Too many, too long, or of a type without a form in JSON: one message for all rows."""

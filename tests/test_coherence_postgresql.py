@@ -11,9 +11,9 @@ from django.conf import settings as django_settings
 from django.db import connections
 from structlog.testing import capture_logs
 
-from fastapi_django_orm.coherence.choice import libpq_parameters
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
+from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of

@@ -13,7 +13,7 @@ from fastapi_django_orm.coherence.hints import MESSAGE_LIMIT, Hint
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import announced as announced_by_signals
 from fastapi_django_orm.django.tables import table_of
-from fastapi_django_orm.django.trigger_sql import MOST_KEYS
+from fastapi_django_orm.django.trigger_sql import MOST_KEYS_OF_STATEMENT
 from tests.announcing import (
     DEADLINE,
     EXOTIC_TABLES,
@@ -182,7 +182,7 @@ def test_a_transaction_repeats_nothing(topics: Ear, database: str) -> None:
 
 def test_many_keys(database: str) -> None:
     """Keys that one notification cannot hold come in several, each short enough for NOTIFY."""
-    rows = [Everything() for _ in range(MOST_KEYS)]
+    rows = [Everything() for _ in range(MOST_KEYS_OF_STATEMENT)]
     with announced(Everything), ear() as heard:
         Everything.objects.bulk_create(rows)
         messages = heard.messages()
@@ -196,7 +196,7 @@ def test_many_keys(database: str) -> None:
 def test_too_many_keys(database: str) -> None:
     """A statement that changes more rows than the documented number announces all rows, in one message."""
     with announced(Topic), ear() as heard:
-        Topic.objects.bulk_create([Topic(comment="new") for _ in range(MOST_KEYS + 1)])
+        Topic.objects.bulk_create([Topic(comment="new") for _ in range(MOST_KEYS_OF_STATEMENT + 1)])
         assert heard.hints() == [Hint(TOPICS)]
         Topic.objects.all().delete()
         assert heard.hints() == [Hint(TOPICS)]

@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from fastapi_django_orm import DjangoORM
 from fastapi_django_orm.coherence.choice import publishers
 from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
-from fastapi_django_orm.coherence.http import PATIENCE
+from fastapi_django_orm.coherence.http import HTTP_PATIENCE
 from fastapi_django_orm.django import destination as destination_module
 from fastapi_django_orm.django.outbox import Outbox
-from fastapi_django_orm.django.waiting import MOST_KEYS, Waiting
+from fastapi_django_orm.django.waiting import MOST_KEYS_OF_MODEL, Waiting
 from fastapi_django_orm.settings import ORMSettings
 from tests.gates import Gate, gated
 from tests.projects import Project
@@ -97,13 +97,17 @@ def test_a_burst(valkey: Valkey, subscriber: Subscriber) -> None:
 def test_merged() -> None:
     """Hints that wait are one for each model; too many keys are all rows; everything leaves nothing else."""
     waiting = Waiting()
-    for key in range(MOST_KEYS):
+    for key in range(MOST_KEYS_OF_MODEL):
         waiting.add(Hint(TOPICS, (key,)))
         waiting.add(Hint(TOPICS, (key,)))
     (hint,) = waiting.take()
-    assert set(hint.keys or ()) == set(range(MOST_KEYS))
+    assert set(hint.keys or ()) == set(range(MOST_KEYS_OF_MODEL))
     assert not waiting
-    for hint in (Hint(TOPICS, tuple(range(MOST_KEYS + 1))), Hint(TOPICS, (1,)), Hint("bbs.Author", ())):
+    for hint in (
+        Hint(TOPICS, tuple(range(MOST_KEYS_OF_MODEL + 1))),
+        Hint(TOPICS, (1,)),
+        Hint("bbs.Author", ()),
+    ):
         waiting.add(hint)
     assert waiting.take() == [Hint(TOPICS), Hint("bbs.Author", ())]
     waiting.add(Hint(TOPICS, (1,)))
@@ -197,7 +201,7 @@ def test_routes_that_hang(
             outbox.put(Hint("board.Topic", (key,)))
             assert subscriber.hint() == Hint("board.Topic", (key,))
             gate.wait_for_load()
-            assert time.monotonic() - started < PATIENCE / 2
+            assert time.monotonic() - started < HTTP_PATIENCE / 2
         assert not outbox.flush(0.1)
         proxy.resume()
         assert outbox.flush(DEADLINE)

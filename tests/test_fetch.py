@@ -34,7 +34,7 @@ from fastapi_django_orm.errors import (
     NotStarted,
     NotUnique,
 )
-from fastapi_django_orm.reading.batching import AT_ONCE, MOST
+from fastapi_django_orm.reading.batching import BATCHES_AT_ONCE, MOST_KEYS_OF_BATCH
 from tests.comparing import finish
 from tests.databases import BOARD, DEADLINE, default_changed
 from tests.gates import Gate, started
@@ -88,7 +88,7 @@ async def asked() -> None:
 async def all_slots_taken(pages: Any, gate: Gate) -> list[asyncio.Task[Any]]:
     """As many batches on their way as there can be, held back behind the closed gate."""
     tasks = []
-    for number in range(AT_ONCE):
+    for number in range(BATCHES_AT_ONCE):
         tasks.append(ask(pages, f"slot {number}"))
         await gate.load_begun()
     return tasks
@@ -518,7 +518,7 @@ def test_what_comes_while_others_are_on_their_way_goes_together() -> None:
             found = await asyncio.gather(*late, return_exceptions=True)
             await asyncio.gather(*early, return_exceptions=True)
             assert [isinstance(row, NotFound) for row in found] == [False, False, True] * 30
-            assert gate.loads == AT_ONCE + 1
+            assert gate.loads == BATCHES_AT_ONCE + 1
 
     finish(main)
 
@@ -547,7 +547,7 @@ def test_a_call_never_joins_a_query_that_has_left() -> None:
 
 def test_more_keys_than_a_query_takes(database: str) -> None:
     """Callers beyond what one query takes get their rows from the next ones."""
-    slugs = [str(n) for n in range(2 * MOST + 100)]
+    slugs = [str(n) for n in range(2 * MOST_KEYS_OF_BATCH + 100)]
     add(*slugs)
     gate = Gate()
 
@@ -604,7 +604,7 @@ def test_a_query_that_nobody_waits_for_is_not_made() -> None:
             await asyncio.gather(*early, *gone, return_exceptions=True)
             with pytest.raises(NotFound):
                 await pages.fetch("a")
-            assert gate.loads == AT_ONCE + 1
+            assert gate.loads == BATCHES_AT_ONCE + 1
 
     finish(main)
 
@@ -615,7 +615,7 @@ def test_many_who_give_up_at_once_do_not_leave_the_rest_waiting() -> None:
 
     async def main() -> None:
         async with started(live()) as (pages,):
-            gone = [ask(pages, f"gone {n}") for n in range(MOST)]
+            gone = [ask(pages, f"gone {n}") for n in range(MOST_KEYS_OF_BATCH)]
             last = ask(pages, "a")
 
             def leave() -> None:

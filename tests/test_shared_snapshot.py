@@ -22,11 +22,13 @@ from django.test import override_settings
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import ORMSettings
-from fastapi_django_orm.coherence import shared_identity, shared_loader, shared_store
-from fastapi_django_orm.coherence.shared_format import NotGenuine, NotPortable, pack, unpack
-from fastapi_django_orm.coherence.shared_identity import Identity
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
 from fastapi_django_orm.rows.codec import RowCodec
+from fastapi_django_orm.shared_loads import identity as shared_identity
+from fastapi_django_orm.shared_loads import loader as shared_loader
+from fastapi_django_orm.shared_loads import store as shared_store
+from fastapi_django_orm.shared_loads.format import NotGenuine, NotPortable, pack, unpack
+from fastapi_django_orm.shared_loads.identity import Identity
 from fastapi_django_orm.snapshots.pages import Chunk, cut, cut_evenly
 from tests.gates import Gate, add_topics, comments, gated, started
 from tests.hearing import eventually, write
@@ -257,7 +259,7 @@ def test_a_server_that_is_away(board: str, proxy: TCPProxy, logs: list[Any], fau
     gate = Gate()
 
     async def main(monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(shared_store, "PATIENCE", 0.3)
+        monkeypatch.setattr(shared_store, "STORE_PATIENCE", 0.3)
         async with fleet(1, gate, f"redis://127.0.0.1:{proxy.port}/0") as (topics,):
             getattr(proxy, fault)()
             for number in range(3):
@@ -472,7 +474,7 @@ import asyncio, json, os, sys, time
 from datetime import datetime as real, timedelta
 from fastapi import FastAPI
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
-from fastapi_django_orm.coherence import shared_loader
+from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.reading import loading
 
 SKEW = timedelta(seconds=float(os.environ.get("SKEW", "0")))
@@ -572,7 +574,7 @@ def test_a_worker_that_is_killed_while_it_loads(processes: Any, valkey: Valkey, 
     served = answer(heir)
     assert served["rows"] == ["one"]
     assert served["loads"] == 1
-    assert time.monotonic() - killed < shared_loader.LONGEST
+    assert time.monotonic() - killed < shared_loader.LONGEST_WAIT_FOR_OTHERS
 
 
 def test_clocks_that_differ_by_an_hour(processes: Any, valkey: Valkey, broker: redis.Redis) -> None:
@@ -683,7 +685,7 @@ def test_pages_come_back_as_they_were(keys: list[Any]) -> None:
     again = list(unpack(parts, codec, KEY))
     assert codec.types == {"n": int}
     for page, other in zip(pages, again, strict=True):
-        for attribute in ("start", "keys", "json", "sizes", "digest", "objects"):
+        for attribute in ("start", "keys", "json", "ends", "digest", "objects"):
             assert getattr(page, attribute) == getattr(other, attribute)
 
 

@@ -8,11 +8,11 @@ import structlog
 from django.db import connections
 
 from ..database.engines import Kind, kind_of
-from ..database.network import POSTGRESQL_PATIENCE
 from ..errors import InvalidSettings
 from ..settings import ORMSettings
 from .concerns import Concern
 from .http import HTTPPublisher
+from .postgresql_parameters import libpq_parameters
 from .process import ProcessListener
 from .sqlite import SQLiteListener, SQLitePublisher
 from .transport import Listener, Publisher
@@ -46,27 +46,6 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
         _redis().RedisListener(name, url, settings.coherence_heartbeat) for name, url in _brokers(settings)
     ]
     return found
-
-
-def shared_snapshots(settings: ORMSettings) -> Any:
-    """Where workers share what they load, a ``SharedSnapshots``; None if they do not.
-
-    Raises:
-        InvalidSettings: redis-py is not installed, or does not understand the URL.
-    """
-    if settings.shared is None:
-        return None
-    try:
-        from .shared_loader import SharedSnapshots
-    except ImportError as error:
-        raise InvalidSettings(
-            f"DJANGO_ORM_SHARED needs redis-py ({error}). Install it: "
-            "pip install 'fastapi-django-orm[redis]'."
-        ) from error
-    try:
-        return SharedSnapshots(settings.shared.get_secret_value())
-    except ValueError as error:
-        raise InvalidSettings(f"DJANGO_ORM_SHARED: {error}.") from None
 
 
 def is_named(settings: ORMSettings, listener: Listener) -> bool:
@@ -109,46 +88,6 @@ def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[P
     if wants(settings, "sqlite"):
         found += [SQLitePublisher(alias, _file(alias)) for alias in _of_kind("sqlite", aliases)]
     return found
-
-
-def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
-    """How to connect to a database of Django's with libpq.
-
-    Args:
-        alias: its key in ``DATABASES``.
-        dsn: what overrides them.
-
-    Raises:
-        InvalidSettings: the DSN cannot be read.
-    """
-    from psycopg import ProgrammingError, pq
-    from psycopg.conninfo import conninfo_to_dict
-
-    settings = connections.settings[alias]
-    own = {
-        "dbname": settings["NAME"],
-        "user": settings["USER"],
-        "password": settings["PASSWORD"],
-        "host": settings["HOST"],
-        "port": settings["PORT"],
-    }
-    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
-    options = {name: value for name, value in settings["OPTIONS"].items() if name in known}
-    given = {name: value for name, value in own.items() if value not in ("", None)}
-    try:
-        direct = conninfo_to_dict(dsn) if dsn else {}
-    except ProgrammingError:  # whose message may have the password
-        raise InvalidSettings(
-            "DJANGO_ORM_COHERENCE_DSN, or the postgresql:// in DJANGO_ORM_COHERENCE, cannot be read. Write "
-            "it as for psql: host=db port=5432 dbname=site, or postgresql://user@db:5432/site."
-        ) from None
-    return {
-        "application_name": "fastapi-django-orm",
-        **POSTGRESQL_PATIENCE,
-        **options,
-        **given,
-        **direct,
-    }
 
 
 def wants(settings: ORMSettings, kind: str) -> bool:

@@ -16,7 +16,7 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 
 from ..errors import InvalidRepository
-from ..reading.declaration import ordered
+from ..reading.declaration import DeclaredCached, ordered
 from ..reading.models import resolve_model
 from .hints import Hint
 from .relations import prefetched, related_models
@@ -58,7 +58,7 @@ class Concern:
             return None
 
 
-def concern_of(repository: Any) -> Concern:
+def concern_of(repository: DeclaredCached) -> Concern:
     """What a repository reads. On a database thread.
 
     Raises:
@@ -119,8 +119,8 @@ def _concern(
     )
 
 
-def _named(repository: Any) -> Iterator[str]:
-    depends_on = getattr(repository, "depends_on", ())
+def _named(repository: DeclaredCached) -> Iterator[str]:
+    depends_on = repository.depends_on
     where = f"{repository.label}.depends_on"
     if isinstance(depends_on, str):
         raise InvalidRepository(f"{where}: write ({depends_on!r},), a tuple of models' labels.")

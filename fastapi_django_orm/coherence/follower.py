@@ -9,8 +9,8 @@ from collections.abc import Collection, Hashable
 from contextvars import copy_context
 from typing import Any
 
-from ..reading.refresh import Load, Refresher
-from .hints import MOST_KEYS
+from ..reading.refresh import Refresher
+from .hints import MOST_KEYS_OF_HINT
 
 PACE = 0.01  # seconds between the beginnings of two refreshes: a burst costs a hundred a second at most
 SPREAD = 4  # times what the last full load took
@@ -82,7 +82,7 @@ class Follower:
 
     async def _refresh(self, keys: Collection[Hashable] | None) -> None:
         try:
-            load = await _ask(self.refresher, keys)
+            load = await self.refresher.refresh("hint", keys)
         except Exception:  # RefreshFailed, which it has logged; or whatever else must not end this task
             if keys is not None:
                 self._want(None)  # a full load it will try again until it succeeds, keys it may forget
@@ -93,15 +93,10 @@ class Follower:
     def _want(self, keys: Collection[Hashable] | None) -> None:
         if keys is not None and not self._all:
             self._keys.update(keys)
-        if keys is None or len(self._keys) > MOST_KEYS:
+        if keys is None or len(self._keys) > MOST_KEYS_OF_HINT:
             self._all, self._keys = True, set()
 
     def _serve(self, heard: int) -> None:
         self._served = heard
         self._changed.set()
         self._changed = asyncio.Event()
-
-
-async def _ask(refresher: Refresher[Any], keys: Collection[Hashable] | None) -> Load[Any]:
-    """Have the rows with these keys read, or all."""
-    return await refresher.refresh("hint", keys)

@@ -23,7 +23,7 @@ VERSION = 1
 # https://www.postgresql.org/docs/current/sql-notify.html
 MESSAGE_LIMIT = 7900  # bytes
 READ_LIMIT = 1_000_000  # bytes, beyond which a message is not even parsed
-MOST_KEYS = 10_000  # beyond which a hint says "all"
+MOST_KEYS_OF_HINT = 10_000  # beyond which a hint says "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def encode(hint: Hint, limit: int = MESSAGE_LIMIT) -> list[bytes]:
         limit: the most bytes of a message.
     """
     every = _message(hint.label)
-    if hint.keys is None or len(hint.keys) > MOST_KEYS:
+    if hint.keys is None or len(hint.keys) > MOST_KEYS_OF_HINT:
         return [every]
     try:
         keys = [_dumps(_written(key)) for key in hint.keys]
@@ -127,7 +127,7 @@ def _written(key: Any) -> Any:
 
 
 def _keys(written: Any) -> tuple[Any, ...] | None:
-    if not isinstance(written, list) or len(written) > MOST_KEYS:
+    if not isinstance(written, list) or len(written) > MOST_KEYS_OF_HINT:
         return None
     try:
         return tuple(_read(key) for key in written)

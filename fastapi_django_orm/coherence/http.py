@@ -12,8 +12,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 from .hints import Hint, encode
 from .transport import TransportUnavailable
 
-PATIENCE = 5.0  # seconds for an answer
-MESSAGE_LIMIT = 100_000  # bytes
+HTTP_PATIENCE = 5.0  # seconds for an answer
+HTTP_MESSAGE_LIMIT = 100_000  # bytes
 
 # A proxy from the environment is for the world outside, not for the service next door.
 _opener = build_opener(ProxyHandler({}))
@@ -43,7 +43,7 @@ class HTTPPublisher:
             TransportUnavailable: nobody answers, or the route refuses; the message has the status.
         """
         query = f"?{urlencode({'model': hint.label})}" if hint.label else ""
-        for message in encode(hint, MESSAGE_LIMIT):
+        for message in encode(hint, HTTP_MESSAGE_LIMIT):
             self._send(Request(self._url + query, message, self._headers, method="POST"))
 
     def check(self) -> None:
@@ -63,7 +63,7 @@ class HTTPPublisher:
 
     def _send(self, request: Request) -> None:
         try:
-            with _opener.open(request, timeout=PATIENCE) as response:
+            with _opener.open(request, timeout=HTTP_PATIENCE) as response:
                 response.read()
         except HTTPError as error:
             error.close()

@@ -10,6 +10,7 @@ from typing import Any
 import structlog
 
 from .. import metrics
+from ..backoff import backoff
 from .hints import EVERYTHING, Hint
 from .transport import Listener
 
@@ -113,7 +114,7 @@ class Link:
                 await self.listener.listen(self)
             except Exception as error:
                 self._lost(error)
-            delay = min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(self._failures - 1, 10))
+            delay = backoff(self._failures, FIRST_DELAY, LAST_DELAY)
             await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
 
     def _lost(self, error: Exception) -> None:

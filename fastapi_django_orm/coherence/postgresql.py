@@ -18,7 +18,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
 from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
-from .postgresql_session import PATIENCE, Session
+from .postgresql_session import SESSION_PATIENCE, Session
 from .postgresql_triggers import TriggerWatch
 from .transport import Receiver, TransportUnavailable
 from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
@@ -125,19 +125,19 @@ class PostgreSQLListener:
     async def _subscribe(self, session: Session, receiver: Receiver) -> None:
         for channel in (CHANNEL, self._private, EVERY_WORKER, channel_of(self.worker)):
             listen = sql.SQL("LISTEN {}").format(sql.Identifier(channel))
-            await session.execute(listen, seconds=PATIENCE)
+            await session.execute(listen, seconds=SESSION_PATIENCE)
         await self._test_from_elsewhere(session)
         await self._watch.look(session)
         # Not before it hears: whoever is seen is expected to answer.
         name = sql.SQL("SET application_name TO {}").format(APPLICATION + self.worker)
-        await session.execute(name, seconds=PATIENCE)
+        await session.execute(name, seconds=SESSION_PATIENCE)
         receiver.connected()
 
     async def _test_from_elsewhere(self, session: Session) -> None:
         """Find out whether an idle session hears, which one behind PgBouncer's transaction mode does not."""
         connection = await AsyncConnection.connect(**self._parameters, autocommit=True)
         async with Session(connection, lambda notify: None) as other:
-            await other.execute("SELECT pg_notify(%s, 'test')", [self._private], seconds=PATIENCE)
+            await other.execute("SELECT pg_notify(%s, 'test')", [self._private], seconds=SESSION_PATIENCE)
         if not await self._comes(session, b"test"):
             raise TransportUnavailable(
                 f"{self.name}: notifications do not come through, as behind PgBouncer in transaction mode. "
@@ -164,7 +164,7 @@ class PostgreSQLListener:
             if errand.rows.done():  # nobody waits any more
                 continue
             try:
-                rows = await session.execute(errand.query, errand.parameters, seconds=PATIENCE)
+                rows = await session.execute(errand.query, errand.parameters, seconds=SESSION_PATIENCE)
             except BaseException:
                 self._errands += errands  # listen() gives them up
                 raise
@@ -183,7 +183,7 @@ class PostgreSQLListener:
         self._beats += 1
         beat = b"%d" % self._beats
         try:
-            limit = min(PATIENCE, self._heartbeat)
+            limit = min(SESSION_PATIENCE, self._heartbeat)
             await session.execute("SELECT pg_notify(%s, %s)", [self._private, beat.decode()], seconds=limit)
             if not await self._comes(session, beat):
                 raise TransportUnavailable(f"{self.name} no longer passes notifications on. {USE_DIRECT_DSN}")
@@ -194,9 +194,9 @@ class PostgreSQLListener:
 
     async def _comes(self, session: Session, message: bytes) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(SESSION_PATIENCE):
                 while self._came != message:
-                    await session.wait(PATIENCE)
+                    await session.wait(SESSION_PATIENCE)
                 return True
         return self._came == message
 

@@ -16,7 +16,7 @@ from psycopg import AsyncConnection
 from psycopg.pq import PGnotify
 from psycopg.sql import Composed
 
-PATIENCE = 3.0  # seconds for an answer
+SESSION_PATIENCE = 3.0  # seconds for an answer
 
 
 class Session:

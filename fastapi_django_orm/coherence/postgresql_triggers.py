@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import structlog
 
 from .hints import CHANNEL, REKEY
-from .postgresql_session import PATIENCE, Session
+from .postgresql_session import SESSION_PATIENCE, Session
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -62,7 +62,7 @@ class TriggerWatch:
         """
         labels = list(self._tables.values())
         written = [json.dumps(label) for label in labels]  # as the triggers' function has them
-        rows = await session.execute(_TRIGGERS, [list(self._tables), written], seconds=PATIENCE)
+        rows = await session.execute(_TRIGGERS, [list(self._tables), written], seconds=SESSION_PATIENCE)
         before, self._found = self._found, [identity for _, _, identity, _ in rows]
         self._note(
             label

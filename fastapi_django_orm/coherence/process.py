@@ -29,22 +29,6 @@ def publish(hint: Hint) -> None:
             loop.call_soon_threadsafe(receiver.heard, hint)
 
 
-class ProcessPublisher:
-    """Tells every application of this process."""
-
-    name = "process"
-
-    def publish(self, hint: Hint) -> None:
-        """Tell them the hint."""
-        publish(hint)
-
-    def check(self) -> None:
-        """Do nothing: this always works."""
-
-    def close(self) -> None:
-        """Do nothing: there is no connection."""
-
-
 class ProcessListener:
     """Hears what this process publishes."""
 

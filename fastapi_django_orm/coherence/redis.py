@@ -19,8 +19,8 @@ from .hints import CHANNEL, Hint, decode, encode
 from .transport import Receiver, TransportUnavailable
 from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
 
-PATIENCE = 3.0  # seconds to connect, or to get an answer
-MESSAGE_LIMIT = 100_000  # bytes
+REDIS_PATIENCE = 3.0  # seconds to connect, or to get an answer
+REDIS_MESSAGE_LIMIT = 100_000  # bytes
 
 
 class RedisListener:
@@ -55,8 +55,8 @@ class RedisListener:
         """
         client = redis.asyncio.from_url(
             self._url,
-            socket_connect_timeout=PATIENCE,
-            socket_timeout=PATIENCE,
+            socket_connect_timeout=REDIS_PATIENCE,
+            socket_timeout=REDIS_PATIENCE,
             socket_keepalive=True,
             retry=AsyncRetry(NoBackoff(), 0),
         )
@@ -76,7 +76,7 @@ class RedisListener:
         waits_for_pong = False
         task = asyncio.current_task()
         while True:
-            limit = min(PATIENCE, self._heartbeat) if waits_for_pong else self._heartbeat
+            limit = min(REDIS_PATIENCE, self._heartbeat) if waits_for_pong else self._heartbeat
             message = await pubsub.get_message(timeout=limit)
             if task is not None and task.cancelling():
                 raise asyncio.CancelledError  # redis-py takes one at the end of its own timeout for that
@@ -87,7 +87,7 @@ class RedisListener:
             elif waits_for_pong:
                 raise redis.TimeoutError("the server does not answer")
             else:
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(REDIS_PATIENCE):
                     await pubsub.ping()
                 waits_for_pong = True
 
@@ -163,7 +163,7 @@ class RedisPublisher:
             TransportUnavailable: the server does not take it.
         """
         try:
-            for message in encode(hint, MESSAGE_LIMIT):
+            for message in encode(hint, REDIS_MESSAGE_LIMIT):
                 self._client.publish(CHANNEL, message)
         except redis.RedisError as error:
             raise TransportUnavailable(f"{self.name}: {error}") from error
@@ -187,7 +187,7 @@ class RedisPublisher:
 def _client(url: str) -> redis.Redis:
     # One retry, for a connection that the server has closed since it was used last.
     client = redis.Redis.from_url(
-        url, socket_connect_timeout=PATIENCE, socket_timeout=PATIENCE, retry=Retry(NoBackoff(), 1)
+        url, socket_connect_timeout=REDIS_PATIENCE, socket_timeout=REDIS_PATIENCE, retry=Retry(NoBackoff(), 1)
     )
     try:
         client.connection_pool.make_connection()

@@ -7,10 +7,12 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Prefetch, QuerySet
 from pydantic import AliasChoices, AliasPath, BaseModel
 
+from ..reading.declaration import Declared
+
 Path = tuple[str, ...]
 
 
-def related_models(repository: Any, queryset: QuerySet[Any]) -> Iterator[type[Model] | None]:
+def related_models(repository: Declared, queryset: QuerySet[Any]) -> Iterator[type[Model] | None]:
     """Those models, as far as names tell; what a method or a property reads is for ``depends_on``.
 
     Returns:

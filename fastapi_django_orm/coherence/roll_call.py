@@ -17,7 +17,7 @@ from .link import Link
 from .transport import TransportUnavailable
 from .workers import (
     EVERY_WORKER,
-    LONGEST_WAIT,
+    LONGEST_ROLL_CALL,
     Answer,
     Connecting,
     News,
@@ -124,7 +124,7 @@ class RollCall:
 
         Args:
             links: for each repository's name, the transports that connect its workers.
-            wait: the most seconds to wait for answers; at most ``LONGEST_WAIT``.
+            wait: the most seconds to wait for answers; at most ``LONGEST_ROLL_CALL``.
 
         Returns:
             For each name which workers have it, this one not among them.
@@ -132,7 +132,7 @@ class RollCall:
         attendance = {name: Attendance() for name in links}
         every = {id(link): link for some in links.values() for link in some}.values()
         calls = [
-            self._ask(link, names, min(wait, LONGEST_WAIT))
+            self._ask(link, names, min(wait, LONGEST_ROLL_CALL))
             for link in every
             for names in in_questions(name for name, some in links.items() if link in some)
         ]
@@ -208,8 +208,8 @@ class RollCall:
         own = [place for place, name in enumerate(names) if name in self._repositories]
         with suppress(TransportUnavailable, TimeoutError):
             async with asyncio.timeout(question.wait):
-                read = await asyncio.gather(*(self._refresh(names[place]) for place in own))
-                have = tuple(place for place, success in zip(own, read, strict=True) if success)
+                refreshed = await asyncio.gather(*(self._refresh(names[place]) for place in own))
+                have = tuple(place for place, success in zip(own, refreshed, strict=True) if success)
                 answer = Answer(question.call, self.worker, have, tuple(set(own) - set(have)))
                 await _connecting(link).say(channel_of(question.worker), write(answer))
 

@@ -8,6 +8,7 @@ import structlog
 
 from .. import running
 from ..errors import RefreshFailed
+from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
 from .choice import is_named, listeners
@@ -36,7 +37,7 @@ class Coherence:
         roll_call: asks the other workers, and answers them.
     """
 
-    def __init__(self, settings: ORMSettings, repositories: Mapping[str, Any]) -> None:
+    def __init__(self, settings: ORMSettings, repositories: Mapping[str, DeclaredCached]) -> None:
         """Find out which hints concern which repositories. On a database thread.
 
         Args:
@@ -190,7 +191,7 @@ async def seen(name: str) -> None:
         NotStarted: no lifespan of ``DjangoORM`` runs.
         RefreshFailed: it could not be read.
     """
-    coherence: Coherence | None = running.find("refreshed()").coherence
+    coherence = running.find("refreshed()").coherence
     if coherence is None:
         raise RefreshFailed(f"{name} cannot be refreshed: the application is still starting.")
     await coherence.seen(name)

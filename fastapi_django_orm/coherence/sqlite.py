@@ -16,7 +16,7 @@ from pathlib import Path
 from .hints import EVERYTHING, Hint
 from .transport import Receiver, TransportUnavailable
 
-PATIENCE = 2.0  # seconds to wait for a writer's lock
+LOCK_PATIENCE = 2.0  # seconds to wait for a writer's lock
 
 
 class SQLiteListener:
@@ -168,7 +168,7 @@ def _answer(asked: "asyncio.Future[bool]", answer: bool) -> None:
 def _open(database: str, mode: str = "ro") -> sqlite3.Connection:
     if not database.startswith("file:"):
         database = f"{Path(database).absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(database, timeout=PATIENCE, uri=True)
+    return sqlite3.connect(database, timeout=LOCK_PATIENCE, uri=True)
 
 
 def _version(connection: sqlite3.Connection) -> int:

@@ -16,7 +16,7 @@ from uuid import uuid4
 from .hints import CHANNEL, MESSAGE_LIMIT, VERSION, Hint, encode, parts, understood
 
 EVERY_WORKER = f"{CHANNEL}_workers"  # the channel for questions
-LONGEST_WAIT = 60.0  # seconds
+LONGEST_ROLL_CALL = 60.0  # seconds
 HOST_LENGTH = 20  # PostgreSQL cuts names of channels and of applications after 63 bytes
 
 _WORKER = re.compile(r"[A-Za-z0-9._-]{1,20}:[0-9]{1,10}:[0-9a-f]{8}", re.ASCII)
@@ -159,7 +159,7 @@ def _read(worker: str, rest: Mapping[Any, Any]) -> Question | Answer | News | No
         case {"c": str(call)} if len(call) > 64:
             return None
         case {"c": str(call), "r": [*names], "s": int() | float() as wait} if _all(names, str) and wait > 0:
-            return Question(call, worker, tuple(names), float(min(wait, LONGEST_WAIT)))
+            return Question(call, worker, tuple(names), float(min(wait, LONGEST_ROLL_CALL)))
         case {"c": str(call), "h": [*have], "f": [*failed]} if _all([*have, *failed], int):
             return Answer(call, worker, tuple(have), tuple(failed))
     return None

@@ -49,7 +49,7 @@ class Block:
         self.nested: Block | None = None  # as the transaction's thread sees it
         self._leave: Callable[..., Any] | None = None
         self._ended = False
-        self._nested = False  # as the event loop sees it
+        self._nested_is_open = False  # as the event loop sees it
         self._waiting: deque[Job | Future[None]] = deque()
         self.turns: dict[Any, Block] = {}  # see turns.py
         if parent is None:
@@ -70,7 +70,7 @@ class Block:
     def submit(self, job: Job) -> None:
         """Run the job on the transaction's thread, when no nested block is open."""
         with self.transaction.lock:
-            if self._nested:
+            if self._nested_is_open:
                 self._waiting.append(job)
             else:
                 self.put(job)
@@ -81,7 +81,7 @@ class Block:
         context.run(enter_block, self)
         job = Job(partial(context.run, run_as_call, self.transaction.pools, function))
         self.put(job)
-        return await to_its_end(job.future)  # type: ignore[no-any-return]
+        return await to_its_end(job.future)
 
     async def take_connection(self, alias: str) -> None:
         """Take a connection to this database for the rest of the transaction.
@@ -114,10 +114,10 @@ class Block:
         """Wait until no other nested block is open, and mark one as open."""
         turn: Future[None] = Future()
         with self.transaction.lock:
-            if self._nested:
+            if self._nested_is_open:
                 self._waiting.append(turn)
             else:
-                self._nested = True
+                self._nested_is_open = True
                 turn.set_result(None)
         if turn.done():
             return
@@ -131,13 +131,13 @@ class Block:
     def end_nested(self) -> None:
         """Let what waits for the end of the nested block go on."""
         with self.transaction.lock:
-            self._nested = False
-            while self._waiting and not self._nested:
+            self._nested_is_open = False
+            while self._waiting and not self._nested_is_open:
                 item = self._waiting.popleft()
                 if isinstance(item, Job):
                     self.put(item)
                 elif item.set_running_or_notify_cancel():
-                    self._nested = True
+                    self._nested_is_open = True
                     item.set_result(None)
 
     def enter(self, enter: Callable[[], Any], leave: Callable[..., Any]) -> bool:
@@ -256,7 +256,7 @@ def enter_block(block: Block | None) -> None:
     _block.set(block)
 
 
-async def to_its_end(future: Future[Any]) -> Any:
+async def to_its_end(future: Future[T]) -> T:
     """The future's result, waited for to the end; a cancellation is raised after it."""
     waiting = asyncio.wrap_future(future)
     cancelled: asyncio.CancelledError | None = None

@@ -26,42 +26,43 @@ _WRAPPERS = (str(Path(calls.__file__).parent), str(Path(asgiref.__file__).parent
 
 
 async def keep_house(
-    threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], patience: float, call_limit: float
+    threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], thread_timeout: float, call_timeout: float
 ) -> None:
     """Look after the threads and connections of an application, until cancelled.
 
     Args:
         threads: the application's.
         pools: the connections.
-        patience: seconds after which a job that waits is given up, and a call that runs is named in the log.
-        call_limit: seconds after which a call is cut off from its connections; 0: never.
+        thread_timeout: seconds after which a job that waits is given up, and a call that runs is named in the
+            log.
+        call_timeout: seconds after which a call is cut off from its connections; 0: never.
     """
     named: set[Call] = set()
-    interval = min(INTERVAL, patience / 4, call_limit / 4 or INTERVAL)
+    interval = min(INTERVAL, thread_timeout / 4, call_timeout / 4 or INTERVAL)
     while True:
         await asyncio.sleep(interval)
         threads.expire()
-        named = _name_blocked(named, patience)
-        if call_limit:
-            _cut_off(call_limit)
+        named = _name_blocked(named, thread_timeout)
+        if call_timeout:
+            _cut_off(call_timeout)
         for pool in pools():
             if pool.has_old:
                 threads.put(Job(pool.sweep))
 
 
-def _cut_off(limit: float) -> None:
-    latest = time.monotonic() - limit
+def _cut_off(call_timeout: float) -> None:
+    latest = time.monotonic() - call_timeout
     for call in [call for call in tuple(running_calls) if call.started < latest and not call.cut_off]:
         used = [*call.held.values(), *call.transaction.values()]
         if used:
             call.cut_off = True
-            logger.error("call_cut_off", databases=sorted({c.alias for c in used}), after=limit)
+            logger.error("call_cut_off", databases=sorted({c.alias for c in used}), after=call_timeout)
             for connection in used:
                 cut(connection)
 
 
-def _name_blocked(named: set[Call], patience: float) -> set[Call]:
-    latest = time.monotonic() - patience
+def _name_blocked(named: set[Call], thread_timeout: float) -> set[Call]:
+    latest = time.monotonic() - thread_timeout
     blocked = {call for call in tuple(running_calls) if call.started < latest}
     unnamed = blocked - named
     frames = sys._current_frames() if unnamed else {}

@@ -29,20 +29,20 @@ POSTGRESQL_PATIENCE = {
 }
 
 
-def notice_dead_networks(call_limit: float) -> None:
+def notice_dead_networks(call_timeout: float) -> None:
     """Complete the ``OPTIONS`` of databases with timeouts; what is written there stays.
 
     Args:
-        call_limit: seconds that a call may use a connection; 0: as long as it likes.
+        call_timeout: seconds that a call may use a connection; 0: as long as it likes.
     """
     for alias, settings in connections.settings.items():
         kind = kind_of(alias)
         if kind == "postgresql":
             settings["OPTIONS"] = {**POSTGRESQL_PATIENCE, **settings["OPTIONS"]}
-        elif kind == "mysql" and call_limit:
+        elif kind == "mysql" and call_timeout:
             # PyMySQL's connect_timeout is over when something has accepted; for the server's greeting it
             # waits for ever, and there is no connection yet that cut() could end.
-            settings["OPTIONS"] = {"read_timeout": ceil(call_limit), **settings["OPTIONS"]}
+            settings["OPTIONS"] = {"read_timeout": ceil(call_timeout), **settings["OPTIONS"]}
 
 
 def cut(connection: BaseDatabaseWrapper) -> None:

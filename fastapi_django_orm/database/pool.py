@@ -136,13 +136,13 @@ class Pool:
         self._pass_on(connection)
 
     def put_back(self, connection: BaseDatabaseWrapper) -> None:
-        """Take a connection back as it is: on the event loop, where Django does not let it be closed."""
-        lender_of(connection)._pass_on(connection)
+        """Take its own connection back as it is: on the event loop, where Django lets nobody close it."""
+        self._pass_on(connection)
 
     def drop(self, connection: BaseDatabaseWrapper) -> None:
-        """Take back a connection that has broken, on the event loop."""
+        """Take its own connection back that has broken, on the event loop."""
         _end(connection)
-        lender_of(connection)._pass_on(connection)
+        self._pass_on(connection)
 
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:

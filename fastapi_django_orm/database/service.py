@@ -97,28 +97,31 @@ os.register_at_fork(after_in_child=_process.forget)
 
 
 @asynccontextmanager
-async def database_service(size: int, patience: float, call_limit: float) -> AsyncIterator[DatabaseExecutor]:
+async def database_service(
+    threads: int, thread_timeout: float, call_timeout: float
+) -> AsyncIterator[DatabaseExecutor]:
     """Run ORM code of an application, for the length of the block.
 
     Args:
-        size: the most threads for everybody, and the most connections to each database.
-        patience: seconds that a call waits for a thread or a connection at most.
-        call_limit: seconds that a call may use a connection; 0: as long as it likes.
+        threads: the most threads for everybody, and the most connections to each database.
+        thread_timeout: seconds that a call waits for a thread or a connection at most.
+        call_timeout: seconds that a call may use a connection; 0: as long as it likes.
     """
-    threads = DatabaseThreads(size, patience)
+    database_threads = DatabaseThreads(threads, thread_timeout)
     shared = ExitStack()
-    shared.enter_context(_process.bounded(size, patience))
+    shared.enter_context(_process.bounded(threads, thread_timeout))
     housekeeper = asyncio.create_task(
-        keep_house(threads, _process.pools, patience, call_limit), name="database housekeeping"
+        keep_house(database_threads, _process.pools, thread_timeout, call_timeout),
+        name="database housekeeping",
     )
-    executor = DatabaseExecutor(threads, _process.pool)
+    executor = DatabaseExecutor(database_threads, _process.pool)
     try:
         yield executor
     finally:
         executor.on_loop.close()
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
-        await _off_the_loop(lambda: _shut_down(threads, shared))
+        await _off_the_loop(lambda: _shut_down(database_threads, shared))
         executor.on_loop.break_off()  # what waits behind these queries then finds no threads, either
 
 

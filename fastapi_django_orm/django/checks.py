@@ -22,7 +22,7 @@ from . import selection, triggers
 from .application import import_application
 from .triggers import State
 
-Found = Iterator[checks.CheckMessage]
+Messages = Iterator[checks.CheckMessage]
 
 # Since Django 6.1. The database follows these by itself, and Django sends no signal.
 _BY_DATABASE = [
@@ -131,7 +131,7 @@ def _concerns() -> list[Concern]:
     return [concern for _, concern in _read()]
 
 
-def _without_triggers(alias: str, tables: Iterable[Any]) -> Found:
+def _without_triggers(alias: str, tables: Iterable[Any]) -> Messages:
     for table in tables:
         try:
             state = triggers.state(alias, table)
@@ -147,7 +147,7 @@ def _without_triggers(alias: str, tables: Iterable[Any]) -> Found:
             )
 
 
-def _unreachable(publishers: Iterable[Any]) -> Found:
+def _unreachable(publishers: Iterable[Any]) -> Messages:
     for publisher in publishers:
         try:
             publisher.check()
@@ -161,7 +161,7 @@ def _unreachable(publishers: Iterable[Any]) -> Found:
             publisher.close()
 
 
-def _without_transport(settings: ORMSettings) -> Found:
+def _without_transport(settings: ORMSettings) -> Messages:
     for cls, concern in _read():
         if not choice.database_publishers(settings, [concern.alias]):
             yield checks.Warning(

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 
+from ..backoff import backoff
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
 from .waiting import Waiting
@@ -83,8 +84,7 @@ class Destination:
             return None
         if self.failures == 0:
             return 0.0
-        exponent = 0 if self._waited_for else min(self.failures - 1, 10)
-        due = self._tried + min(LAST_RETRY, FIRST_RETRY * 2.0**exponent)
+        due = self._tried + backoff(1 if self._waited_for else self.failures, FIRST_RETRY, LAST_RETRY)
         return max(0.0, due - time.monotonic())
 
     def _send(self, unsent: list[Hint]) -> None:

@@ -11,7 +11,7 @@ from ..coherence.concerns import concern_of
 from ..errors import ConfigurationError, nearest
 from ..reading.models import model_named
 from .application import import_application
-from .tables import Table, tables_of
+from .tables import AnnouncedTable, tables_of
 
 
 class NoRepository(ConfigurationError):
@@ -86,14 +86,14 @@ def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
     return found
 
 
-def by_database(models: Sequence[type[Model]], database: str | None) -> dict[str, list[Table]]:
+def by_database(models: Sequence[type[Model]], database: str | None) -> dict[str, list[AnnouncedTable]]:
     """The tables that these models are read from, by the database where they are written.
 
     Args:
         models: which ones.
         database: an alias to take for all of them; by default the routers decide.
     """
-    found: dict[str, list[Table]] = {}
+    found: dict[str, list[AnnouncedTable]] = {}
     for table in tables_of(models):
         alias = database or router.db_for_write(table.model)
         found.setdefault(alias, []).append(table)

@@ -23,7 +23,7 @@ PLAIN_KEYS = frozenset(
 
 
 @dataclass(frozen=True)
-class Table:
+class AnnouncedTable:
     """A model's own table, and what to announce when it changes.
 
     Attributes:
@@ -52,7 +52,7 @@ class Table:
         return self.keyed + self.unkeyed
 
 
-def table_of(model: type[Model]) -> Table:
+def table_of(model: type[Model]) -> AnnouncedTable:
     """What to announce when this model's own table changes."""
     own = _concrete(model)
     keyed: list[str] = []
@@ -60,12 +60,12 @@ def table_of(model: type[Model]) -> Table:
     for other in _concerned(own):
         plain = _has_plain_key(own) and _shares_key(own, other)
         (keyed if plain else unkeyed).append(other._meta.label)
-    return Table(own, tuple(keyed), tuple(unkeyed))
+    return AnnouncedTable(own, tuple(keyed), tuple(unkeyed))
 
 
-def tables_of(models: Iterable[type[Model]]) -> list[Table]:
+def tables_of(models: Iterable[type[Model]]) -> list[AnnouncedTable]:
     """The tables that the rows of these models are read from, parents' included, each once."""
-    found: dict[str, Table] = {}
+    found: dict[str, AnnouncedTable] = {}
     for model in models:
         for part in lineage(model):
             found.setdefault(part._meta.db_table, table_of(part))

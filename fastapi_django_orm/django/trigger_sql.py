@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..coherence.hints import CHANNEL, REKEY, VERSION
-from .tables import Table
+from .tables import AnnouncedTable
 
-MOST_KEYS = 1000  # of one statement; beyond them a hint says "all"
+MOST_KEYS_OF_STATEMENT = 1000  # beyond them a hint says "all"
 PART = 7000  # bytes of keys in one notification, which must be shorter than 8,000 with all else
 LONGEST_KEY = 700  # bytes
 
@@ -135,7 +135,7 @@ $unused$"""
 class TriggerSQL:
     """The statements that install a table's triggers, and those that remove them."""
 
-    def __init__(self, table: Table, connection: BaseDatabaseWrapper) -> None:
+    def __init__(self, table: AnnouncedTable, connection: BaseDatabaseWrapper) -> None:
         """Write the statements; nothing is executed.
 
         Args:
@@ -204,7 +204,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _read(table: Table, names: dict[str, str]) -> str:
+def _read(table: AnnouncedTable, names: dict[str, str]) -> str:
     """The function's part for a statement with rows; mostly no other runs."""
     if not table.keyed:
         return _READ_ANY
@@ -214,15 +214,15 @@ def _read(table: Table, names: dict[str, str]) -> str:
         rekey=REKEY,
         single=", ".join(map(_call, [*_keyed(table, written), *others])),
         written=written,
-        limit=MOST_KEYS + 1,
-        most=MOST_KEYS,
+        limit=MOST_KEYS_OF_STATEMENT + 1,
+        most=MOST_KEYS_OF_STATEMENT,
         part=PART,
         longest=LONGEST_KEY,
         send=_notify([*_keyed(table, "part"), *others], 16),
     )
 
 
-def _send(table: Table) -> Iterator[str]:
+def _send(table: AnnouncedTable) -> Iterator[str]:
     """The function's part for everything else: too many keys, long ones, all rows."""
     if table.keyed:
         every = [_literal(label) for label in table.keyed]
@@ -239,7 +239,7 @@ def _call(payload: str) -> str:
     return f"pg_catalog.pg_notify('{CHANNEL}', {payload})"
 
 
-def _keyed(table: Table, keys: str) -> list[str]:
+def _keyed(table: AnnouncedTable, keys: str) -> list[str]:
     """The payloads for some of the keys, which an expression gives as text."""
     around = [_literal(label, keys="|").split("|") for label in table.keyed]
     concatenated = " OPERATOR(pg_catalog.||) "

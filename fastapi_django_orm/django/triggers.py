@@ -9,7 +9,7 @@ from django.db import DatabaseError, connections, transaction
 
 from ..coherence.hints import CHANNEL
 from ..errors import ConfigurationError, DjangoORMError, TableMissing
-from .tables import Table
+from .tables import AnnouncedTable
 from .trigger_sql import DROP_UNUSED, TriggerSQL
 
 # Whoever waits for a table's lock keeps its writers waiting, too.
@@ -62,7 +62,7 @@ def check_postgresql(alias: str) -> None:
         )
 
 
-def state(alias: str, table: Table) -> State:
+def state(alias: str, table: AnnouncedTable) -> State:
     """The state of a table's triggers.
 
     Raises:
@@ -91,7 +91,7 @@ def state(alias: str, table: Table) -> State:
     )
 
 
-def install(alias: str, table: Table) -> State:
+def install(alias: str, table: AnnouncedTable) -> State:
     """Bring a table's triggers to this version, unless they have it.
 
     Returns:
@@ -106,7 +106,7 @@ def install(alias: str, table: Table) -> State:
     return before
 
 
-def uninstall(alias: str, table: Table) -> State:
+def uninstall(alias: str, table: AnnouncedTable) -> State:
     """Remove a table's triggers, of whatever version.
 
     Returns:
@@ -134,7 +134,7 @@ def _read(alias: str, quoted: str) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
-def _execute(alias: str, table: Table, statements: Iterable[str]) -> None:
+def _execute(alias: str, table: AnnouncedTable, statements: Iterable[str]) -> None:
     with _explained(table), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # One at a time: of two sessions that create or drop a function at once, PostgreSQL fails one.
@@ -144,7 +144,7 @@ def _execute(alias: str, table: Table, statements: Iterable[str]) -> None:
 
 
 @contextmanager
-def _explained(table: Table) -> Iterator[None]:
+def _explained(table: AnnouncedTable) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..coherence.hints import EVERYTHING, Hint
 
-MOST_KEYS = 1000  # of one model; beyond them a hint says "all"
+MOST_KEYS_OF_MODEL = 1000  # beyond them a hint says "all"
 
 
 class Waiting:
@@ -19,7 +19,7 @@ class Waiting:
         if keys is None:
             return
         keys.update(hint.keys or ())
-        if hint.keys is None or len(keys) > MOST_KEYS:
+        if hint.keys is None or len(keys) > MOST_KEYS_OF_MODEL:
             self._keys[hint.label] = None
 
     def take(self) -> list[Hint]:

@@ -24,15 +24,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import running
 from ..context import RequestContext
+from ..reading.live_queries import Window
 from ..responses.editions import Answer
 from ..responses.negotiation import at_once, deliver
+from ..responses.representation import READING
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
-from .sources import Source, Window, plain_window
+from .sources import Source, plain_window
 
 PATHS = 10_000  # that are noted with what they mean
 LOOK_AGAIN = 256  # requests after which telemetry may have been configured
-
-_READING = ("GET", "HEAD")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Directory:
         """What a request asks for; None if that is for the router to decide."""
         path: str = get_route_path(scope) if scope.get("root_path") else scope["path"]
         # Every request of the application is looked at here, and most are for something else.
-        if not path.startswith(self._beginnings) or scope["method"] not in _READING:
+        if not path.startswith(self._beginnings) or scope["method"] not in READING:
             return None
         query: bytes = scope["query_string"]
         if (published := self._lists.get(path)) is not None:

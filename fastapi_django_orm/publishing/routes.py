@@ -19,12 +19,12 @@ from django.utils import timezone
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
-from ..errors import InvalidRepository
+from ..errors import InvalidRepository, NotFound
 from ..repository import Repository
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
-from .sources import Source, not_found, plain_keys, response_to, source_of
+from .sources import Source, plain_keys, response_to, source_of
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -198,7 +198,7 @@ def _in_zone(repository: Repository[Any], moment: datetime) -> datetime:
     try:
         return timezone.make_aware(moment, zone) if settings.USE_TZ else timezone.make_naive(moment, zone)
     except OverflowError:
-        raise not_found(repository, moment) from None
+        raise NotFound.of(repository.name, moment) from None
 
 
 def _description(repository: Repository[Any]) -> str:

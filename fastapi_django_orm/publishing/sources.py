@@ -15,6 +15,7 @@ from django.db import InterfaceError, OperationalError
 from ..cached import CachedRepository
 from ..errors import NotFound, NotLoaded, ReadFailed
 from ..reading.batching import Absent
+from ..reading.live_queries import Window
 from ..repository import Repository
 from ..responses.editions import Content, Edition, Stamp
 from ..responses.representation import RepositoryResponse
@@ -22,8 +23,7 @@ from ..snapshots.snapshot import Snapshot
 
 logger = structlog.get_logger("fastapi_django_orm")
 
-Found: TypeAlias = tuple[Content, Snapshot[Any] | None]
-Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
+Served: TypeAlias = tuple[Content, Snapshot[Any] | None]
 
 WHOLE: Window = (0, None)
 
@@ -42,10 +42,10 @@ class Source(Protocol):
     @property
     def repository(self) -> Repository[Any]: ...  # noqa: D102
 
-    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+    def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting: the rows of a window, or else the row with a key."""
 
-    async def read(self, window: Window | None, key: Hashable) -> Found:
+    async def read(self, window: Window | None, key: Hashable) -> Served:
         """The same, or what can be had by waiting.
 
         Raises:
@@ -64,7 +64,7 @@ class CachedSource:
         self._refresher = repository.refresher
         self._cache_control = repository.cache_control
 
-    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+    def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting, which is all."""
         snapshot = self._refresher.snapshot
         if snapshot is None:
@@ -79,16 +79,16 @@ class CachedSource:
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
             return None
 
-    async def read(self, window: Window | None, key: Hashable) -> Found:
+    async def read(self, window: Window | None, key: Hashable) -> Served:
         """The same, with an error that says why there is nothing."""
         if self._refresher.snapshot is None:
-            raise NotLoaded(f"{self.repository.name} has not been loaded yet.")
+            raise NotLoaded.of(self.repository.name)
         found = self.at_hand(window, key)
         if found is None:  # a row's key, written in another way than the row has it
             with suppress(KeyError):
                 found = self.at_hand(None, self.repository.live.row_key(key))
         if found is None:
-            raise not_found(self.repository, key)
+            raise NotFound.of(self.repository.name, key)
         return found
 
 
@@ -100,17 +100,17 @@ class LiveSource:
         self.repository = repository
         self._stamp = Stamp(repository.cache_control)
 
-    def at_hand(self, window: Window | None, key: Hashable) -> Found | None:
+    def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """None: what the database has now must be waited for."""
         return None
 
-    async def read(self, window: Window | None, key: Hashable) -> Found:
+    async def read(self, window: Window | None, key: Hashable) -> Served:
         """Ask the database."""
         live = self.repository.live
         try:
             body = await (live.row_json(key) if window is None else live.window(*window))
         except Absent:
-            raise not_found(self.repository, key) from None
+            raise NotFound.of(self.repository.name, key) from None
         except (InterfaceError, OperationalError) as error:
             name = self.repository.name
             logger.error("live_read_failed", repository=name, error=f"{type(error).__name__}: {error}")
@@ -118,17 +118,12 @@ class LiveSource:
         return Content.plain(self._stamp, body), None
 
 
-def not_found(repository: Repository[Any], key: Hashable) -> NotFound:
-    """The error for a key that no row has."""
-    return NotFound(f"{repository.name} has no row with the key {key!r}.")
-
-
 def source_of(repository: Repository[Any]) -> Source:
     """What answers for a repository."""
     return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
 
 
-def response_to(found: Found) -> RepositoryResponse:
+def response_to(found: Served) -> RepositoryResponse:
     """A response, for a handler to return."""
     content, snapshot = found
     return RepositoryResponse(snapshot, content)

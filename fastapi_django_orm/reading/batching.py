@@ -18,8 +18,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
-AT_ONCE = 2  # batches: one that the database works on, one that this process works on
-MOST = 500  # keys in a batch; SQLite takes no more than 999 parameters in old versions
+BATCHES_AT_ONCE = 2  # one that the database works on, one that this process works on
+MOST_KEYS_OF_BATCH = 500  # SQLite takes no more than 999 parameters in old versions
 
 
 class Absent(LookupError):
@@ -27,7 +27,7 @@ class Absent(LookupError):
 
 
 Waiting = dict[K, list[asyncio.Future[V]]]
-Found = Mapping[K, V | Exception]
+Outcomes = Mapping[K, V | Exception]
 
 
 class Batcher(Generic[K, V]):
@@ -35,10 +35,10 @@ class Batcher(Generic[K, V]):
 
     def __init__(
         self,
-        read: Callable[[Sequence[K]], Found[K, V]],
+        read: Callable[[Sequence[K]], Outcomes[K, V]],
         executor: Executor,
         loop: asyncio.AbstractEventLoop,
-        read_on_loop: Callable[[Sequence[K], Callable[[Found[K, V] | Exception | None], None]], bool],
+        read_on_loop: Callable[[Sequence[K], Callable[[Outcomes[K, V] | Exception | None], None]], bool],
     ) -> None:
         """Collect no keys yet.
 
@@ -69,7 +69,7 @@ class Batcher(Generic[K, V]):
         """
         future: asyncio.Future[V] = self.loop.create_future()
         self._waiting.setdefault(key, []).append(future)
-        if self._running < AT_ONCE and not self._scheduled:
+        if self._running < BATCHES_AT_ONCE and not self._scheduled:
             # Not now: whoever else the loop wakes in this turn comes along.
             self._scheduled = True
             self.loop.call_soon(self._start, context=self._nobody)
@@ -80,7 +80,7 @@ class Batcher(Generic[K, V]):
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._running < AT_ONCE and (batch := self._next()):
+        while self._running < BATCHES_AT_ONCE and (batch := self._next()):
             self._running += 1
             if not self._begin_on_loop(batch):
                 self._submit(batch)
@@ -91,7 +91,7 @@ class Batcher(Generic[K, V]):
         except Exception:  # it comes again on a thread, where it can be told to those who ask
             return False
 
-    def _answered(self, batch: Waiting[K, V], found: Found[K, V] | Exception | None) -> None:
+    def _answered(self, batch: Waiting[K, V], found: Outcomes[K, V] | Exception | None) -> None:
         if found is None:
             self._submit(batch)
         else:
@@ -108,17 +108,17 @@ class Batcher(Generic[K, V]):
     def _next(self) -> Waiting[K, V]:
         """The keys that are asked for, as many as one query takes, without those that nobody waits for."""
         batch: Waiting[K, V] = {}
-        while self._waiting and len(batch) < MOST:
+        while self._waiting and len(batch) < MOST_KEYS_OF_BATCH:
             key = next(iter(self._waiting))
             futures = self._waiting.pop(key)
             if not all(future.done() for future in futures):
                 batch[key] = futures
         return batch
 
-    def _back(self, batch: Waiting[K, V], done: "Future[Found[K, V]]") -> None:
+    def _back(self, batch: Waiting[K, V], done: "Future[Outcomes[K, V]]") -> None:
         # On the thread that has read.
         if done.cancelled():
-            found: Found[K, V] | BaseException = RuntimeError(
+            found: Outcomes[K, V] | BaseException = RuntimeError(
                 "The application has shut down; its database threads have ended."
             )
         else:
@@ -126,7 +126,7 @@ class Batcher(Generic[K, V]):
         with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
             self.loop.call_soon_threadsafe(self._settle, batch, found, context=self._nobody)
 
-    def _settle(self, batch: Waiting[K, V], found: Found[K, V] | BaseException) -> None:
+    def _settle(self, batch: Waiting[K, V], found: Outcomes[K, V] | BaseException) -> None:
         self._running -= 1
         if isinstance(found, BaseException):
             for futures in batch.values():

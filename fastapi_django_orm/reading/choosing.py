@@ -12,7 +12,6 @@ from ..errors import FieldsNotNamed, InvalidRepository
 from .declaration import Declared
 from .models import unknown_field
 from .readers import (
-    AnyQuerySet,
     ColumnReader,
     DictReader,
     Reader,
@@ -20,6 +19,7 @@ from .readers import (
     SerializerReader,
     names_of_dicts,
 )
+from .sql_json import AnyQuerySet
 
 
 def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:

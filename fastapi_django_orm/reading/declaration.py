@@ -9,12 +9,13 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from django.core.exceptions import FieldError
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 
 from ..errors import InvalidRepository, UnknownField, nearest
 from .models import unknown_field
-from .readers import AnyQuerySet, Reader
+from .readers import Reader
+from .sql_json import AnyQuerySet
 
 
 class Declared(Protocol):
@@ -30,8 +31,11 @@ class Declared(Protocol):
     def name(self) -> Any: ...  # noqa: D102
     @property
     def schema(self) -> Any: ...  # noqa: D102
+    @property
+    def model_class(self) -> type[Model]: ...  # noqa: D102
 
     def queryset(self) -> AnyQuerySet: ...  # noqa: D102
+    def ordered_queryset(self) -> AnyQuerySet: ...  # noqa: D102
 
 
 class DeclaredCached(Declared, Protocol):
@@ -43,6 +47,8 @@ class DeclaredCached(Declared, Protocol):
     def indexes(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def rows_kept(self) -> Any: ...  # noqa: D102
+    @property
+    def depends_on(self) -> Sequence[str]: ...  # noqa: D102
 
 
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:

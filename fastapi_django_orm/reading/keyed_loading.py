@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from ..snapshots.changing import Changing, NewRow
+from ..snapshots.changing import Changing, NewRow, new_rows
 from ..snapshots.pages import Chunk
 from ..snapshots.placing import NotComparable, Order
 from ..snapshots.row_cache import RowCache
@@ -14,9 +14,9 @@ from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
 from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
-from .on_loop import Found, LoopReads
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
-from .sql_json import NotExpressible
+from .on_loop import LoopOutcome, LoopReads
+from .readers import OF_ONE_KEY, Reader
+from .sql_json import AnyQuerySet, NotExpressible
 
 # Takes the table, its indexes, the snapshot before, when the rows are from, and when the load began.
 Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
@@ -87,7 +87,7 @@ class KeyedLoader:
         if not self._on_loop.is_possible:
             return None
         began = datetime.now(UTC)
-        read: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        read: asyncio.Future[LoopOutcome] = asyncio.get_running_loop().create_future()
         try:
             queryset = self._queryset()
             order = self._order(queryset, before)
@@ -120,7 +120,7 @@ class KeyedLoader:
         chunks: Iterable[Chunk],
         began: datetime,
     ) -> Snapshot[Any] | None:
-        rows = [row for chunk in chunks for row in map(NewRow, chunk.keys, chunk.json, chunk.objects)]
+        rows = [row for chunk in chunks for row in new_rows(chunk)]
         read = {row.key: row for row in rows}
         try:
             if len(read) != len(rows) or self._may_be_others(queryset, before, keys, read):
@@ -167,6 +167,6 @@ class KeyedLoader:
         return gone, lookup_pairs(field, new)
 
 
-def _tell(waiting: "asyncio.Future[Found]", found: Found) -> None:
+def _tell(waiting: "asyncio.Future[LoopOutcome]", found: LoopOutcome) -> None:
     if not waiting.done():
         waiting.set_result(found)

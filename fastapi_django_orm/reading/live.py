@@ -8,15 +8,15 @@ from typing import Any, TypeVar, cast
 from django.db.models import CompositePrimaryKey
 
 from .. import running
-from ..database.executor import DatabaseExecutor
 from ..database.turns import is_bound
 from ..rows.sharing import copied
-from ..snapshots.changing import NewRow
+from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
-from .batching import Absent, Batcher, Found
-from .live_queries import LiveQueries, Window, new_rows
+from .batching import Absent, Batcher, Outcomes
+from .live_queries import LiveQueries, Window
 from .on_loop import LoopReads
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
+from .readers import OF_ONE_KEY, Reader
+from .sql_json import AnyQuerySet
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -119,7 +119,7 @@ class LiveReads:
         return await self._read_by(self._windows, self._queries.read_windows, window)
 
     def _asked(self, pk: Any, unique: Mapping[str, Any]) -> Unique:
-        if len(unique) != (pk is None):
+        if len(unique) != (1 if pk is None else 0):
             raise TypeError(f"{self._label}.fetch(): give a key, or one unique field with its value.")
         if not unique:
             return "pk", self.key(pk)
@@ -131,8 +131,8 @@ class LiveReads:
 
     def _batcher(
         self,
-        read: Callable[[Sequence[K]], Found[K, V]],
-        on_loop: Callable[[Sequence[K], Callable[[Found[K, V] | Exception | None], None]], bool],
+        read: Callable[[Sequence[K]], Outcomes[K, V]],
+        on_loop: Callable[[Sequence[K], Callable[[Outcomes[K, V] | Exception | None], None]], bool],
     ) -> Batcher[K, V]:
         here = running.find(self._label)
         assert here.loop is not None, "the plugin sets it before there are repositories"
@@ -148,13 +148,13 @@ class LiveReads:
     async def _read_by(
         self,
         batcher: Batcher[K, V],
-        read: Callable[[Sequence[K]], Found[K, V]],
+        read: Callable[[Sequence[K]], Outcomes[K, V]],
         wanted: K,
     ) -> V:
         """Read in a batch, or alone: in a transaction, under async_to_sync, on another event loop."""
         if batcher.loop is asyncio.get_running_loop() and not is_bound():
             return await batcher.get(wanted)
-        executor: DatabaseExecutor = running.find(self._label).executor
+        executor = running.find(self._label).executor
         found = await executor.run(read, [wanted])
         if wanted not in found:
             raise Absent(wanted)
@@ -167,7 +167,7 @@ class LiveReads:
     def _rows_on_loop(
         self,
         keys: Sequence[Hashable],
-        done: Callable[[Found[Hashable, NewRow] | Exception | None], None],
+        done: Callable[[Outcomes[Hashable, NewRow] | Exception | None], None],
     ) -> bool:
         def read(chunk: Chunk | Exception | None) -> None:
             if not isinstance(chunk, Chunk):
@@ -183,7 +183,7 @@ class LiveReads:
     def _windows_on_loop(
         self,
         windows: Sequence[Window],
-        done: Callable[[Found[Window, bytes] | Exception | None], None],
+        done: Callable[[Outcomes[Window, bytes] | Exception | None], None],
     ) -> bool:
         ((offset, limit), *others) = windows
         if others or limit is None:  # several queries; as many rows as there are

@@ -10,12 +10,12 @@ from django.db.models import Field, Model, QuerySet
 from ..database.reachable import table_explained
 from ..errors import DjangoORMError, InvalidRepository, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
-from ..snapshots.changing import NewRow
+from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
-from .batching import Found
+from .batching import Outcomes
 from .equality import is_loose, storable
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader, depends_on_others, is_final
-from .sql_json import NotExpressible
+from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
+from .sql_json import AnyQuerySet, NotExpressible
 
 _MOST_ROWS = 2**63 - 1
 
@@ -72,7 +72,7 @@ class LiveQueries:
             f"{self._label}.fetch(): {name!r} is no unique field of {meta.label}. {nearest(name, known)}"
         )
 
-    def read_rows(self, name: str, values: Sequence[Hashable]) -> Found[Hashable, NewRow]:
+    def read_rows(self, name: str, values: Sequence[Hashable]) -> Outcomes[Hashable, NewRow]:
         """For each of these values of a unique field the row that has it, or why it cannot be read.
 
         Raises:
@@ -145,9 +145,9 @@ class LiveQueries:
         queryset = self._queryset()
         if is_final(queryset) or depends_on_others(queryset):
             raise InvalidRepository(
-                f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row in "
-                "it. Declare a repository for fetch() whose queryset() has filters alone, or read the rows of a "
-                "CachedRepository with get()."
+                f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row "
+                "in it. Declare a repository for fetch() whose queryset() has filters alone, or read the rows "
+                "of a CachedRepository with get()."
             )
         chunks = self._chunks(queryset.filter(**wanted).order_by(), name)
         return [row for chunk in chunks for row in new_rows(chunk)]
@@ -158,7 +158,7 @@ class LiveQueries:
         except NotExpressible:
             return list(self._reader.read(queryset, key=key, in_python=True))
 
-    def read_windows(self, windows: Sequence[Window]) -> Found[Window, bytes]:
+    def read_windows(self, windows: Sequence[Window]) -> Outcomes[Window, bytes]:
         """For each of these parts of the list its bytes, or why they cannot be made."""
         found: dict[Window, bytes | Exception] = {}
         for window in windows:
@@ -198,8 +198,3 @@ def _kind(queryset: AnyQuerySet) -> str:
 def _is_of_one_key(error: Exception) -> bool:
     """Whether others that were asked for in the same query may be readable."""
     return isinstance(error, OF_ONE_KEY) or not isinstance(error, Error | DjangoORMError | OSError)
-
-
-def new_rows(chunk: Chunk) -> list[NewRow]:
-    """A chunk's rows, one by one."""
-    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects))

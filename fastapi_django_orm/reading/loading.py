@@ -16,8 +16,8 @@ from ..snapshots.value_index import ValueIndex, lookup_pairs
 from .keyed_loading import KeyedLoader
 from .on_loop import LoopReads
 from .pacing import Pace
-from .readers import CHUNK, AnyQuerySet, Reader
-from .sql_json import NotExpressible
+from .readers import CHUNK, Reader
+from .sql_json import AnyQuerySet, NotExpressible
 
 STEP = 8  # pages: half a millisecond
 

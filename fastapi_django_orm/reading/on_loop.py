@@ -18,21 +18,21 @@ from django.db.models.manager import BaseManager
 from ..database.loop_queries import Answer, LoopQueries
 from ..snapshots.pages import Chunk
 from .equality import is_loose
-from .readers import AnyQuerySet, Reader
-from .sql_json import DatabaseJSON, NotExpressible, taken
+from .readers import Reader
+from .sql_json import AnyQuerySet, DatabaseJSON, NotExpressible, taken
 
-Found = Chunk | Exception | None
-Done = Callable[[Found], None]
+LoopOutcome = Chunk | Exception | None
+Done = Callable[[LoopOutcome], None]
 
 # Rows at a time; more of them would keep the loop from others.
-MOST_KEYS = 500
+MOST_KEYS_OF_QUERY = 500
 MOST_OF_LIST = 100
 
 _ONE_KEY = "IN (%s)"
 _REMEMBERED = 200  # parts of the list
 
 
-def is_djangos_own(manager: "BaseManager[Any]") -> bool:
+def is_plain_manager(manager: "BaseManager[Any]") -> bool:
     """Whether a manager's ``all()`` is Django's own, and its query always the same."""
     kind: Any = type(manager)
     own_ways = kind.get_queryset is not BaseManager.get_queryset or kind.all is not BaseManager.all
@@ -84,7 +84,9 @@ class LoopReads:
         Returns:
             Whether ``done`` will be called. If not, read on a thread.
         """
-        return len(keys) <= MOST_KEYS and self._ask(self._queryset, partial(self._sql_of_rows, keys), done)
+        return len(keys) <= MOST_KEYS_OF_QUERY and self._ask(
+            self._queryset, partial(self._sql_of_rows, keys), done
+        )
 
     def window(self, offset: int, limit: int, done: Done) -> bool:
         """Read some rows of the list, in its order; otherwise the same as ``rows()``.
@@ -147,7 +149,7 @@ class LoopReads:
         return sql
 
 
-def _found(answer: Answer) -> Found:
+def _found(answer: Answer) -> LoopOutcome:
     if answer is None or isinstance(answer, Exception):
         return answer
     if not answer:
@@ -170,7 +172,7 @@ class _ByKeys:
     def of(cls, queryset: AnyQuerySet, in_sql: DatabaseJSON, key: Any, alias: str) -> "_ByKeys | None":
         """Make it of the query for one key; None if other keys cannot simply take its place."""
         field: Any = queryset.model._meta.pk
-        if not in_sql.fits(queryset) or not _is_djangos_own(field) or is_loose(field, alias):
+        if not in_sql.fits(queryset) or not _is_plain_key(field) or is_loose(field, alias):
             return None
         one = queryset.filter(pk__in=[key]).order_by()
         sql, params = in_sql.compiled(one)
@@ -190,7 +192,7 @@ class _ByKeys:
         return b"%bIN (%b)%b" % (self._before, b", ".join(values), self._after)
 
 
-def _is_djangos_own(field: "Field[Any, Any]") -> bool:
+def _is_plain_key(field: "Field[Any, Any]") -> bool:
     """Whether a field is looked up by its values as Django does it, and by nothing else."""
     kinds = type(field), field.get_lookup("exact")
     return all(_is_of_django(kind) for kind in kinds) and field.get_lookup("in") is In

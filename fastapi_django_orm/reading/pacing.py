@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from ..shared import SharedContext
 
 SHARE = 0.07  # of the time, while there are requests
-LONGEST = 0.1  # seconds
+LONGEST_PAUSE = 0.1  # seconds
 SAVED = 0.01  # seconds of work
 
 # Seconds. Requests are taken to go on for this long after the last one seen: a step often ends before those
@@ -68,7 +68,7 @@ class Pace:
     def rest(self) -> None:
         """Let requests go first, if there are any, between a step and the next."""
         if self._charge() and self._credit < 0:
-            time.sleep(min(LONGEST, -self._credit / SHARE))
+            time.sleep(min(LONGEST_PAUSE, -self._credit / SHARE))
 
     def end(self) -> None:
         """Count the last step."""
@@ -83,6 +83,6 @@ class Pace:
         self._credit = min(SAVED, self._credit + SHARE * (now - self._credited_at))
         asked = now < self._asked_until
         if asked:
-            self._credit = max(-SHARE * LONGEST, self._credit - (worked - self._worked))
+            self._credit = max(-SHARE * LONGEST_PAUSE, self._credit - (worked - self._worked))
         self._credited_at, self._worked = now, worked
         return asked

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from django.core.exceptions import EmptyResultSet
 from django.core.exceptions import ValidationError as ValidationErrorOfDjango
 from django.db import DataError
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import InvalidRow, LazyValue
@@ -21,14 +21,13 @@ from ..rows.encoding import Encoder
 from ..rows.row import Row, freeze
 from ..rows.sharing import frozen_type, is_shareable
 from ..snapshots.pages import Chunk
-from .sql_json import DatabaseJSON
+from .sql_json import AnyQuerySet, DatabaseJSON
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
 
 # Errors that one key may be to blame for when several are read together.
 OF_ONE_KEY = (DataError, ValueError, TypeError, ArithmeticError, ValidationErrorOfDjango, LazyValue)
 
-AnyQuerySet = QuerySet[Any, Any]
 Encoded = tuple[Hashable, bytes, Any]  # a row's key, its JSON, and itself if the JSON does not say it all
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, Protocol
+from typing import Any, Generic, Literal, Protocol
 
 import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
 from .. import metrics
+from ..backoff import backoff
 from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
 from ..snapshots.snapshot import RowT, Snapshot
 from .pacing import switching_sooner
@@ -29,16 +30,19 @@ logger = structlog.get_logger("fastapi_django_orm")
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0
 
-AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
+PIECES_AT_ONCE = 100  # pieces of an old snapshot that are freed in one go
 
-# Up to this share of the rows it is cheaper to read keys than everything.
+# Up to so many keys, or this share of the rows, it is cheaper to read those than everything.
 FEW_KEYS = 100
 SHARE_OF_KEYS = 0.02
 
-FEWEST_KEYS = 4  # as many as the event loop takes itself; each may cost it a millisecond in a large table
+MOST_KEYS_ON_LOOP = 4  # that the event loop reads itself; each may cost it a millisecond in a large table
 
 
-class Loads(Protocol[RowT]):
+Trigger = Literal["startup", "call", "route", "hint", "max_age", "retry"]
+
+
+class RowLoader(Protocol[RowT]):
     """What reads the rows, on a database thread unless another place is named; ``loading.Loader`` is one."""
 
     def load(self, before: Snapshot[RowT] | None) -> Snapshot[RowT]:
@@ -69,7 +73,7 @@ class Load(Generic[RowT]):
 
     snapshot: Snapshot[RowT]
     duration: float
-    trigger: str
+    trigger: Trigger
     keys: int | None = None
 
 
@@ -85,7 +89,7 @@ class Asked(Generic[RowT]):
     """
 
     done: "asyncio.Future[Load[RowT]]"
-    trigger: str
+    trigger: Trigger
     request: dict[str, Any]
     keys: set[Hashable] | None
 
@@ -103,7 +107,7 @@ class Refresher(Generic[RowT]):
     The plugin starts and stops it; ``refresh()`` is called by anybody, from any event loop.
     """
 
-    def __init__(self, name: str, loader: Loads[RowT], max_age: timedelta | None) -> None:
+    def __init__(self, name: str, loader: RowLoader[RowT], max_age: timedelta | None) -> None:
         """Load nothing yet.
 
         Args:
@@ -139,7 +143,7 @@ class Refresher(Generic[RowT]):
             return True
         return self._max_age is not None and self.age > self._max_age.total_seconds()
 
-    async def refresh(self, trigger: str, keys: Collection[Hashable] | None = None) -> Load[RowT]:
+    async def refresh(self, trigger: Trigger, keys: Collection[Hashable] | None = None) -> Load[RowT]:
         """Wait for a load that starts after this call.
 
         Args:
@@ -200,7 +204,7 @@ class Refresher(Generic[RowT]):
             # However the wait has ended: with rows that are always too old it times out though somebody asks.
             asked, self._next = self._next, None
             if asked is None:  # a load is due that nobody waits for
-                trigger = "retry" if self.error is not None else "max_age"
+                trigger: Trigger = "retry" if self.error is not None else "max_age"
                 asked = Asked(asyncio.get_running_loop().create_future(), trigger, {}, None)
             with structlog.contextvars.bound_contextvars(**asked.request):
                 await self._load(asked)
@@ -208,7 +212,7 @@ class Refresher(Generic[RowT]):
     def _wait(self) -> float | None:
         """Seconds until a load is due that nobody asks for."""
         if self._failures:
-            delay = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(self._failures - 1, 10))
+            delay = backoff(self._failures, FIRST_RETRY, LAST_RETRY)
             return delay * random.uniform(0.5, 1.0)  # or all workers would come back at once
         if self._max_age is None or self.age is None:
             return None
@@ -238,12 +242,12 @@ class Refresher(Generic[RowT]):
                 self._read_at = read_at
             self._succeeded(load)
             asked.done.set_result(load)
-            if len(pieces) > AT_ONCE:
+            if len(pieces) > PIECES_AT_ONCE:
                 with suppress(DatabaseBusy):  # then they go now
                     await sync_to_async(self._loader.let_go)(pieces)
 
     async def _read_on_loop(self, asked: Asked[RowT]) -> Snapshot[RowT] | None:
-        before, keys = self.snapshot, self._few(asked, FEWEST_KEYS)
+        before, keys = self.snapshot, self._few(asked, MOST_KEYS_ON_LOOP)
         return None if before is None or not keys else await self._loader.load_keys_on_loop(before, keys)
 
     def _read(self, asked: Asked[RowT]) -> Snapshot[RowT]:
@@ -274,7 +278,7 @@ class Refresher(Generic[RowT]):
             **({} if load.keys is None else {"keys": load.keys}),
         )
 
-    def _failed(self, error: Exception, trigger: str) -> None:
+    def _failed(self, error: Exception, trigger: Trigger) -> None:
         self._failures += 1
         self.error = error
         # What a database or this package says is told in a line. A traceback would say no more, and some log

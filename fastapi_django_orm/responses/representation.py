@@ -12,7 +12,7 @@ from ..snapshots.snapshot import Snapshot
 from .editions import Content, Edition, Headers
 from .negotiation import deliver, entity
 
-_READING = ("GET", "HEAD")
+READING = ("GET", "HEAD")
 
 
 class RepositoryResponse(Response):
@@ -87,7 +87,7 @@ class RepositoryResponse(Response):
         if (
             self._body is not None
             or self.status_code != 200
-            or scope.get("method") not in _READING  # a websocket that is refused has none
+            or scope.get("method") not in READING  # a websocket that is refused has none
             or (own is not None and entity(own) != entity(identity))
         ):
             await super().__call__(scope, receive, send)

@@ -10,7 +10,6 @@ from pydantic import BaseModel, Field
 
 from .. import running
 from ..coherence.link import Link
-from ..coherence.service import Coherence
 from ..database.reachable import check_reachable
 from ..errors import DatabaseUnreachable
 from ..reading.refresh import Refresher
@@ -92,7 +91,7 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
     databases = dict(zip(probes, answers, strict=True))
     repositories = {refresher.name: _state(refresher) for refresher in refreshers}
     status: Literal["ok", "degraded", "unavailable"] = "ok"
-    coherence: Coherence | None = running.find("The health route").coherence
+    coherence = running.find("The health route").coherence
     links = coherence.links if coherence is not None else []
     if any(state.stale for state in repositories.values()) or any(link.degraded for link in links):
         status = "degraded"

@@ -13,7 +13,7 @@ from ..coherence.hints import READ_LIMIT, VERSION, Hint, decode
 from ..coherence.roll_call import Attendance
 from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
-from ..coherence.workers import LONGEST_WAIT
+from ..coherence.workers import LONGEST_ROLL_CALL
 from ..errors import NotFound, RefreshFailed, UnknownModel, nearest
 from ..reading.models import model_named
 from ..reading.refresh import Load, Refresher
@@ -54,7 +54,7 @@ Wait = Annotated[
     float,
     Query(
         ge=0,
-        le=LONGEST_WAIT,
+        le=LONGEST_ROLL_CALL,
         description="The most seconds to wait for the other workers that are connected; 0: do not ask them.",
     ),
 ]
@@ -173,7 +173,8 @@ def _all_of(label: str) -> Hint:
 
 
 def _coherence() -> Coherence:
-    coherence: Coherence = running.find("The refresh route").coherence
+    coherence = running.find("The refresh route").coherence
+    assert coherence is not None, "there is one before there is a route"
     return coherence
 
 

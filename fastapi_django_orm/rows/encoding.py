@@ -13,6 +13,7 @@ from pydantic_core import PydanticSerializationError, to_json
 from ..errors import InvalidRow
 
 CLOSING = b"]}"
+DIGEST_SIZE = 16  # bytes
 
 
 class Encoder:
@@ -52,8 +53,8 @@ def opening(name: str) -> bytes:
 
 
 def digest(body: bytes | bytearray) -> bytes:
-    """A fingerprint of these bytes, of 16 bytes."""
-    return blake2b(body, digest_size=16).digest()
+    """A fingerprint of these bytes, of ``DIGEST_SIZE`` bytes."""
+    return blake2b(body, digest_size=DIGEST_SIZE).digest()
 
 
 def combine(bodies: Iterable[bytes]) -> bytes:

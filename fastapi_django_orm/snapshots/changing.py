@@ -29,6 +29,11 @@ class NewRow:
     row: Any
 
 
+def new_rows(chunk: Chunk) -> list[NewRow]:
+    """A chunk's rows, one by one."""
+    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects))
+
+
 @dataclass(slots=True)
 class Edit:
     """What happens to one page.

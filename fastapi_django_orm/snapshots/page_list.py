@@ -6,9 +6,8 @@ replaced, and need no look at the others.
 
 from collections.abc import Iterable, Sequence
 
+from ..rows.encoding import DIGEST_SIZE
 from .pages import Page
-
-_DIGEST = 16  # bytes
 
 
 class PageList:
@@ -48,5 +47,5 @@ class PageList:
         self.rows += sum(map(len, new)) - len(old)
         self.size += sum(len(page.json) for page in new) - len(old.json)
         self.size += max(0, len(self.pages) - 1) - commas
-        begin = position * _DIGEST
-        self.digests[begin : begin + _DIGEST] = b"".join([page.digest for page in new])
+        begin = position * DIGEST_SIZE
+        self.digests[begin : begin + DIGEST_SIZE] = b"".join([page.digest for page in new])

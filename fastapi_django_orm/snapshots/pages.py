@@ -75,32 +75,30 @@ class Page:
         start: the key that begins it, or ``HEAD``; its name among the pages.
         keys: of its rows.
         json: of its rows, comma between.
-        sizes: how long the rows' JSON is up to each row and with it, without the commas.
+        ends: how long the rows' JSON is up to each row and with it, without the commas.
         objects: its rows in Python, with None for those whose JSON says it all; or None if that is so for
             every row.
         digest: of ``json``.
         decoded: its rows in Python, for as long as a ``RowCache`` keeps them.
     """
 
-    __slots__ = ("decoded", "digest", "json", "keys", "objects", "sizes", "start")
+    __slots__ = ("decoded", "digest", "ends", "json", "keys", "objects", "start")
 
     def __init__(self, start: Hashable, rows: Chunk) -> None:
         """Make a page of these rows."""
         self.start = start
         self.keys = tuple(rows.keys)  # which the garbage collector need not look into, if they are plain
         self.json = b",".join(rows.json)
-        self.sizes = array("I", accumulate(map(len, rows.json)))
+        self.ends = array("I", accumulate(map(len, rows.json)))
         self.objects = rows.objects if rows.objects.count(None) < len(rows) else None
         self.digest = digest(self.json)
         self.decoded: Sequence[Any] | None = None
 
     @classmethod
-    def restored(
-        cls, start: Hashable, keys: tuple[Hashable, ...], json: bytes, sizes: "array[int]"
-    ) -> "Page":
+    def restored(cls, start: Hashable, keys: tuple[Hashable, ...], json: bytes, ends: "array[int]") -> "Page":
         """A page that another process has had, of rows whose JSON says all; its digest is made anew."""
         page = cls(start, Chunk([], [], []))
-        page.keys, page.json, page.sizes, page.digest = keys, json, sizes, digest(json)
+        page.keys, page.json, page.ends, page.digest = keys, json, ends, digest(json)
         return page
 
     @classmethod
@@ -109,7 +107,7 @@ class Page:
         return cls(HEAD, Chunk([], [], []))
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.ends)
 
     def row_json(self, index: int) -> bytes:
         """One row's JSON."""
@@ -120,8 +118,8 @@ class Page:
         if first >= last:
             return b""
         # There is a comma before each row but the page's first.
-        begin = self.sizes[first - 1] + first if first else 0
-        return self.json[begin : self.sizes[last - 1] + last - 1]
+        begin = self.ends[first - 1] + first if first else 0
+        return self.json[begin : self.ends[last - 1] + last - 1]
 
     def chunk(self) -> Chunk:
         """Its rows, to make other pages of."""

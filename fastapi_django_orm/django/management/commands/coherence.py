@@ -10,7 +10,7 @@ from django.db import DatabaseError, connections
 
 from ....errors import DjangoORMError
 from ... import selection, triggers
-from ...tables import Table
+from ...tables import AnnouncedTable
 from ...trigger_sql import DROP_UNUSED, TriggerSQL
 
 
@@ -50,7 +50,7 @@ class Command(BaseCommand):
         except DjangoORMError as error:
             raise CommandError(str(error)) from error
 
-    def _tables(self, options: dict[str, Any]) -> Iterator[tuple[str, Table]]:
+    def _tables(self, options: dict[str, Any]) -> Iterator[tuple[str, AnnouncedTable]]:
         if (database := options["database"]) and database not in connections:
             raise CommandError(f"DATABASES has no {database!r}, only {', '.join(sorted(connections))}.")
         explained: Collection[str] = ()
@@ -67,7 +67,7 @@ class Command(BaseCommand):
                 else:
                     yield alias, table
 
-    def _print(self, action: str, tables: list[tuple[str, Table]]) -> None:
+    def _print(self, action: str, tables: list[tuple[str, AnnouncedTable]]) -> None:
         """A transaction for each database, to be run there."""
         for alias, group in groupby(tables, key=lambda each: each[0]):
             self.stdout.write(f"-- Database {alias}\nBEGIN;")
@@ -77,7 +77,7 @@ class Command(BaseCommand):
                     self.stdout.write(f"{statement};")
             self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};\nCOMMIT;")
 
-    def _install(self, tables: list[tuple[str, Table]]) -> None:
+    def _install(self, tables: list[tuple[str, AnnouncedTable]]) -> None:
         words = {
             triggers.State.MISSING: "installed",
             triggers.State.OUTDATED: "brought up to date",
@@ -86,12 +86,12 @@ class Command(BaseCommand):
         for alias, table in tables:
             self._tell(alias, table, words[triggers.install(alias, table)])
 
-    def _uninstall(self, tables: list[tuple[str, Table]]) -> None:
+    def _uninstall(self, tables: list[tuple[str, AnnouncedTable]]) -> None:
         for alias, table in tables:
             missing = triggers.uninstall(alias, table) is triggers.State.MISSING
             self._tell(alias, table, "not there" if missing else "removed")
 
-    def _status(self, tables: list[tuple[str, Table]]) -> None:
+    def _status(self, tables: list[tuple[str, AnnouncedTable]]) -> None:
         states = {table.label: (alias, table, triggers.state(alias, table)) for alias, table in tables}
         for alias, table, state in states.values():
             self._tell(alias, table, state)
@@ -100,11 +100,11 @@ class Command(BaseCommand):
                 f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install`."
             )
 
-    def _tell(self, alias: str, table: Table, what: str, before: str = "") -> None:
+    def _tell(self, alias: str, table: AnnouncedTable, what: str, before: str = "") -> None:
         self.stdout.write(f"{before}{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
 
 
-def _is_view(alias: str, table: Table) -> bool:
+def _is_view(alias: str, table: AnnouncedTable) -> bool:
     try:
         triggers.state(alias, table)
     except triggers.NoTable:

@@ -19,18 +19,19 @@ import structlog
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
+from ..reading.declaration import Declared
 from ..reading.loading import Loader
 from ..reading.readers import Reader
-from ..reading.refresh import Loads
+from ..reading.refresh import RowLoader
 from ..rows.codec import RowCodec
 from ..snapshots.snapshot import Snapshot
-from .shared_format import NotGenuine, NotPortable, is_portable, pack, unpack
-from .shared_identity import Identity, secret
-from .shared_store import Alone, Lost, Room, SharedStore, Take, Turn
+from .format import NotGenuine, NotPortable, is_portable, pack, unpack
+from .identity import Identity, secret
+from .store import Alone, LoadTurn, Lost, Room, SharedStore, Take
 
 logger = structlog.get_logger("fastapi_django_orm")
 
-LONGEST = 30.0  # seconds to wait for others
+LONGEST_WAIT_FOR_OTHERS = 30.0  # seconds to wait for others
 REST = 10.0  # seconds without another attempt after a failure
 
 
@@ -55,7 +56,7 @@ class SharedSnapshots:
         """Whether to try to share."""
         return self._failed_at is None or time.monotonic() - self._failed_at > REST
 
-    def loader(self, loader: Loader, repository: Any, reader: Reader) -> Loads[Any]:
+    def loader(self, loader: Loader, repository: Declared, reader: Reader) -> RowLoader[Any]:
         """What a repository loads with.
 
         Args:
@@ -84,10 +85,15 @@ class SharedSnapshots:
 
 
 class SharedLoader:
-    """Loads one repository. Its methods run on a database thread, one at a time."""
+    """RowLoader one repository. Its methods run on a database thread, one at a time."""
 
     def __init__(
-        self, loader: Loader, identity: Identity, repository: Any, codec: RowCodec, shared: SharedSnapshots
+        self,
+        loader: Loader,
+        identity: Identity,
+        repository: Declared,
+        codec: RowCodec,
+        shared: SharedSnapshots,
     ) -> None:
         """Share what this loader loads.
 
@@ -134,22 +140,22 @@ class _Attempt:
         self._asked_at = datetime.now(UTC)  # for ourselves, and not compared with anybody's
 
     def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
-        found: Snapshot[Any] | Turn | None
+        found: Snapshot[Any] | LoadTurn | None
         with self._shared.store.room(self._identity) as room:
             try:
                 found = self._wait(room, before)
             except (redis.RedisError, OSError, NotGenuine) as error:
                 self._fail(error)
                 found = None
-            if isinstance(found, Turn):
+            if isinstance(found, LoadTurn):
                 found = self._load(room, found, before)
             if not self._failed:
                 self._shared.worked()
             return self._loader.load(before) if found is None else found
 
-    def _wait(self, room: Room, before: Snapshot[Any] | None) -> Snapshot[Any] | Turn | None:
+    def _wait(self, room: Room, before: Snapshot[Any] | None) -> Snapshot[Any] | LoadTurn | None:
         """Rows that another has read, or the turn to read them; None when neither comes in time."""
-        end = time.monotonic() + LONGEST
+        end = time.monotonic() + LONGEST_WAIT_FOR_OTHERS
         ticket, missing = room.ask(), ""
         while time.monotonic() < end:
             try:
@@ -159,7 +165,7 @@ class _Attempt:
                 continue
             except Alone:
                 return None
-            if isinstance(step, Turn):
+            if isinstance(step, LoadTurn):
                 return step
             if isinstance(step, Take):
                 try:
@@ -176,7 +182,7 @@ class _Attempt:
         logger.debug("shared_snapshot_taken", repository=snapshot.name, shared=take.version)
         return snapshot
 
-    def _load(self, room: Room, turn: Turn, before: Snapshot[Any] | None) -> Snapshot[Any]:
+    def _load(self, room: Room, turn: LoadTurn, before: Snapshot[Any] | None) -> Snapshot[Any]:
         with room.held(turn):
             shares = False
             try:
@@ -190,7 +196,7 @@ class _Attempt:
             self._release(room, turn, alone=not shares)
             return snapshot
 
-    def _hand_over(self, room: Room, turn: Turn, snapshot: Snapshot[Any]) -> bool:
+    def _hand_over(self, room: Room, turn: LoadTurn, snapshot: Snapshot[Any]) -> bool:
         version = secrets.token_hex(8)
         keyed = snapshot.table.where is not None
         try:
@@ -202,7 +208,7 @@ class _Attempt:
             self._fail(error)
             return False
 
-    def _release(self, room: Room, turn: Turn, *, alone: bool) -> None:
+    def _release(self, room: Room, turn: LoadTurn, *, alone: bool) -> None:
         try:
             room.release(turn, alone=alone)
         except (redis.RedisError, OSError) as error:

@@ -22,11 +22,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 PREFIX = "fastapi_django_orm:shared"
-PATIENCE = 2.0  # seconds to connect, or for an answer
+STORE_PATIENCE = 2.0  # seconds to connect, or for an answer
 LOCK = 3.0  # seconds that a lock outlives its holder
 ROWS_KEPT = 60  # seconds that rows stay for those who asked before they were read
 STATE_KEPT = 3600  # seconds that the numbers stay
-LONGEST_WAIT = 1.0  # seconds between two looks
+LOOK_INTERVAL = 1.0  # seconds between two looks
 
 # What is in the hash: epoch; asked, the last number drawn; covers, up to which number the rows satisfy;
 # version and parts, which rows; alone, up to which number everybody is to load for itself.
@@ -91,7 +91,7 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class LoadTurn:
     """It is for us to load: the lock is ours.
 
     Attributes:
@@ -137,7 +137,7 @@ class Room:
         epoch, number = self._run(_ASK, secrets.token_hex(8), STATE_KEPT)
         return Ticket(epoch, number)
 
-    def look(self, ticket: Ticket, without: str = "") -> Take | Turn | Wait:
+    def look(self, ticket: Ticket, without: str = "") -> Take | LoadTurn | Wait:
         """What to do now.
 
         Args:
@@ -153,9 +153,9 @@ class Room:
             case [b"take", version, parts]:
                 return Take(version.decode(), parts)
             case [b"load", covers, wanted]:
-                return Turn(token, ticket.epoch, int(covers), wanted)
+                return LoadTurn(token, ticket.epoch, int(covers), wanted)
             case [b"wait", left, bell]:
-                return Wait(min(LONGEST_WAIT, max(left, 1) / 1000), bell)
+                return Wait(min(LOOK_INTERVAL, max(left, 1) / 1000), bell)
             case [b"alone"]:
                 raise Alone
         raise Lost
@@ -165,7 +165,7 @@ class Room:
         self._client.xread({self._keys[2]: wait.bell}, count=1, block=max(1, _ms(wait.seconds)))
 
     @contextmanager
-    def held(self, turn: Turn) -> Iterator[None]:
+    def held(self, turn: LoadTurn) -> Iterator[None]:
         """Keep the lock for as long as the block takes."""
         over = threading.Event()
 
@@ -182,7 +182,7 @@ class Room:
             over.set()
             thread.join()
 
-    def publish(self, turn: Turn, version: str, parts: Iterable[bytes]) -> bool:
+    def publish(self, turn: LoadTurn, version: str, parts: Iterable[bytes]) -> bool:
         """Hand these rows to all whose numbers they satisfy; False if the lock was lost meanwhile."""
         count = 0
         for part in parts:
@@ -194,7 +194,7 @@ class Room:
         self._drop(*gone)
         return bool(old)
 
-    def release(self, turn: Turn, *, alone: bool = False) -> None:
+    def release(self, turn: LoadTurn, *, alone: bool = False) -> None:
         """Give the lock away.
 
         Args:
@@ -257,8 +257,8 @@ class SharedStore:
     def _client(self) -> "redis.Redis":
         return redis.Redis.from_url(
             self._url,
-            socket_connect_timeout=PATIENCE,
-            socket_timeout=PATIENCE,
+            socket_connect_timeout=STORE_PATIENCE,
+            socket_timeout=STORE_PATIENCE,
             retry=Retry(NoBackoff(), 0),
         )
 

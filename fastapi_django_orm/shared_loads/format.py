@@ -120,7 +120,7 @@ def _pack_page(page: Page, kinds: Sequence[str], body: bytearray) -> None:
     keys = json.dumps([_written(key, kinds) for key in page.keys]).encode() if kinds else b""
     body += _PAGE.pack(page.start is HEAD, len(page), len(keys), len(page.json))
     body += keys
-    body += page.sizes
+    body += page.ends
     body += page.json
 
 
@@ -154,11 +154,11 @@ def _unpack_page(body: memoryview, kinds: Sequence[str], before: int) -> tuple[P
     if place > len(body):
         raise ValueError("it ends too early")
     keys = _read_keys(body[_PAGE.size : ends[0]], kinds, range(before, before + rows))
-    sizes = array("I", bytes(body[ends[0] : ends[1]]))
-    if len(keys) != rows or rows == 0 or sizes[-1] + rows - 1 != json_length:
+    row_ends = array("I", bytes(body[ends[0] : ends[1]]))
+    if len(keys) != rows or rows == 0 or row_ends[-1] + rows - 1 != json_length:
         raise ValueError("its lengths contradict each other")
     start: Hashable = HEAD if is_head else keys[0]
-    return Page.restored(start, keys, bytes(body[ends[1] : ends[2]]), sizes), body[place:]
+    return Page.restored(start, keys, bytes(body[ends[1] : ends[2]]), row_ends), body[place:]
 
 
 def _read_keys(written: memoryview, kinds: Sequence[str], numbers: range) -> tuple[Hashable, ...]:

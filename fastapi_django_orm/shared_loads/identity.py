@@ -19,8 +19,9 @@ from django.conf import settings
 from django.db import connections
 from django.db.models.query import ValuesIterable
 
-from ..reading.readers import AnyQuerySet
-from .shared_format import FORMAT
+from ..reading.declaration import Declared
+from ..reading.sql_json import AnyQuerySet
+from .format import FORMAT
 
 PACKAGES = ("fastapi-django-orm", "pydantic-core")
 _NOT_THE_DATABASE = ("PASSWORD", "TEST")  # the first may be changed while workers run
@@ -34,7 +35,7 @@ def secret() -> bytes:
 class Identity:
     """What a repository's rows are called among all that share a server."""
 
-    def __init__(self, repository: Any, names: Sequence[str]) -> None:
+    def __init__(self, repository: Declared, names: Sequence[str]) -> None:
         """Take in what stays as long as this process runs.
 
         Args:

@@ -1,0 +1,1 @@
+"""Full loads that workers do once for all of them."""
