@@ -12,7 +12,10 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import DatabaseError, transaction
-from django.db.models import QuerySet
+from django.db.models import CharField, Model, QuerySet, Window
+from django.db.models.functions import Rank
+from django.db.models.lookups import LessThanOrEqual
+from django.test.utils import isolate_apps
 from fastapi import Depends, FastAPI
 from pydantic import AfterValidator, BaseModel, Field
 from structlog.testing import capture_logs
@@ -36,7 +39,7 @@ from fastapi_django_orm.errors import (
 )
 from fastapi_django_orm.reading.batching import BATCHES_AT_ONCE, MOST_KEYS_OF_BATCH
 from tests.comparing import finish
-from tests.databases import BOARD, DEADLINE, default_changed
+from tests.databases import BOARD, DEADLINE, created, default_changed
 from tests.gates import Gate, started
 from tests.project.board.models import Desk, Page, Seat, Writer
 from tests.repositories import declare
@@ -44,6 +47,8 @@ from tests.repositories import declare
 pytestmark = pytest.mark.usefixtures("sqlite")
 
 KINDS = [Repository, CachedRepository]
+Text: Any = CharField  # generic to the type checker alone
+RANK = Window(Rank(), order_by="title")
 
 
 @pytest.fixture(autouse=True)
@@ -157,14 +162,19 @@ def test_a_field_that_is_not_unique_is_refused(unique: dict[str, Any]) -> None:
     finish(main)
 
 
-@pytest.mark.parametrize("base", KINDS)
+UNFILTERED: list[Any] = [
+    (lambda: Page.objects.order_by("slug")[:5], "is sliced"),
+    (lambda: Page.objects.union(Page.objects.all()), "is a union()"),
+    (lambda: Page.objects.annotate(rank=RANK), "has window functions"),
+    (lambda: Page.objects.filter(LessThanOrEqual(RANK, 1)), "has window functions"),
+]
+DISTINCT = (Repository, lambda: Page.objects.distinct("title"), "has distinct() on fields")  # SQLite has none
+
+
 @pytest.mark.parametrize(
-    ("cut", "kind"),
-    [
-        (lambda: Page.objects.order_by("slug")[:5], "sliced"),
-        (lambda: Page.objects.union(Page.objects.all()), "union"),
-    ],
-    ids=["sliced", "union"],
+    ("base", "cut", "kind"),
+    [DISTINCT, *((base, *each) for base in KINDS for each in UNFILTERED)],
+    ids=map(str, range(9)),
 )
 def test_a_query_that_django_cannot_filter_is_named(base: type[Any], cut: Any, kind: str) -> None:
     """The error says what the repository's query is and what to do, for each of those who ask at once."""
@@ -175,8 +185,7 @@ def test_a_query_that_django_cannot_filter_is_named(base: type[Any], cut: Any, k
             asking = (pages.fetch("a"), pages.fetch("b"), pages.fetch(address="at a"))
             for error in await asyncio.gather(*asking, return_exceptions=True):
                 assert isinstance(error, InvalidRepository)
-                assert str(error).startswith("Pages.fetch(): its queryset() is ")
-                assert kind in str(error)
+                assert str(error).startswith(f"Pages.fetch(): its queryset() {kind}, ")
                 assert "Declare a repository" in str(error)
 
     finish(main)
@@ -300,6 +309,47 @@ def test_what_the_database_holds_for_equal_is_found(database: str) -> None:
     finish(main)
 
 
+class Padded(Text):
+    """A text that some databases fill up with spaces, and compare without these."""
+
+    def db_type(self, connection: Any) -> str:
+        return "char(5)"
+
+
+def test_a_key_is_found_in_any_company(database: str) -> None:
+    """What one key alone finds, it finds among others: of a column whose values are not what was written."""
+
+    async def main(model: type[Any]) -> None:
+        async with started(live(model=model, publish="/words/")) as (words,):
+
+            async def ask_for(*keys: str) -> list[Any]:
+                found = await asyncio.gather(*map(words.fetch, keys), return_exceptions=True)
+                return [row["name"] if isinstance(row, dict) else type(row) for row in found]
+
+            keys = ("de", "de   ", "fr", "usa", "usa  ", "none")
+            alone = [(await ask_for(key))[0] for key in keys]
+            assert alone.count(NotFound) < len(keys)
+            assert await ask_for(*keys) == alone
+            assert await ask_for(*keys[::2]) == alone[::2]
+
+    with isolate_apps("tests.project.board"):
+
+        class Word(Model):
+            code = Padded(max_length=5, primary_key=True)
+            name = CharField(max_length=5)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.name
+
+        with created(Word):
+            for code in ("de", "fr", "usa"):
+                Word.objects.create(code=code, name=code)
+            finish(lambda: main(Word))
+
+
 # Errors
 
 
@@ -395,6 +445,96 @@ def test_a_row_that_the_schema_refuses_among_good_ones() -> None:
     finish(main)
 
 
+class Unreadable(Exception):
+    """What a field of the project's own may raise."""
+
+
+class Sealed(Text):
+    """A text that cannot always be read."""
+
+    def from_db_value(self, value: str, expression: Any, connection: Any) -> str:
+        if value == "broken":
+            raise Unreadable(value)
+        return {"a": "read a", "b": "read b"}[value]
+
+
+def test_a_row_that_a_field_refuses_among_good_ones(database: str) -> None:
+    """Whatever a field raises is the error of whoever asked for the row, and never a row that is absent."""
+
+    async def main(model: type[Any]) -> None:
+        async with started(live(model=model)) as (notes,):
+            asking = [notes.fetch(key) for key in range(1, 6)]
+            a, broken, unknown, b, none = await asyncio.gather(*asking, return_exceptions=True)
+            assert [a["text"], b["text"]] == ["read a", "read b"]
+            assert (type(broken), str(broken)) == (Unreadable, "broken")
+            assert type(unknown) is KeyError
+            assert isinstance(none, NotFound)
+
+    with isolate_apps("tests.project.board"):
+
+        class Note(Model):
+            text = Sealed(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.text
+
+        with created(Note):
+            for pk, text in enumerate(("a", "broken", "unknown", "b"), 1):
+                Note.objects.create(pk=pk, text=text)
+            finish(lambda: main(Note))
+
+
+class Explained(Exception):
+    """Makes its message of what it is given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} is not allowed")
+
+
+def test_an_error_of_a_class_of_its_own_is_told_as_it_is() -> None:
+    """A class whose arguments are not its message is not called again for each caller."""
+    gate = Gate()
+    gate.error = Explained("bob")
+
+    async def main() -> None:
+        async with started(behind(gate)) as (pages,):
+            errors = await asyncio.gather(*(pages.fetch("a") for _ in range(2)), return_exceptions=True)
+            assert [(type(error), str(error)) for error in errors] == [(Explained, "bob is not allowed")] * 2
+
+    finish(main)
+
+
+def test_an_error_of_the_query_is_not_a_row_that_is_absent() -> None:
+    """A KeyError in `queryset()` is the handler's error, and of what is published a 500 and no 404."""
+    asked = iter([Page.objects.all()] * 20)
+
+    def queryset(self: Any) -> Any:
+        return next(asked) if not broken else {}["tenant"]
+
+    broken: list[bool] = []
+
+    async def main() -> None:
+        pages = live(queryset=queryset, publish="/pages/")
+        app = FastAPI(lifespan=DjangoORM(repositories=[pages]).lifespan)
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            broken.append(True)
+            repository = await pages.current()
+            asking = (repository.fetch("a"), repository.fetch("b"))
+            for error in await asyncio.gather(*asking, return_exceptions=True):
+                assert type(error) is KeyError
+            for path in ("/pages/", "/pages/a"):
+                assert (await client.get(path)).status_code == 500
+
+    finish(main)
+
+
 def test_each_caller_has_an_error_of_its_own() -> None:
     """Callers that share a query that failed do not share the exception, which each of them raises."""
     gate = Gate()
@@ -427,7 +567,7 @@ def test_an_error_is_freed_with_its_caller() -> None:
                     with suppress(NotFound):
                         await pages.fetch(slug)
                 gc.collect()
-                assert not [left for left in gc.garbage if isinstance(left, NotFound | KeyError)]
+                assert not [left for left in gc.garbage if isinstance(left, LookupError)]
             finally:
                 gc.set_debug(0)
                 gc.garbage.clear()
@@ -455,6 +595,30 @@ def test_a_database_that_is_down_and_comes_back(mortal: Any) -> None:
                     break
             assert found[0]["slug"] == "a"
             assert isinstance(found[1], NotFound)
+
+    finish(main)
+
+
+def test_what_is_published_says_that_the_database_is_down(mortal: Any, logs: list[Any]) -> None:
+    """A list and a row that cannot be read are a 503 which says when to come again, and one line of log."""
+    add("a")
+
+    async def main() -> None:
+        app = FastAPI(lifespan=DjangoORM(repositories=[live(publish="/pages/")]).lifespan)
+        transport = httpx.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            assert (await client.get("/pages/a")).status_code == 200
+            await asyncio.to_thread(mortal.kill)
+            for path in ("/pages/", "/pages/a", "/pages/?limit=1"):
+                answer = await client.get(path)
+                assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+                assert answer.json() == {"detail": "pages cannot be read now."}
+            failed = [entry for entry in logs if entry["event"] == "live_read_failed"]
+            assert [entry["repository"] for entry in failed] == ["pages"] * 3
+            await asyncio.to_thread(mortal.start)
 
     finish(main)
 

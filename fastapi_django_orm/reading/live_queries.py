@@ -146,8 +146,8 @@ class LiveQueries:
         if is_final(queryset) or depends_on_others(queryset):
             raise InvalidRepository(
                 f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row "
-                "in it. Declare a repository for fetch() whose queryset() has filters alone, or read the rows "
-                "of a CachedRepository with get()."
+                "in it. Declare a repository for fetch() whose queryset() has filters alone, or read rows of "
+                "a CachedRepository with get()."
             )
         chunks = self._chunks(queryset.filter(**wanted).order_by(), name)
         return [row for chunk in chunks for row in new_rows(chunk)]
