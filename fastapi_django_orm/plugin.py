@@ -117,7 +117,6 @@ class DjangoORM:
             here.shared = shared_snapshots(settings)
             refreshers, aliases = await sync_to_async(self._prepare)(here)
             # FastAPI remembers handlers for longer than their routes, and all that ours can reach.
-            stack.callback(here.repositories.clear)
             stack.callback(refreshers.clear)
             found = await sync_to_async(publications)(here.repositories.values())
             for refresher in refreshers.values():
@@ -126,6 +125,7 @@ class DjangoORM:
             await stack.enter_async_context(_coherence(here, settings, refreshers))
             await _first_loads(refreshers.values(), aliases, settings)
             probes = {alias: DatabaseProbe(alias) for alias in aliases}
+            stack.callback(probes.clear)
             for probe in probes.values():
                 stack.push_async_callback(probe.stop)
             stack.enter_context(routes_added(app, build_router(settings, refreshers, probes)))

@@ -55,6 +55,9 @@ def running() -> Iterator[Running]:
         yield here
     finally:
         here.ended = True
+        # Contexts of tasks that somebody remembers have this object, and nobody needs the rows any more.
+        here.repositories.clear()
+        here.coherence = here.shared = None
         _all.remove(here)
         _current.reset(token)
 

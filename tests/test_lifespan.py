@@ -10,12 +10,14 @@ from typing import Annotated, Any
 import fastapi.routing
 import httpx
 import pytest
+from asgiref.sync import sync_to_async
 from django.db import connections
 from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm.context import RequestContext
 from fastapi_django_orm.errors import InvalidRow, NotStarted, UnknownFastAPI
 from tests.project.board.models import Topic
 from tests.projects import Project
@@ -228,6 +230,23 @@ def use(app: FastAPI) -> None:
     with serving(app) as client:
         for path in ("/", "/count", "/plain", "/health/"):
             assert client.get(path).status_code == 200
+
+
+def test_middleware_that_is_added_while_it_runs(topic: Topic) -> None:
+    """A stack that is built again, as tracers do, still runs ORM code on the database threads."""
+    app = application(board())
+
+    @app.get("/thread")
+    async def thread() -> str:
+        return await sync_to_async(lambda: threading.current_thread().name)()
+
+    build = app.build_middleware_stack
+    with serving(app) as client:
+        before = client.get("/thread").json().rpartition("_")[0]
+        app.middleware_stack = app.build_middleware_stack()
+        assert client.get("/thread").json().rpartition("_")[0] == before
+    assert app.build_middleware_stack == build
+    assert not isinstance(app.middleware_stack, RequestContext)
 
 
 def test_no_thread_is_left(topic: Topic) -> None:

@@ -1,7 +1,9 @@
 """Published repositories: what is served without a handler, to whom, and beside what else."""
 
 import asyncio
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from copy import deepcopy
@@ -10,12 +12,14 @@ from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
+import httpx
 import pytest
 from django.db import connection, models
 from django.test.utils import isolate_apps, override_settings
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
 from pydantic import BaseModel, Field
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from structlog.testing import capture_logs
 from websockets.sync.client import connect
@@ -758,6 +762,59 @@ def test_websockets_pass(make: Callable[..., FastAPI]) -> None:
         assert client.get("/topics/").json() == {"topics": []}
 
 
+@everywhere
+def test_own_routes_that_come_late_win(make: Callable[..., FastAPI]) -> None:
+    """What the application adds while it runs goes first, at the list's path as well as below it."""
+    (topic,) = add_topics("one")
+    app = make()
+    paths = ("/topics/", f"/topics/{topic.pk}")
+    with serving(app) as client:
+        for path in paths:
+            assert client.get(path).json() != "own"
+
+            async def own() -> str:
+                return "own"
+
+            app.get(path)(own)
+            assert client.get(path).json() == "own"
+
+
+@everywhere
+def test_own_routes_for_head_win(make: Callable[..., FastAPI]) -> None:
+    """HEAD goes to the application's own route for it, and GET to what is published."""
+    (topic,) = add_topics("one")
+    app = make()
+    paths = ("/topics/", f"/topics/{topic.pk}")
+    for path in paths:
+
+        async def own() -> Response:
+            return Response(headers={"X-Own": "yes"})
+
+        app.head(path)(own)
+    with serving(app) as client:
+        for path in paths:
+            assert client.head(path).headers["X-Own"] == "yes"
+            assert client.get(path).status_code == 200
+            assert "X-Own" not in client.get(path).headers
+
+
+@everywhere
+def test_own_hosts_win(make: Callable[..., FastAPI]) -> None:
+    """What the application serves on another host is not hidden there."""
+    (topic,) = add_topics("one")
+    app, other = make(), FastAPI()
+
+    @other.get("/topics/{path:path}")
+    async def own() -> str:
+        return "own"
+
+    app.host("other.example", other)
+    with serving(app) as client:
+        for path in ("/topics/", f"/topics/{topic.pk}"):
+            assert client.get(path, headers={"Host": "other.example"}).json() == "own"
+            assert client.get(path, headers={"Host": "main.example"}).json() != "own"
+
+
 # Who may read
 
 
@@ -805,6 +862,94 @@ def test_middleware_may_change_what_is_sent(place: str) -> None:
         answers = [first, *(client.get("/topics/", headers=known if i % 2 else {}) for i in range(1, 6))]
     assert [answer.status_code for answer in answers] == [200, 304] * 3
     assert [answer.headers.get_list("X-Count") for answer in answers] == [[str(i)] for i in range(6)]
+
+
+async def refuse(request: Request, call_next: Any) -> Any:
+    """Middleware that lets nobody pass."""
+    return PlainTextResponse("locked", status_code=401)
+
+
+class Guarded(FastAPI):
+    """An application that puts middleware around its own stack."""
+
+    def build_middleware_stack(self) -> Any:
+        return BaseHTTPMiddleware(super().build_middleware_stack(), dispatch=refuse)
+
+
+def guarded_instance(**options: Any) -> FastAPI:
+    app = FastAPI(**options)
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: BaseHTTPMiddleware(build(), dispatch=refuse)  # type: ignore[method-assign]
+    return app
+
+
+def guarded_router(**options: Any) -> FastAPI:
+    app = FastAPI(**options)
+    app.router.middleware_stack = BaseHTTPMiddleware(app.router.middleware_stack, dispatch=refuse)
+    return app
+
+
+@pytest.mark.parametrize("make", [Guarded, guarded_instance, guarded_router])
+def test_middleware_that_is_put_there_in_another_way_applies(make: Callable[..., FastAPI]) -> None:
+    """Be it of Starlette's own kinds, and around the stack, or around the router."""
+    (topic,) = add_topics("one")
+    app = make(lifespan=DjangoORM(repositories=[topics()]).lifespan)
+    with serving(app) as client:
+        for path in ("/topics/", f"/topics/{topic.pk}", f"/topics/0{topic.pk}", "/topics/?limit=1"):
+            assert client.get(path).status_code == 401
+
+
+@pytest.mark.parametrize("place", ["inside", "outside"])
+def test_middleware_sees_which_route_it_was(place: str) -> None:
+    """The scope has what the router leaves there, whoever has answered."""
+    (topic,) = add_topics("one")
+    app = application()
+    seen: list[Any] = []
+
+    class Seeing:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await self.app(scope, receive, send)
+            if scope["type"] == "http":
+                params = scope["path_params"]
+                seen.append((scope["route"].path, scope["endpoint"].__name__, params, scope["app"]))
+
+    if place == "inside":
+        app.add_middleware(Seeing)
+    with serving(app, around=Seeing if place == "outside" else None) as client:
+        for _ in range(2):
+            client.get("/topics/")
+            client.get(f"/topics/{topic.pk}")
+        client.get("/topics/?limit=1")
+        client.get(f"/topics/0{topic.pk}")  # which the route answers
+    a_list = ("/topics/", "rows", {}, app)
+    assert seen == [
+        *[a_list, ("/topics/{pk}", "row", {"pk": str(topic.pk)}, app)] * 2,
+        a_list,
+        ("/topics/{pk}", "row", {"pk": f"0{topic.pk}"}, app),
+    ]
+
+
+def test_a_server_need_not_name_a_root_path() -> None:
+    """ASGI leaves `root_path` out where there is none."""
+    app = application()
+    statuses: list[int] = []
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            for path in ("/topics/", "/topics/1", "/topics/"):
+
+                async def send(message: Any) -> None:
+                    if message["type"] == "http.response.start":
+                        statuses.append(message["status"])
+
+                scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+                await app({**scope, "http_version": "1.1", "scheme": "http"}, None, send)  # type: ignore[arg-type]
+
+    finish(main)
+    assert statuses == [200, 404, 200]
 
 
 def test_an_application_class_of_its_own_sees_every_request() -> None:
@@ -907,6 +1052,28 @@ def test_everything_goes_when_the_application_ends() -> None:
         assert app.router.middleware_stack == router
         assert dict(vars(APIRouter)) == class_of_routers
         assert list(app.openapi()["paths"]) == ["/own"]
+
+
+def test_no_rows_stay_when_the_application_ends() -> None:
+    """FastAPI remembers handlers, and these must not remember rows."""
+    add_topics("one")
+    repository, private = topics(), declare(name="Private")
+    tables: list[weakref.ref[Any]] = []
+
+    async def main() -> None:
+        app = application(repository, private)
+        async with app.router.lifespan_context(app):
+            transport = httpx.ASGITransport(app=app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                for path in ("/topics/", "/topics/1", "/health/", "/openapi.json"):
+                    await client.get(path)
+                await client.post("/refresh/", headers={"Authorization": "Bearer s3cret"})
+            served = [await each.current() for each in (repository, private)]
+            tables.extend(weakref.ref(each.snapshot.table) for each in served)
+
+    finish(main)
+    gc.collect()
+    assert [table() for table in tables] == [None, None]
 
 
 # What is written wrong

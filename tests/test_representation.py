@@ -17,7 +17,7 @@ from fastapi import BackgroundTasks, Depends, FastAPI, Response
 from starlette.middleware.gzip import GZipMiddleware
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
-from fastapi_django_orm.responses import compression
+from fastapi_django_orm.responses import compression, editions, negotiation
 from fastapi_django_orm.responses.compression import CODINGS, Variants
 from fastapi_django_orm.responses.representation import RepositoryResponse
 from tests.gates import add_topics
@@ -646,6 +646,54 @@ def test_many_windows_stay_right(client: httpx.Client) -> None:
             for limit in (1, 2, 3):
                 answer = client.get(f"/?offset={offset}&limit={limit}")
                 assert answer.json()["topics"] == whole[offset : offset + limit]
+
+
+@pytest.mark.parametrize("most", [0, 300, 1500, 10**6])
+def test_windows_of_every_size_are_alike(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    """Kept or made anew for each who asks, a window has the same bytes, headers and tag, and answers 304."""
+    queries = [f"/?offset={offset}&limit={limit}" for offset in (0, 1, 15) for limit in (1, 3, 14)]
+    expected = [client.get(query) for query in queries]
+    client.post("/refresh")
+    monkeypatch.setattr(editions, "PIECE", most)
+    monkeypatch.setattr(editions, "PIECES", 2 * most)
+    add_topics("another")
+    client.post("/refresh")
+    for query, answer in zip(queries, expected, strict=True):
+        for _ in range(2):
+            got, head = client.get(query), client.head(query)
+            assert got.content == answer.content
+            assert int(got.headers["Content-Length"]) == len(got.content)
+            assert got.headers.items() == head.headers.items()
+            known = client.get(query, headers={"If-None-Match": got.headers["ETag"]})
+            assert known.status_code == 304
+
+
+def test_a_long_row_is_compressed(client: httpx.Client, counted: Counted) -> None:
+    """As a list is: when somebody wants that, once."""
+    counted.go_on.set()
+    long, short = (topic.pk for topic in add_topics("long " * 300, "short"))
+    client.post("/refresh")
+    for pk, coding in ((long, "gzip"), (short, None), (long, "gzip")):
+        whole = client.get(f"/row/{pk}")
+        answer, body = raw(client, "gzip", f"/row/{pk}")
+        assert answer.headers.get("Content-Encoding") == coding
+        assert decoded(coding, body) == whole.content
+        assert answer.headers.get("Vary") == ("Accept-Encoding" if coding else None)
+    assert len(counted.bodies) == 1
+
+
+@pytest.mark.parametrize("header", ["Accept-Encoding", "If-Modified-Since"])
+def test_long_headers_are_not_remembered(client: httpx.Client, header: str) -> None:
+    """What a client makes up does not stay in memory, and the answer is whole."""
+    remembering = compression.preferred, negotiation._seconds
+    sizes = [function.cache_info().currsize for function in remembering]
+    for number in range(3):
+        answer = client.get("/", headers={header: "x" * (5000 + number)})
+        assert answer.status_code == 200
+        assert "Content-Encoding" not in answer.headers
+    assert [function.cache_info().currsize for function in remembering] == sizes
 
 
 @pytest.mark.parametrize("options", [{"offset": -1}, {"limit": 0}, {"limit": -5}])

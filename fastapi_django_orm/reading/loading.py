@@ -125,9 +125,9 @@ class Loader:
 
     def _read_table(self, queryset: AnyQuerySet, before: Snapshot[Any] | None, *, in_python: bool) -> Table:
         chunks = self._paced(self._reader.read(queryset, in_python=in_python))
-        if not self._reader.keyed:
-            return Table(PageList(cut_evenly(chunks)), None)
         known = None if before is None else before.table
+        if not self._reader.keyed:
+            return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None)
         listed = PageList(known_page(page, known) for page in cut(chunks))
         return Table(listed, self._where(listed.pages, known))
 

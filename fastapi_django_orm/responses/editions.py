@@ -8,19 +8,19 @@ from collections.abc import Hashable, Iterable
 from datetime import datetime
 from email.utils import format_datetime
 from hashlib import sha256
-from itertools import islice
+from threading import Lock
 from typing import Any, Self, TypeAlias
 
 from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import MINIMUM, Variants
 
-WINDOWS = 32  # windows of a list that are kept with their compressed forms
-WINDOW = 128 * 2**10  # bytes; a larger window is not kept
-ROWS = 10_000  # rows that are kept with their headers
-ROW = 1024  # bytes; a larger row is not kept
+ROWS = 10_000  # rows that are kept with their headers, if they are too short to be compressed
+PIECE = 2**20  # bytes: windows of a list and longer rows are kept, with their compressed forms, up to this,
+PIECES = 8 * 2**20  # bytes, of all together
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 Form: TypeAlias = tuple[Headers, bytes | None]
+Span: TypeAlias = tuple[int, int]  # how many rows to leave out, and how many there are
 Answer: TypeAlias = tuple[int, Headers, bytes]  # a status, headers that nobody may change, and a body
 
 _TYPE = (b"content-type", b"application/json")
@@ -72,7 +72,18 @@ class Content:
         answers: its forms that are sent in one piece, by coding; None stands for the bytes as they are.
     """
 
-    __slots__ = ("_large", "_unmodified", "_varies", "answers", "headers", "size", "stamp", "tag", "variants")
+    __slots__ = (
+        "_large",
+        "_span",
+        "_unmodified",
+        "_varies",
+        "answers",
+        "headers",
+        "size",
+        "stamp",
+        "tag",
+        "variants",
+    )
 
     def __init__(
         self,
@@ -83,16 +94,18 @@ class Content:
         variants: Variants | None,
         *,
         varies: bool = True,
+        span: Span | None = None,
     ) -> None:
         """Describe bytes.
 
         Args:
             stamp: what they have in common with others.
             tag: their entity tag, without quotes.
-            body: the bytes; None if they are not kept in one piece.
+            body: the bytes; None if they are not kept in one piece, but with the snapshot alone.
             size: how many there are.
             variants: makes their compressed forms, where they are long enough.
             varies: whether their URL may ever stand for something that is compressed: a list may grow.
+            span: which rows of the list they are; None for all, or if the bytes are given.
         """
         self.stamp = stamp
         self.tag = tag
@@ -100,6 +113,7 @@ class Content:
         self.variants = variants if size >= MINIMUM else None
         self.answers: dict[str | None, Answer] = {}
         self._varies = varies
+        self._span = span
         self._large: dict[str | None, Form] | None = None
         self._unmodified: dict[str | None, Headers] | None = None
         self.headers = [_TYPE, (b"content-length", b"%d" % size), *self._tagged(None)]
@@ -108,8 +122,7 @@ class Content:
     @classmethod
     def plain(cls, stamp: Stamp, body: bytes) -> Self:
         """Bytes that are never compressed: made for one request, they are not worth it."""
-        tag = sha256(body).hexdigest()[:32].encode()
-        return cls(stamp, tag, body, len(body), None, varies=False)
+        return cls(stamp, tag_of(body), body, len(body), None, varies=False)
 
     def _tagged(self, coding: str | None) -> Headers:
         """The headers that a form has beside those of its body. Each has a tag of its own."""
@@ -164,7 +177,7 @@ class Content:
         if None in self.answers:
             return (self.answers[None][2],)
         assert snapshot is not None, "nothing else is kept in parts"
-        return snapshot.parts()
+        return snapshot.parts() if self._span is None else snapshot.window_parts(*self._span)
 
 
 class Edition:
@@ -175,7 +188,7 @@ class Edition:
         whole: the list.
     """
 
-    __slots__ = ("_rows", "_windows", "stamp", "whole")
+    __slots__ = ("_kept", "_lock", "_pieces", "_rows", "stamp", "whole")
 
     def __init__(self, snapshot: Snapshot[Any], cache_control: str) -> None:
         """Prepare the list; the rest is made when it is asked for.
@@ -188,8 +201,10 @@ class Edition:
         body = snapshot.json if snapshot.size <= JOINED else None
         tag = snapshot.etag.strip('"').encode()
         self.whole = Content(self.stamp, tag, body, snapshot.size, Variants())
-        self._windows: dict[tuple[int, int], Content] = {}
         self._rows: dict[Hashable, Content] = {}
+        self._pieces: dict[Hashable, Content] = {}  # by their span, or as rows by their key
+        self._kept = 0  # bytes of these
+        self._lock = Lock()  # handlers on threads make pieces, too
 
     @classmethod
     def of(cls, snapshot: Snapshot[Any], cache_control: str) -> "Edition":
@@ -201,7 +216,7 @@ class Edition:
         return edition
 
     def window(self, snapshot: Snapshot[Any], offset: int, limit: int | None) -> "Content":
-        """Some rows of the list, in the list's form.
+        """Some rows of the list, in the list's form; a large part is not compressed.
 
         Args:
             snapshot: the edition's.
@@ -217,19 +232,26 @@ class Edition:
         last = len(snapshot) if limit is None else min(first + limit, len(snapshot))
         if (first, last) == (0, len(snapshot)):
             return self.whole
-        return self._windows.get((first, last)) or self._cut(snapshot, first, last)
+        span = (first, last - first)
+        return self._pieces.get(span) or self._cut(snapshot, span)
 
-    def _cut(self, snapshot: Snapshot[Any], first: int, last: int) -> "Content":
-        body = snapshot.window(first, last - first)
+    def _cut(self, snapshot: Snapshot[Any], span: Span) -> "Content":
+        size = snapshot.window_size(*span)
         # Made of the list's tag, and not of the window's bytes, which may be megabytes.
-        tag = b"%b-%d-%d" % (self.whole.tag, first, last)
-        if len(body) > WINDOW:
-            return Content(self.stamp, tag, body, len(body), None)
-        window = Content(self.stamp, tag, body, len(body), Variants())
-        self._windows[first, last] = window
-        for oldest in list(islice(self._windows, max(0, len(self._windows) - WINDOWS))):
-            self._windows.pop(oldest, None)  # another thread may have dropped it
-        return window
+        tag = b"%b-%d-%d" % (self.whole.tag, span[0], sum(span))
+        if size > PIECE:
+            return Content(self.stamp, tag, None, size, None, span=span)
+        return self._keep(
+            span, Content(self.stamp, tag, b"".join(snapshot.window_parts(*span)), size, Variants())
+        )
+
+    def _keep(self, name: Hashable, piece: "Content") -> "Content":
+        with self._lock:
+            self._kept += piece.size - (self._pieces[name].size if name in self._pieces else 0)
+            self._pieces[name] = piece
+            while self._kept > PIECES:
+                self._kept -= self._pieces.pop(next(iter(self._pieces))).size
+        return piece
 
     def row(self, snapshot: Snapshot[Any], key: Hashable) -> "Content":
         """One row.
@@ -237,11 +259,21 @@ class Edition:
         Raises:
             KeyError: there is none with this key.
         """
-        row = self._rows.get(key)
-        if row is None:
-            row = Content.plain(self.stamp, snapshot.row_json(key))
-            if row.size <= ROW:
-                if len(self._rows) >= ROWS:
-                    self._rows.clear()  # the cheapest way to make room, once in ten thousand times
-                self._rows[key] = row
+        return self._rows.get(key) or self._pieces.get(("row", key)) or self._make_row(snapshot, key)
+
+    def _make_row(self, snapshot: Snapshot[Any], key: Hashable) -> "Content":
+        body = snapshot.row_json(key)
+        if len(body) > PIECE:
+            return Content.plain(self.stamp, body)
+        if len(body) >= MINIMUM:
+            return self._keep(("row", key), Content(self.stamp, tag_of(body), body, len(body), Variants()))
+        row = Content.plain(self.stamp, body)
+        if len(self._rows) >= ROWS:
+            self._rows.clear()  # the cheapest way to make room, once in ten thousand times
+        self._rows[key] = row
         return row
+
+
+def tag_of(body: bytes) -> bytes:
+    """An entity tag for bytes, without quotes: alike wherever these are."""
+    return sha256(body).hexdigest()[:32].encode()

@@ -115,11 +115,19 @@ class Page:
 
     def slice_json(self, first: int, last: int) -> bytes:
         """The JSON of the rows from ``first`` up to ``last``, comma between."""
+        begin, end = self._place(first, last)
+        return self.json[begin:end]
+
+    def slice_size(self, first: int, last: int) -> int:
+        """How many bytes that is."""
+        begin, end = self._place(first, last)
+        return end - begin
+
+    def _place(self, first: int, last: int) -> tuple[int, int]:
         if first >= last:
-            return b""
+            return 0, 0
         # There is a comma before each row but the page's first.
-        begin = self.ends[first - 1] + first if first else 0
-        return self.json[begin : self.ends[last - 1] + last - 1]
+        return (self.ends[first - 1] + first if first else 0), self.ends[last - 1] + last - 1
 
     def chunk(self) -> Chunk:
         """Its rows, to make other pages of."""

@@ -169,8 +169,20 @@ class Snapshot(Generic[RowT]):
             offset: how many rows to leave out, from 0.
             limit: how many to give at most; None for all that follow.
         """
-        rows = self.table.slice_json(offset, len(self) if limit is None else limit)
-        return opening(self.name) + b",".join(rows) + CLOSING
+        return b"".join(self.window_parts(offset, len(self) if limit is None else limit))
+
+    def window_parts(self, offset: int, limit: int) -> Iterator[bytes]:
+        """The same bytes piece by piece."""
+        yield opening(self.name)
+        for number, rows in enumerate(self.table.slice_json(offset, limit)):
+            if number:
+                yield b","
+            yield rows
+        yield CLOSING
+
+    def window_size(self, offset: int, limit: int) -> int:
+        """How many bytes these are."""
+        return len(opening(self.name)) + self.table.slice_size(offset, limit) + len(CLOSING)
 
     def row_json(self, key: Hashable) -> bytes:
         """The bytes of the row with this key.

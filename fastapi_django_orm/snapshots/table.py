@@ -114,6 +114,15 @@ class Table:
 
     def slice_json(self, offset: int, limit: int) -> Iterator[bytes]:
         """The JSON of some consecutive rows, in parts that want a comma between."""
+        return (page.slice_json(first, last) for page, first, last in self._slices(offset, limit))
+
+    def slice_size(self, offset: int, limit: int) -> int:
+        """How many bytes that is, with the commas."""
+        sizes = [page.slice_size(first, last) for page, first, last in self._slices(offset, limit)]
+        return sum(sizes) + max(0, len(sizes) - 1)
+
+    def _slices(self, offset: int, limit: int) -> Iterator[tuple[Page, int, int]]:
+        """The pages that these rows are in, and where in each."""
         last = min(len(self), offset + limit)
         if offset >= last:
             return
@@ -122,5 +131,5 @@ class Table:
         while remaining > 0:
             page = self.pages[position]
             taken = min(remaining, len(page) - index)
-            yield page.slice_json(index, index + taken)
+            yield page, index, index + taken
             position, index, remaining = position + 1, 0, remaining - taken
