@@ -63,20 +63,22 @@ class Asked:
         window: which rows of the list; None for one row.
         key: of the row.
         route: the route that it would have come to.
-        text: the key as it stands in the path.
+        endpoint: the route's.
+        params: what stands in the path.
     """
 
     source: Source
     window: Window | None
     key: Hashable
     route: PublishedRoute
-    text: str | None = None
+    endpoint: Callable[..., Any]
+    params: dict[str, str]
 
     def tell(self, scope: Scope) -> None:
         """Leave in the scope what the router would: logs and metrics call a request by its route."""
         scope["route"] = self.route
-        scope["endpoint"] = self.route.endpoint
-        params = {} if self.text is None else {"pk": self.text}
+        scope["endpoint"] = self.endpoint
+        params = {**self.params}
         scope["path_params"] = {**scope["path_params"], **params} if "path_params" in scope else params
 
 
@@ -118,7 +120,8 @@ class Directory:
             if window is None or published.own.may_serve(path, scope["method"]):
                 return None
             assert published.list_route is not None
-            return Asked(published.source, window, None, published.list_route)
+            route = published.list_route
+            return Asked(published.source, window, None, route, route.endpoint, {})
         base, _, text = path.rpartition("/")
         if (published := self._rows.get(base)) is None or not text or query:
             return None
@@ -126,27 +129,31 @@ class Directory:
         if key is None or published.own.may_serve(path, scope["method"]):
             return None
         assert published.row_route is not None
-        return Asked(published.source, None, key, published.row_route, text)
+        route = published.row_route
+        return Asked(published.source, None, key, route, route.endpoint, {"pk": text})
 
     def at_once(self, scope: Scope) -> Answer | None:
         """The answer to a GET request, if it is there already."""
         # What a path means is noted, since to read it takes longer than all the rest of this.
-        asked = self._noted.get(scope["path"])
+        known = asked = self._noted.get(scope["path"])
         if (
-            asked is None
+            known is None
             or scope["method"] != "GET"
             or scope["query_string"]
             or scope.get("root_path")
             or len(self._routes) != self._routes_seen
         ):
-            return self._read_at_once(scope)
-        return _answer_at_once(asked, scope)
+            known = None
+            asked = self.find(scope) if scope["method"] == "GET" else None
+        if asked is None or (found := asked.source.at_hand(asked.window, asked.key)) is None:
+            return None
+        if (answer := at_once(found[0], scope["headers"])) is not None:
+            asked.tell(scope)
+            if known is None:
+                self._note(scope, asked)
+        return answer
 
-    def _read_at_once(self, scope: Scope) -> Answer | None:
-        if scope["method"] != "GET" or (asked := self.find(scope)) is None:
-            return None
-        if (answer := _answer_at_once(asked, scope)) is None:
-            return None
+    def _note(self, scope: Scope, asked: Asked) -> None:
         # The application may add routes while it runs; and a full list is cleared, which is the cheapest way
         # to make room, once in ten thousand times.
         if len(self._routes) != self._routes_seen or len(self._noted) >= PATHS:
@@ -154,15 +161,6 @@ class Directory:
             self._routes_seen = len(self._routes)
         if not scope["query_string"] and not scope.get("root_path"):
             self._noted[scope["path"]] = asked
-        return answer
-
-
-def _answer_at_once(asked: Asked, scope: Scope) -> Answer | None:
-    if (found := asked.source.at_hand(asked.window, asked.key)) is None:
-        return None
-    if (answer := at_once(found[0], scope)) is not None:
-        asked.tell(scope)
-    return answer
 
 
 class BeforeRouter:

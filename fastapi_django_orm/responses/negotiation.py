@@ -25,14 +25,14 @@ _TAG = re.compile(rb'(?:W/)?"([^"]*?)(?:-(?:br|zstd|gzip))?"')
 _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"etag", b"last-modified"})
 
 
-def at_once(content: Content, scope: Scope) -> Answer | None:
+def at_once(content: Content, headers: Headers) -> Answer | None:
     """The answer to a GET request, if it is there already and is sent in one piece.
 
     Args:
         content: what its URL stands for.
-        scope: the request's.
+        headers: the request's.
     """
-    unmodified, coding = _negotiated(content, scope["headers"])
+    unmodified, coding = _negotiated(content, headers)
     return content.answers.get(coding) if unmodified is None else (304, unmodified, b"")
 
 
