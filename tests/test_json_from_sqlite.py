@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.db import OperationalError, connections, models, transaction
+from django.db.models.expressions import Col
 from django.db.models.functions import Lower
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -198,6 +199,50 @@ def test_a_field_that_converts_is_left_to_python() -> None:
     with created(Cry):
         Cry.objects.create(word="help")
         assert same(Cry.objects.all(), in_sql=False) == [{"id": 1, "word": "HELP"}]
+
+
+class Loud(models.CharField):  # type: ignore[type-arg]
+    """Is selected by way of a function."""
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        return f"UPPER({sql})", params
+
+
+class Starred(Col):
+    """A column with a parameter."""
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+        sql, params = super().as_sql(compiler, connection)
+        return f"replace({sql}, %s, '*')", [*params, "e"]
+
+
+class Masked(models.TextField):  # type: ignore[type-arg]
+    """Is selected as such."""
+
+    def get_col(self, alias: str, output_field: Any = None) -> Starred:
+        return Starred(alias, self, output_field or self)
+
+
+class Call(models.Model):
+    """Has columns that are selected in ways of their own."""
+
+    loud = Loud(max_length=20)
+    masked = Masked()
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return str(self.loud)
+
+
+def test_a_field_that_is_selected_in_a_way_of_its_own_is_left_to_python() -> None:
+    """What the database makes of it is what is served."""
+    with created(Call):
+        Call.objects.create(loud="help", masked="here")
+        assert same(Call.objects.all(), "id", "loud", in_sql=False) == [{"id": 1, "loud": "HELP"}]
+        assert same(Call.objects.all(), "id", "masked", in_sql=False) == [{"id": 1, "masked": "h*r*"}]
+        assert same(Call.objects.all(), "id") == [{"id": 1}]
 
 
 def test_other_queries_are_left_to_python() -> None:

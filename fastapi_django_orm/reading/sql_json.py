@@ -12,7 +12,7 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import F, Func, QuerySet, TextField
+from django.db.models import F, Field, Func, QuerySet, TextField
 from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
@@ -87,8 +87,8 @@ class DatabaseJSON:
         compiler = queryset.values_list(*names, "pk").query.get_compiler(using=queryset.db)
         sql, params = compiler.as_sql()
         columns = [expression for expression, _, _ in compiler.select or ()]
-        if not all(isinstance(column, Col) for column in columns):
-            return None  # a transform
+        if not all(map(_is_plain_column, columns)):
+            return None  # a transform, or a field that is selected in a way of its own
         if connection.vendor == "sqlite":
             forms = sqlite_json.forms(connection, columns[:-1])
         else:
@@ -156,3 +156,11 @@ def _is_plain(queryset: AnyQuerySet) -> bool:
     )
     complicated = query.annotations or query.extra or query.distinct or query.combinator
     return not own_ways and not complicated and not query.is_empty()
+
+
+def _is_plain_column(column: Any) -> bool:
+    """Whether the query selects it by nothing but its name."""
+    if type(column) is not Col:
+        return False
+    select_format = column.output_field.select_format
+    return getattr(select_format, "__func__", None) is Field.select_format
