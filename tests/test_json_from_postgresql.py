@@ -11,10 +11,14 @@ from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.contrib.postgres import fields as postgres
 from django.db import DataError, connections, models, transaction
+from django.db.backends.postgresql.psycopg_any import BaseTzLoader
+from django.db.backends.signals import connection_created
 from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Lower
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.adapt import Buffer, Loader
+from psycopg.types.numeric import FloatLoader
 
 from fastapi_django_orm import Repository, atomic
 from fastapi_django_orm.reading.sql_json import DatabaseJSON
@@ -534,6 +538,62 @@ def test_settings_of_the_connection(options: dict[str, Any], in_sql: bool) -> No
     with apart(**options):
         rows = same(Entry.objects.filter(word__contains="\\"), in_sql=in_sql)
         assert rows[0]["moment"] == dt.datetime(2020, 2, 3, 4, 5, 6, 7, dt.UTC)
+
+
+class Cut(Loader):
+    """Reads texts, and shows a part of them."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode()[:1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loader", "fields", "others"),
+    [
+        ("numeric", FloatLoader, ("price",), ("ratio", "word")),
+        ("varchar", Cut, ("word",), ("price", "moment")),
+        ("text", Cut, ("price",), ()),  # the JSON itself is one
+    ],
+)
+@pytest.mark.usefixtures("_apart")
+def test_loaders_of_the_project(
+    kind: str, loader: type[Loader], fields: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    """What the project has psycopg make of a type is what is served; other types stay in SQL."""
+
+    def register(connection: Any, **_: Any) -> None:
+        connection.connection.adapters.register_loader(kind, loader)
+
+    connection_created.connect(register)
+    try:
+        with apart():
+            same(Entry.objects.all(), "id", *fields, in_sql=False)
+            if others:
+                same(Entry.objects.all(), "id", *others)
+    finally:
+        connection_created.disconnect(register)
+
+
+@pytest.mark.usefixtures("_apart")
+def test_a_loader_of_moments_of_the_project() -> None:
+    """Django's own loader of moments may have been replaced by one that says something else."""
+
+    class Whole(BaseTzLoader):
+        timezone = dt.UTC
+
+        def load(self, data: Buffer) -> Any:
+            return super().load(data).replace(microsecond=0)
+
+    def register(connection: Any, **_: Any) -> None:
+        connection.connection.adapters.register_loader("timestamptz", Whole)
+
+    connection_created.connect(register)
+    try:
+        with apart():
+            rows = same(Entry.objects.all(), "id", "moment", in_sql=False)
+            assert rows[0]["moment"] == dt.datetime(2020, 2, 3, 4, 5, 6, 0, dt.UTC)
+    finally:
+        connection_created.disconnect(register)
 
 
 def test_inside_a_transaction() -> None:
