@@ -8,6 +8,7 @@ import pytest
 from django.db import OperationalError, connections, models, transaction
 from django.db.models.expressions import Col
 from django.db.models.functions import Lower
+from django.test.utils import isolate_apps
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -255,6 +256,20 @@ def test_other_queries_are_left_to_python() -> None:
     same(Topic.objects.filter(comment__contains="%"), "id")
     same(Topic.objects.annotate(low=Lower("comment")), "id", "low", in_sql=False)
     same(Topic.objects.distinct(), "id", in_sql=False)
+
+
+@pytest.mark.parametrize("kind", [models.IntegerField, models.DateTimeField])
+def test_a_table_of_many_columns(kind: Any) -> None:
+    """As many as SQLite takes."""
+    fields = {f"f{number}": kind(null=True) for number in range(1990)}
+    meta = type("Meta", (), {"app_label": "postgresql_only"})
+    with isolate_apps("tests"):
+        wide: Any = type("Wide", (models.Model,), {"__module__": __name__, "Meta": meta, **fields})
+    some = 5 if kind is models.IntegerField else dt.datetime(2026, 1, 2, 3, 4, 5, 6, dt.UTC)
+    with created(wide):
+        wide.objects.create(f7=some, f1989=some)
+        (row,) = same(wide.objects.all())
+    assert [name for name, value in row.items() if value == some] == ["f7", "f1989"]
 
 
 def test_keys_of_every_kind() -> None:
