@@ -101,6 +101,9 @@ odd_times = st.sampled_from(
         *("550e8400-e29b-41d4-a716-446655440000", "{550e8400e29b41d4a716446655440000}", "١٢٣٤-٠١-٠١"),
     ]
 )
+with_a_nul = st.tuples(odd_times, st.integers(0, 40), texts).map(
+    lambda parts: f"{parts[0][: parts[1]]}\0{parts[0][parts[1] :]}{parts[2]}"
+)
 raw = (
     st.none()
     | st.integers(-(2**63), 2**63 - 1)
@@ -109,6 +112,7 @@ raw = (
     | st.binary(max_size=36)
     | texts
     | odd_times
+    | with_a_nul
     | st.text(DIGITS + "-: .", min_size=8, max_size=26)
 )
 
@@ -123,6 +127,15 @@ raw = (
 @example("moment", "2026-01-02 03:04:05.12345Z")
 @example("boolean", 1.0)
 @example("time", "24:00:00")
+@example("moment", '2026-01-02 03:04:05\0x",')
+@example("moment", "2026-01-02 03:04:05\0123456")
+@example("moment", "2026-01-02 03:04:05.123456\0")
+@example("moment", "2026-01-02 03:04:05\0.123456")
+@example("date", "2026-01-02\0")
+@example("time", "03:04:05\0x")
+@example("time", "03:04:05.123456\0x")
+@example("unique", "550e8400e29b41d4a716446655440000\0")
+@example("unique", "550e8400e29b41d4a716446655440\0\0\0")
 def test_anything_in_any_column(column: str, value: Any) -> None:
     """Either SQLite makes the JSON of what Django reads there, or it is left to Python and its errors."""
     Everything.objects.all().delete()

@@ -14,13 +14,15 @@ _JSON_IS_BUILT_IN = (3, 38)
 
 # A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so
 # parts of columns are compared. To add nothing makes it calculate: the 31st of February becomes another day.
+# Its functions take a text to end at a NUL, so it is the bytes that are counted.
+_LENGTH = "length(CAST({0} AS BLOB))"
 
 
 def _seconds(length: int) -> str:
     """The condition that a text has this length, or a fraction of a second after it as Django writes it."""
     fraction = f"substr({{0}}, {length + 1})"
     return (
-        f"(length({{0}}) = {length} OR length({{0}}) = {length + 7}"
+        f"({_LENGTH} = {length} OR {_LENGTH} = {length + 7}"
         f" AND {fraction} GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]' AND {fraction} <> '.000000')"
     )
 
@@ -58,7 +60,8 @@ _FORMS: dict[str, tuple[type, str]] = {
     ),
     "UUIDField": (
         UUID,
-        "CASE WHEN typeof({0}) = 'text' AND length({0}) = 32 AND {0} NOT GLOB '*[^0-9a-f]*' THEN '\"'"
+        f"CASE WHEN typeof({{0}}) = 'text' AND length({{0}}) = 32 AND {_LENGTH} = 32"
+        " AND {0} NOT GLOB '*[^0-9a-f]*' THEN '\"'"
         " || substr({0}, 1, 8) || '-' || substr({0}, 9, 4) || '-' || substr({0}, 13, 4)"
         " || '-' || substr({0}, 17, 4) || '-' || substr({0}, 21) || '\"' END",
     ),
