@@ -1,7 +1,10 @@
 """JSON that SQLite makes: byte for byte what FastAPI makes of Django's values, or left to Python."""
 
 import datetime as dt
+import sqlite3
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -257,6 +260,106 @@ def test_a_field_that_is_selected_in_a_way_of_its_own_is_left_to_python() -> Non
         assert same(Call.objects.all(), "id", "loud", in_sql=False) == [{"id": 1, "loud": "HELP"}]
         assert same(Call.objects.all(), "id", "masked", in_sql=False) == [{"id": 1, "masked": "h*r*"}]
         assert same(Call.objects.all(), "id") == [{"id": 1}]
+
+
+class Foreign(models.Model):
+    """A table that others have made."""
+
+    number = models.IntegerField(null=True)
+    text = models.TextField(null=True)
+    char = models.CharField(max_length=20, null=True)
+    boolean = models.BooleanField(null=True)
+    date = models.DateField(null=True)
+    moment = models.DateTimeField(null=True)
+    time = models.TimeField(null=True)
+
+    class Meta:
+        app_label = "postgresql_only"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+@contextmanager
+def foreign(field: str, declared: str, value: Any) -> Iterator[None]:
+    """It, with a row of this value in a column of this type."""
+    table, names = Foreign._meta.db_table, [each.column for each in Foreign._meta.concrete_fields]
+    columns = [f'"{name}" {declared}' if name == field else f'"{name.upper()}"' for name in names]
+    with connections["default"].cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {table} ({', '.join(columns)})")
+        try:
+            cursor.execute(f"INSERT INTO {table} (id, {field}) VALUES (1, %s)", [value])
+            yield
+        finally:
+            cursor.execute(f"DROP TABLE {table}")
+
+
+AT = "2026-01-02 03:04:05"
+
+
+@pytest.mark.parametrize(
+    ("field", "declared", "value", "in_sql"),
+    [
+        ("number", "bool", 1, False),
+        ("text", "datetime", AT, False),
+        ("char", "DATE", "2026-01-02", False),
+        ("char", "time", "03:04:05", False),
+        ("date", "datetime", "2026-01-02", False),
+        ("moment", "time", "2026-01-02 03:04:05", False),
+        ("text", "Timestamp(6) NOT NULL", AT, False),
+        ("number", "", 5, True),
+        ("number", "INTEGER UNSIGNED", 5, True),
+        ("text", "varchar(20)", "a", True),
+        ("boolean", "boolean", 1, True),
+        ("boolean", "Bool NOT NULL", 1, True),
+        ("date", "text", "2026-01-02", True),
+        ("moment", "TIMESTAMP", AT, True),
+        ("moment", "char(30)", AT, True),
+        ("time", "Time", "03:04:05", True),
+    ],
+)
+def test_what_a_column_was_declared_as(field: str, declared: str, value: Any, in_sql: bool) -> None:
+    """Django's values go by it, and not by the field."""
+    with foreign(field, declared, value):
+        same(Foreign.objects.all(), "id", field, in_sql=in_sql)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "value", "expected"),
+    [
+        ("char", "varchar", "a", "A"),
+        ("date", "date", "2026-01-02", dt.date(2027, 1, 2)),
+        ("boolean", "bool", 1, False),
+    ],
+)
+def test_a_type_that_the_project_has_the_driver_read(
+    monkeypatch: pytest.MonkeyPatch, field: str, name: str, value: Any, expected: Any
+) -> None:
+    """What it makes of it is what is served, Django's own way of reading replaced too."""
+    monkeypatch.setitem(sqlite3.converters, name.upper(), lambda data: expected)
+    with foreign(field, f"{name}(20)", value):
+        assert same(Foreign.objects.all(), "id", field, in_sql=False) == [{"id": 1, field: expected}]
+
+
+def test_a_view() -> None:
+    """Its columns are those of its tables, or nothing is said of them."""
+    table = Foreign._meta.db_table
+    with connections["default"].cursor() as cursor:
+        cursor.execute("CREATE TABLE below (id integer, flag bool, number integer, at datetime)")
+        cursor.execute(
+            f"CREATE VIEW {table} AS SELECT id, flag AS number, at AS text, number + 1 AS boolean,"
+            " at AS moment, json_array(number) AS char FROM below"
+        )
+        try:
+            cursor.execute("INSERT INTO below VALUES (1, 1, 0, %s)", [AT])
+            same(Foreign.objects.all(), "id", "moment", "boolean")
+            for field in ("number", "text"):
+                same(Foreign.objects.all(), "id", field, in_sql=False)
+            assert same(Foreign.objects.all(), "id", "char") == [{"id": 1, "char": "[0]"}]
+        finally:
+            cursor.execute(f"DROP VIEW {table}")
+            cursor.execute("DROP TABLE below")
 
 
 def test_other_queries_are_left_to_python() -> None:

@@ -91,6 +91,7 @@ class DatabaseJSON:
 
         Raises:
             EmptyResultSet: the query can have no rows, and nothing tells what others would be.
+            DatabaseError: as Django raises it.
         """
         connection = connections[queryset.db]
         if not _is_plain(queryset) or connection.vendor not in ("postgresql", "sqlite"):
@@ -101,7 +102,7 @@ class DatabaseJSON:
         if not all(map(_is_plain_column, columns)):
             return None  # a transform, or a field that is selected in a way of its own
         if connection.vendor == "sqlite":
-            forms = sqlite_json.forms(connection, columns[:-1])
+            forms = sqlite_json.forms(connection, compiler.query, columns[:-1])
         else:
             forms = postgresql_json.forms(connection, columns, sql, params)
         return None if forms is None else cls(names, forms[: len(names)], connection.vendor)

@@ -10,6 +10,8 @@ from uuid import UUID
 
 from django.conf import settings
 
+from .sqlite_columns import SQLiteColumn, columns_of
+
 _JSON_IS_BUILT_IN = (3, 38)
 
 # A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so
@@ -79,12 +81,16 @@ _FORMS: dict[str, tuple[type, str]] = {
 }
 
 
-def forms(connection: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | None:
+def forms(connection: Any, query: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | None:
     """For each column its type and the SQL of its JSON, or None if one of them has none.
 
     Args:
         connection: the database.
-        columns: the query's.
+        query: what is read.
+        columns: its columns.
+
+    Raises:
+        DatabaseError: as Django raises it.
     """
     from sqlite3 import sqlite_version_info
 
@@ -94,17 +100,24 @@ def forms(connection: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | N
     own = type(connection.ops).get_db_converters is not DatabaseWrapper.ops_class.get_db_converters
     if own or sqlite_version_info < _JSON_IS_BUILT_IN:
         return None
-    found = [_form(connection, column) for column in columns]
+    tables = {column.alias: query.alias_map[column.alias].table_name for column in columns}
+    known = {table: columns_of(connection, table) for table in set(tables.values())}
+    found = [
+        _form(connection, column, known[tables[column.alias]].get(column.target.column.lower()))
+        for column in columns
+    ]
     return None if None in found else [form for form in found if form is not None]
 
 
-def _form(connection: Any, column: Any) -> tuple[type, str] | None:
+def _form(connection: Any, column: Any, declared: SQLiteColumn | None) -> tuple[type, str] | None:
     field = column.output_field
     while field.is_relation:
         field = field.target_field
     if column.get_db_converters(connection) or field.get_db_converters(connection):
         return None  # a field that makes something else of what is stored
     kind = field.get_internal_type()
+    if declared is None or not declared.is_read_as(kind):
+        return None  # the driver makes something else of it
     if kind == "DateTimeField":
         if not settings.USE_TZ:
             return _moment("")
