@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connections, models, transaction
 from django.db.models.expressions import Col
+from django.db.models.fields.json import KT
 from django.db.models.functions import Lower
 from django.test.utils import isolate_apps
 from hypothesis import HealthCheck, example, given, settings
@@ -260,6 +261,39 @@ def test_a_field_that_is_selected_in_a_way_of_its_own_is_left_to_python() -> Non
         assert same(Call.objects.all(), "id", "loud", in_sql=False) == [{"id": 1, "loud": "HELP"}]
         assert same(Call.objects.all(), "id", "masked", in_sql=False) == [{"id": 1, "masked": "h*r*"}]
         assert same(Call.objects.all(), "id") == [{"id": 1}]
+
+
+class Made(models.Model):
+    """Has texts that SQLite's functions of JSON make."""
+
+    data = models.JSONField()
+    tags = models.GeneratedField(
+        expression=KT("data__tags"), output_field=models.TextField(), db_persist=False
+    )
+    kept = models.GeneratedField(
+        expression=KT("data__tags"), output_field=models.TextField(), db_persist=True
+    )
+    array = models.GeneratedField(
+        expression=models.Func(models.F("data"), function="json_array"),
+        output_field=models.CharField(max_length=90),
+        db_persist=False,
+    )
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return str(self.tags)
+
+
+def test_a_text_that_is_made_of_json() -> None:
+    """It is a text all the same, whether it is stored or made when it is read."""
+    with created(Made):
+        for data in ({"tags": ["a"]}, {"tags": "x"}, {"tags": {'a"': None}}, {}):
+            Made.objects.create(data=data)
+        rows = same(Made.objects.all(), "id", "tags", "kept")
+        assert [row["tags"] for row in rows] == ['["a"]', "x", '{"a\\"":null}', None]
+        same(Made.objects.all(), "id", "tags", "array")
 
 
 class Foreign(models.Model):

@@ -39,6 +39,9 @@ def _moment(zone: str) -> tuple[type, str]:
 
 _INTEGER = (int, "CASE typeof({0}) WHEN 'integer' THEN {0} END")
 _TEXT = (str, "CASE typeof({0}) WHEN 'text' THEN json_quote({0}) END")
+# What a function of JSON has made, json_quote() would not quote; a table forgets who has made a text.
+# Source: https://www.sqlite.org/json1.html#the_json_quote_function
+_CALCULATED_TEXT = (str, "CASE typeof({0}) WHEN 'text' THEN json_quote({0} || '') END")
 
 # By the kind of field, as Django names it.
 _FORMS: dict[str, tuple[type, str]] = {
@@ -122,4 +125,5 @@ def _form(connection: Any, column: Any, declared: SQLiteColumn | None) -> tuple[
         if not settings.USE_TZ:
             return _moment("")
         return _moment("Z") if connection.timezone is UTC else None
-    return _FORMS.get(kind)
+    form = _FORMS.get(kind)
+    return _CALCULATED_TEXT if form is _TEXT and not declared.is_stored else form
