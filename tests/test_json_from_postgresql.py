@@ -4,6 +4,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -20,9 +21,10 @@ from hypothesis import strategies as st
 from psycopg.adapt import Buffer, Loader
 from psycopg.types.numeric import FloatLoader
 
-from fastapi_django_orm import Repository, atomic
+from fastapi_django_orm import CachedRepository, Repository, atomic, run
+from fastapi_django_orm.reading.choosing import choose_reader
 from fastapi_django_orm.reading.sql_json import DatabaseJSON
-from tests.comparing import assert_as_loaded_anew, finish
+from tests.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, values
 from tests.conftest import add_database
 from tests.databases import created
 from tests.gates import started
@@ -594,6 +596,66 @@ def test_a_loader_of_moments_of_the_project() -> None:
             assert rows[0]["moment"] == dt.datetime(2020, 2, 3, 4, 5, 6, 0, dt.UTC)
     finally:
         connection_created.disconnect(register)
+
+
+@pytest.mark.usefixtures("_apart")
+def test_a_router_that_chooses_another_database_later(database: str) -> None:
+    """In each the JSON is what Django's values there are, whichever was read first."""
+    Entry.objects.create(pk=1, moment=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+
+    class Entries(Repository):
+        model = Entry
+        fields = ("id", "moment")
+
+    class Kept(CachedRepository):
+        model = Entry
+        fields = ("id", "moment")
+
+    async def main() -> None:
+        async with started(Entries, Kept) as (entries, kept):
+            for alias in (database, "apart", database, "apart"):
+                router.chosen = alias
+                (expected,) = await run(values, Entry.objects.filter(pk=1), "id", "moment")
+                sent = await sent_by_fastapi("entries", [expected])
+                for _ in range(2):
+                    assert b'{"entries":[' + await entries.live.row_json(1) + b"]}" == sent
+                    assert await entries.live.window(0, 1) == sent
+                assert await entries.fetch(1) == expected
+                await kept.refresh()
+                await assert_as_loaded_anew(
+                    kept, expected=Entry.objects.order_by("pk"), names=("id", "moment")
+                )
+
+    with apart(TIME_ZONE="Asia/Tokyo"):
+        try:
+            finish(main)
+        finally:
+            router.chosen = "apart"
+
+
+def test_a_router_that_chooses_another_database_each_time(database: str) -> None:
+    """A reading is done by one database, which makes the JSON in its own way, of every kind it may be."""
+    moments = {
+        database: dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+        "default": dt.datetime(2021, 1, 1, tzinfo=dt.UTC),
+    }
+    for alias, moment in moments.items():
+        Entry.objects.using(alias).all().delete()
+        Entry.objects.using(alias).create(pk=1, moment=moment)
+    reader: Any = choose_reader(declare("Rows", Entry, fields=("moment",))(), Entry.objects.all())
+    aliases = cycle(moments)
+
+    class Changing(QuerySet[Any, Any]):
+        @property
+        def db(self) -> str:
+            return self._db or next(aliases)
+
+    read = set()
+    for _ in range(4):
+        (chunk,) = reader.read(Changing(Entry))
+        read.update(chunk.json)
+    assert read == {b'{"moment":"2020-01-01T00:00:00Z"}', b'{"moment":"2021-01-01T00:00:00Z"}'}
+    assert set(reader.in_sql) == set(moments)
 
 
 def test_inside_a_transaction() -> None:

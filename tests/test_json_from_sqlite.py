@@ -492,7 +492,7 @@ def test_time_zones(project: Project, more: str, sent: str, in_sql: bool) -> Non
                 moments = await Moments.current()
                 assert list(moments.all()) == expected
                 sent = json.loads(moments.snapshot.json)["moments"][1]["at"]
-                print(json.dumps({"sent": sent, "in_sql": moments._reader.in_sql is not None}))
+                print(json.dumps({"sent": sent, "in_sql": bool(moments._reader.in_sql)}))
 
         asyncio.run(main())
         """

@@ -108,7 +108,7 @@ class DatabaseJSON:
         return None if forms is None else cls(names, forms[: len(names)], connection.vendor)
 
     def fits(self, queryset: AnyQuerySet) -> bool:
-        """Whether this query of the same model can be read so as well."""
+        """Whether this query of the same model and database can be read so as well."""
         connection = connections[queryset.db]
         # In a transaction it could not be broken off half-way without ending the transaction.
         return _is_plain(queryset) and connection.vendor == self._vendor and not connection.in_atomic_block
