@@ -12,13 +12,14 @@ from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.contrib.postgres import fields as postgres
 from django.db import DataError, connections, models, transaction
-from django.db.backends.postgresql.psycopg_any import BaseTzLoader
+from django.db.backends.postgresql import psycopg_any
 from django.db.backends.signals import connection_created
 from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Lower
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg.adapt import Buffer, Loader
+from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.numeric import FloatLoader
 
 from fastapi_django_orm import CachedRepository, Repository, atomic, run
@@ -580,7 +581,7 @@ def test_loaders_of_the_project(
 def test_a_loader_of_moments_of_the_project() -> None:
     """Django's own loader of moments may have been replaced by one that says something else."""
 
-    class Whole(BaseTzLoader):
+    class Whole(psycopg_any.BaseTzLoader):
         timezone = dt.UTC
 
         def load(self, data: Buffer) -> Any:
@@ -596,6 +597,18 @@ def test_a_loader_of_moments_of_the_project() -> None:
             assert rows[0]["moment"] == dt.datetime(2020, 2, 3, 4, 5, 6, 0, dt.UTC)
     finally:
         connection_created.disconnect(register)
+
+
+def test_a_loader_of_moments_that_django_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer Djangos build on what a project had registered with psycopg before."""
+
+    class Whole(TimestamptzLoader):
+        def load(self, data: Buffer) -> dt.datetime:
+            return super().load(data).replace(microsecond=0)
+
+    Entry.objects.create(pk=1, moment=dt.datetime(2020, 2, 3, 4, 5, 6, 7, dt.UTC))
+    monkeypatch.setattr(psycopg_any, "orig_tz_loader_cls", Whole, raising=False)
+    same(Entry.objects.all(), "id", "moment", in_sql=False)
 
 
 @pytest.mark.usefixtures("_apart")

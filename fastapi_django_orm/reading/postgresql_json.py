@@ -80,15 +80,16 @@ def forms(connection: Any, columns: Sequence[Any], sql: str, params: Any) -> lis
 
 def _is_stock(adapters: Any, oid: int) -> bool:
     """Whether a connection makes of this type's values what psycopg and Django make of them by themselves."""
-    from django.db.backends.postgresql.psycopg_any import BaseTzLoader, orig_tz_loader_cls
+    from django.db.backends.postgresql import psycopg_any
     from psycopg.pq import Format
 
     loader, stock = adapters.get_loader(oid, Format.TEXT), _stock_adapters().get_loader(oid, Format.TEXT)
     if oid != _MOMENT_OID:
         return loader is stock
-    # Django makes a class of it for each zone.
-    plain = issubclass(loader, BaseTzLoader) and loader.load is BaseTzLoader.load
-    return plain and loader.timezone is UTC and orig_tz_loader_cls is stock
+    # Django makes a class of it for each zone, a newer one around that which it has found with psycopg.
+    django, found = psycopg_any.BaseTzLoader, getattr(psycopg_any, "orig_tz_loader_cls", stock)
+    plain = issubclass(loader, django) and loader.load is django.load
+    return plain and loader.timezone is UTC and found is stock
 
 
 @cache
