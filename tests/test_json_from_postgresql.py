@@ -4,6 +4,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -11,14 +12,20 @@ from asgiref.sync import async_to_sync
 from django.conf import settings as django_settings
 from django.contrib.postgres import fields as postgres
 from django.db import DataError, connections, models, transaction
+from django.db.backends.postgresql import psycopg_any
+from django.db.backends.signals import connection_created
 from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Lower
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg.adapt import Buffer, Loader
+from psycopg.types.datetime import TimestamptzLoader
+from psycopg.types.numeric import FloatLoader
 
-from fastapi_django_orm import Repository, atomic
+from fastapi_django_orm import CachedRepository, Repository, atomic, run
+from fastapi_django_orm.reading.choosing import choose_reader
 from fastapi_django_orm.reading.sql_json import DatabaseJSON
-from tests.comparing import assert_as_loaded_anew, finish
+from tests.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, values
 from tests.conftest import add_database
 from tests.databases import created
 from tests.gates import started
@@ -534,6 +541,134 @@ def test_settings_of_the_connection(options: dict[str, Any], in_sql: bool) -> No
     with apart(**options):
         rows = same(Entry.objects.filter(word__contains="\\"), in_sql=in_sql)
         assert rows[0]["moment"] == dt.datetime(2020, 2, 3, 4, 5, 6, 7, dt.UTC)
+
+
+class Cut(Loader):
+    """Reads texts, and shows a part of them."""
+
+    def load(self, data: Buffer) -> str:
+        return bytes(data).decode()[:1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "loader", "fields", "others"),
+    [
+        ("numeric", FloatLoader, ("price",), ("ratio", "word")),
+        ("varchar", Cut, ("word",), ("price", "moment")),
+        ("text", Cut, ("price",), ()),  # the JSON itself is one
+    ],
+)
+@pytest.mark.usefixtures("_apart")
+def test_loaders_of_the_project(
+    kind: str, loader: type[Loader], fields: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    """What the project has psycopg make of a type is what is served; other types stay in SQL."""
+
+    def register(connection: Any, **_: Any) -> None:
+        connection.connection.adapters.register_loader(kind, loader)
+
+    connection_created.connect(register)
+    try:
+        with apart():
+            same(Entry.objects.all(), "id", *fields, in_sql=False)
+            if others:
+                same(Entry.objects.all(), "id", *others)
+    finally:
+        connection_created.disconnect(register)
+
+
+@pytest.mark.usefixtures("_apart")
+def test_a_loader_of_moments_of_the_project() -> None:
+    """Django's own loader of moments may have been replaced by one that says something else."""
+
+    class Whole(psycopg_any.BaseTzLoader):
+        timezone = dt.UTC
+
+        def load(self, data: Buffer) -> Any:
+            return super().load(data).replace(microsecond=0)
+
+    def register(connection: Any, **_: Any) -> None:
+        connection.connection.adapters.register_loader("timestamptz", Whole)
+
+    connection_created.connect(register)
+    try:
+        with apart():
+            rows = same(Entry.objects.all(), "id", "moment", in_sql=False)
+            assert rows[0]["moment"] == dt.datetime(2020, 2, 3, 4, 5, 6, 0, dt.UTC)
+    finally:
+        connection_created.disconnect(register)
+
+
+def test_a_loader_of_moments_that_django_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newer Djangos build on what a project had registered with psycopg before."""
+
+    class Whole(TimestamptzLoader):
+        def load(self, data: Buffer) -> dt.datetime:
+            return super().load(data).replace(microsecond=0)
+
+    Entry.objects.create(pk=1, moment=dt.datetime(2020, 2, 3, 4, 5, 6, 7, dt.UTC))
+    monkeypatch.setattr(psycopg_any, "orig_tz_loader_cls", Whole, raising=False)
+    same(Entry.objects.all(), "id", "moment", in_sql=False)
+
+
+@pytest.mark.usefixtures("_apart")
+def test_a_router_that_chooses_another_database_later(database: str) -> None:
+    """In each the JSON is what Django's values there are, whichever was read first."""
+    Entry.objects.create(pk=1, moment=dt.datetime(2020, 1, 1, tzinfo=dt.UTC))
+
+    class Entries(Repository):
+        model = Entry
+        fields = ("id", "moment")
+
+    class Kept(CachedRepository):
+        model = Entry
+        fields = ("id", "moment")
+
+    async def main() -> None:
+        async with started(Entries, Kept) as (entries, kept):
+            for alias in (database, "apart", database, "apart"):
+                router.chosen = alias
+                (expected,) = await run(values, Entry.objects.filter(pk=1), "id", "moment")
+                sent = await sent_by_fastapi("entries", [expected])
+                for _ in range(2):
+                    assert b'{"entries":[' + await entries.live.row_json(1) + b"]}" == sent
+                    assert await entries.live.window(0, 1) == sent
+                assert await entries.fetch(1) == expected
+                await kept.refresh()
+                await assert_as_loaded_anew(
+                    kept, expected=Entry.objects.order_by("pk"), names=("id", "moment")
+                )
+
+    with apart(TIME_ZONE="Asia/Tokyo"):
+        try:
+            finish(main)
+        finally:
+            router.chosen = "apart"
+
+
+def test_a_router_that_chooses_another_database_each_time(database: str) -> None:
+    """A reading is done by one database, which makes the JSON in its own way, of every kind it may be."""
+    moments = {
+        database: dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+        "default": dt.datetime(2021, 1, 1, tzinfo=dt.UTC),
+    }
+    for alias, moment in moments.items():
+        Entry.objects.using(alias).all().delete()
+        Entry.objects.using(alias).create(pk=1, moment=moment)
+    reader: Any = choose_reader(declare("Rows", Entry, fields=("moment",))(), Entry.objects.all())
+    aliases = cycle(moments)
+
+    class Changing(QuerySet[Any, Any]):
+        @property
+        def db(self) -> str:
+            return self._db or next(aliases)
+
+    read = set()
+    for _ in range(4):
+        (chunk,) = reader.read(Changing(Entry))
+        read.update(chunk.json)
+    assert read == {b'{"moment":"2020-01-01T00:00:00Z"}', b'{"moment":"2021-01-01T00:00:00Z"}'}
+    assert set(reader.in_sql) == set(moments)
 
 
 def test_inside_a_transaction() -> None:

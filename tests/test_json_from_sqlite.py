@@ -1,12 +1,18 @@
 """JSON that SQLite makes: byte for byte what FastAPI makes of Django's values, or left to Python."""
 
 import datetime as dt
+import sqlite3
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from django.db import OperationalError, connections, models, transaction
+from django.db.models.expressions import Col
+from django.db.models.fields.json import KT
 from django.db.models.functions import Lower
+from django.test.utils import isolate_apps
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +105,9 @@ odd_times = st.sampled_from(
         *("550e8400-e29b-41d4-a716-446655440000", "{550e8400e29b41d4a716446655440000}", "١٢٣٤-٠١-٠١"),
     ]
 )
+with_a_nul = st.tuples(odd_times, st.integers(0, 40), texts).map(
+    lambda parts: f"{parts[0][: parts[1]]}\0{parts[0][parts[1] :]}{parts[2]}"
+)
 raw = (
     st.none()
     | st.integers(-(2**63), 2**63 - 1)
@@ -107,6 +116,7 @@ raw = (
     | st.binary(max_size=36)
     | texts
     | odd_times
+    | with_a_nul
     | st.text(DIGITS + "-: .", min_size=8, max_size=26)
 )
 
@@ -121,6 +131,15 @@ raw = (
 @example("moment", "2026-01-02 03:04:05.12345Z")
 @example("boolean", 1.0)
 @example("time", "24:00:00")
+@example("moment", '2026-01-02 03:04:05\0x",')
+@example("moment", "2026-01-02 03:04:05\0123456")
+@example("moment", "2026-01-02 03:04:05.123456\0")
+@example("moment", "2026-01-02 03:04:05\0.123456")
+@example("date", "2026-01-02\0")
+@example("time", "03:04:05\0x")
+@example("time", "03:04:05.123456\0x")
+@example("unique", "550e8400e29b41d4a716446655440000\0")
+@example("unique", "550e8400e29b41d4a716446655440\0\0\0")
 def test_anything_in_any_column(column: str, value: Any) -> None:
     """Either SQLite makes the JSON of what Django reads there, or it is left to Python and its errors."""
     Everything.objects.all().delete()
@@ -200,6 +219,183 @@ def test_a_field_that_converts_is_left_to_python() -> None:
         assert same(Cry.objects.all(), in_sql=False) == [{"id": 1, "word": "HELP"}]
 
 
+class Loud(models.CharField):  # type: ignore[type-arg]
+    """Is selected by way of a function."""
+
+    def select_format(self, compiler: Any, sql: str, params: Any) -> tuple[str, Any]:
+        return f"UPPER({sql})", params
+
+
+class Starred(Col):
+    """A column with a parameter."""
+
+    def as_sql(self, compiler: Any, connection: Any) -> tuple[str, list[Any]]:
+        sql, params = super().as_sql(compiler, connection)
+        return f"replace({sql}, %s, '*')", [*params, "e"]
+
+
+class Masked(models.TextField):  # type: ignore[type-arg]
+    """Is selected as such."""
+
+    def get_col(self, alias: str, output_field: Any = None) -> Starred:
+        return Starred(alias, self, output_field or self)
+
+
+class Call(models.Model):
+    """Has columns that are selected in ways of their own."""
+
+    loud = Loud(max_length=20)
+    masked = Masked()
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return str(self.loud)
+
+
+def test_a_field_that_is_selected_in_a_way_of_its_own_is_left_to_python() -> None:
+    """What the database makes of it is what is served."""
+    with created(Call):
+        Call.objects.create(loud="help", masked="here")
+        assert same(Call.objects.all(), "id", "loud", in_sql=False) == [{"id": 1, "loud": "HELP"}]
+        assert same(Call.objects.all(), "id", "masked", in_sql=False) == [{"id": 1, "masked": "h*r*"}]
+        assert same(Call.objects.all(), "id") == [{"id": 1}]
+
+
+class Made(models.Model):
+    """Has texts that SQLite's functions of JSON make."""
+
+    data = models.JSONField()
+    tags = models.GeneratedField(
+        expression=KT("data__tags"), output_field=models.TextField(), db_persist=False
+    )
+    kept = models.GeneratedField(
+        expression=KT("data__tags"), output_field=models.TextField(), db_persist=True
+    )
+    array = models.GeneratedField(
+        expression=models.Func(models.F("data"), function="json_array"),
+        output_field=models.CharField(max_length=90),
+        db_persist=False,
+    )
+
+    class Meta:
+        app_label = "postgresql_only"
+
+    def __str__(self) -> str:
+        return str(self.tags)
+
+
+def test_a_text_that_is_made_of_json() -> None:
+    """It is a text all the same, whether it is stored or made when it is read."""
+    with created(Made):
+        for data in ({"tags": ["a"]}, {"tags": "x"}, {"tags": {'a"': None}}, {}):
+            Made.objects.create(data=data)
+        rows = same(Made.objects.all(), "id", "tags", "kept")
+        assert [row["tags"] for row in rows] == ['["a"]', "x", '{"a\\"":null}', None]
+        same(Made.objects.all(), "id", "tags", "array")
+
+
+class Foreign(models.Model):
+    """A table that others have made."""
+
+    number = models.IntegerField(null=True)
+    text = models.TextField(null=True)
+    char = models.CharField(max_length=20, null=True)
+    boolean = models.BooleanField(null=True)
+    date = models.DateField(null=True)
+    moment = models.DateTimeField(null=True)
+    time = models.TimeField(null=True)
+
+    class Meta:
+        app_label = "postgresql_only"
+        managed = False
+
+    def __str__(self) -> str:
+        return str(self.pk)
+
+
+@contextmanager
+def foreign(field: str, declared: str, value: Any) -> Iterator[None]:
+    """It, with a row of this value in a column of this type."""
+    table, names = Foreign._meta.db_table, [each.column for each in Foreign._meta.concrete_fields]
+    columns = [f'"{name}" {declared}' if name == field else f'"{name.upper()}"' for name in names]
+    with connections["default"].cursor() as cursor:
+        cursor.execute(f"CREATE TABLE {table} ({', '.join(columns)})")
+        try:
+            cursor.execute(f"INSERT INTO {table} (id, {field}) VALUES (1, %s)", [value])
+            yield
+        finally:
+            cursor.execute(f"DROP TABLE {table}")
+
+
+AT = "2026-01-02 03:04:05"
+
+
+@pytest.mark.parametrize(
+    ("field", "declared", "value", "in_sql"),
+    [
+        ("number", "bool", 1, False),
+        ("text", "datetime", AT, False),
+        ("char", "DATE", "2026-01-02", False),
+        ("char", "time", "03:04:05", False),
+        ("date", "datetime", "2026-01-02", False),
+        ("moment", "time", "2026-01-02 03:04:05", False),
+        ("text", "Timestamp(6) NOT NULL", AT, False),
+        ("number", "", 5, True),
+        ("number", "INTEGER UNSIGNED", 5, True),
+        ("text", "varchar(20)", "a", True),
+        ("boolean", "boolean", 1, True),
+        ("boolean", "Bool NOT NULL", 1, True),
+        ("date", "text", "2026-01-02", True),
+        ("moment", "TIMESTAMP", AT, True),
+        ("moment", "char(30)", AT, True),
+        ("time", "Time", "03:04:05", True),
+    ],
+)
+def test_what_a_column_was_declared_as(field: str, declared: str, value: Any, in_sql: bool) -> None:
+    """Django's values go by it, and not by the field."""
+    with foreign(field, declared, value):
+        same(Foreign.objects.all(), "id", field, in_sql=in_sql)
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "value", "expected"),
+    [
+        ("char", "varchar", "a", "A"),
+        ("date", "date", "2026-01-02", dt.date(2027, 1, 2)),
+        ("boolean", "bool", 1, False),
+    ],
+)
+def test_a_type_that_the_project_has_the_driver_read(
+    monkeypatch: pytest.MonkeyPatch, field: str, name: str, value: Any, expected: Any
+) -> None:
+    """What it makes of it is what is served, Django's own way of reading replaced too."""
+    monkeypatch.setitem(sqlite3.converters, name.upper(), lambda data: expected)
+    with foreign(field, f"{name}(20)", value):
+        assert same(Foreign.objects.all(), "id", field, in_sql=False) == [{"id": 1, field: expected}]
+
+
+def test_a_view() -> None:
+    """Its columns are those of its tables, or nothing is said of them."""
+    table = Foreign._meta.db_table
+    with connections["default"].cursor() as cursor:
+        cursor.execute("CREATE TABLE below (id integer, flag bool, number integer, at datetime)")
+        cursor.execute(
+            f"CREATE VIEW {table} AS SELECT id, flag AS number, at AS text, number + 1 AS boolean,"
+            " at AS moment, json_array(number) AS char FROM below"
+        )
+        try:
+            cursor.execute("INSERT INTO below VALUES (1, 1, 0, %s)", [AT])
+            same(Foreign.objects.all(), "id", "moment", "boolean")
+            for field in ("number", "text"):
+                same(Foreign.objects.all(), "id", field, in_sql=False)
+            assert same(Foreign.objects.all(), "id", "char") == [{"id": 1, "char": "[0]"}]
+        finally:
+            cursor.execute(f"DROP VIEW {table}")
+            cursor.execute("DROP TABLE below")
+
+
 def test_other_queries_are_left_to_python() -> None:
     """Annotations and distinct rows are; filters, joins and parts of the list are not."""
     author = Author.objects.create(name='A"')
@@ -210,6 +406,20 @@ def test_other_queries_are_left_to_python() -> None:
     same(Topic.objects.filter(comment__contains="%"), "id")
     same(Topic.objects.annotate(low=Lower("comment")), "id", "low", in_sql=False)
     same(Topic.objects.distinct(), "id", in_sql=False)
+
+
+@pytest.mark.parametrize("kind", [models.IntegerField, models.DateTimeField])
+def test_a_table_of_many_columns(kind: Any) -> None:
+    """As many as SQLite takes."""
+    fields = {f"f{number}": kind(null=True) for number in range(1990)}
+    meta = type("Meta", (), {"app_label": "postgresql_only"})
+    with isolate_apps("tests"):
+        wide: Any = type("Wide", (models.Model,), {"__module__": __name__, "Meta": meta, **fields})
+    some = 5 if kind is models.IntegerField else dt.datetime(2026, 1, 2, 3, 4, 5, 6, dt.UTC)
+    with created(wide):
+        wide.objects.create(f7=some, f1989=some)
+        (row,) = same(wide.objects.all())
+    assert [name for name, value in row.items() if value == some] == ["f7", "f1989"]
 
 
 def test_keys_of_every_kind() -> None:
@@ -282,7 +492,7 @@ def test_time_zones(project: Project, more: str, sent: str, in_sql: bool) -> Non
                 moments = await Moments.current()
                 assert list(moments.all()) == expected
                 sent = json.loads(moments.snapshot.json)["moments"][1]["at"]
-                print(json.dumps({"sent": sent, "in_sql": moments._reader.in_sql is not None}))
+                print(json.dumps({"sent": sent, "in_sql": bool(moments._reader.in_sql)}))
 
         asyncio.run(main())
         """

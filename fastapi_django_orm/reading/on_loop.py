@@ -71,7 +71,7 @@ class LoopReads:
     @property
     def is_possible(self) -> bool:
         """Whether rows can be read so at all, as far as that is known."""
-        return self._is_constant and self._reader.in_sql is not None
+        return self._is_constant and bool(self._reader.in_sql)
 
     def rows(self, keys: Collection[Hashable], done: Done) -> bool:
         """Read the rows with these keys, in no order.
@@ -105,13 +105,15 @@ class LoopReads:
         sql: Callable[[AnyQuerySet, DatabaseJSON, BaseDatabaseWrapper], bytes | None],
         done: Done,
     ) -> bool:
-        in_sql = self._reader.in_sql
-        if in_sql is None or not self._is_constant:
+        if not self.is_possible:
             return False
         try:
             queryset = query()
             alias = queryset.db
         except Exception:  # of a router; a thread raises it again, where it can be told to the caller
+            return False
+        in_sql = self._reader.in_sql.get(alias)
+        if in_sql is None:
             return False
         return self._queries().ask(alias, partial(sql, queryset, in_sql), lambda answer: done(_found(answer)))
 
@@ -124,7 +126,7 @@ class LoopReads:
     ) -> bytes | None:
         alias = connection.alias
         if alias not in self._by_keys:
-            self._by_keys[alias] = _ByKeys.of(queryset, in_sql, next(iter(keys)), alias)
+            self._by_keys[alias] = _ByKeys.of(queryset.using(alias), in_sql, next(iter(keys)), alias)
         known = self._by_keys[alias]
         return None if known is None else known.sql(keys, connection)
 
@@ -139,10 +141,12 @@ class LoopReads:
         from psycopg import ClientCursor
 
         window = (connection.alias, offset, limit)
-        if (sql := self._windows.get(window)) is None and in_sql.fits(ordered):
+        sql = self._windows.get(window)
+        # A router may choose another database whenever it is asked.
+        if sql is None and in_sql.fits(here := ordered.using(connection.alias)):
             # Parameters are left to the client, as Django does.
             cursor = ClientCursor(connection.connection)
-            sql = cursor.mogrify(*in_sql.compiled(ordered[offset : offset + limit])).encode()
+            sql = cursor.mogrify(*in_sql.compiled(here[offset : offset + limit])).encode()
             if len(self._windows) >= _REMEMBERED:
                 self._windows.clear()
             self._windows[window] = sql

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
-from functools import partial
+from functools import cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -11,12 +11,14 @@ from uuid import UUID
 # value that is not null. The types and not Django's fields decide, since they are what psycopg goes by.
 _INTEGER = (int, "{0}::text")
 _TEXT = (str, "to_json({0})::text")
+_TEXT_OID = 25
+_MOMENT_OID = 1184
 _FORMS: dict[int, tuple[type, str]] = {
     20: _INTEGER,  # bigint
     21: _INTEGER,  # smallint
     23: _INTEGER,  # integer
     16: (bool, "{0}::text"),
-    25: _TEXT,
+    _TEXT_OID: _TEXT,
     1043: _TEXT,  # varchar
     2950: (UUID, "to_json({0})::text"),
     # From its exponents on PostgreSQL writes other digits than Python does.
@@ -37,7 +39,7 @@ _FORMS: dict[int, tuple[type, str]] = {
         """ '"' || replace(to_char({0}, 'HH24:MI:SS.US') || '"', '.000000"', '"') END""",
     ),
     # to_json() takes half as long as to_char(), but cuts zeros off the end of a fraction.
-    1184: (
+    _MOMENT_OID: (
         datetime,
         """CASE WHEN {0} >= '0001-01-01 00:00+00' AND {0} < '10000-01-01 00:00+00' THEN"""
         """ CASE WHEN mod(date_part('microseconds', {0})::int, 10) <> 0"""
@@ -68,7 +70,37 @@ def forms(connection: Any, columns: Sequence[Any], sql: str, params: Any) -> lis
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT * FROM ({sql}) AS described LIMIT 0", params)
         oids = [column.type_code for column in cursor.description]
-    return [_FORMS[oid] for oid in oids] if _FORMS.keys() >= set(oids) else None
+        # What Django reads with, and what stream() does.
+        adapters = cursor.adapters, connection.connection.adapters
+    if not _FORMS.keys() >= set(oids):
+        return None
+    own = any(not _is_stock(each, oid) for each in adapters for oid in {*oids, _TEXT_OID})
+    return None if own else [_FORMS[oid] for oid in oids]
+
+
+def _is_stock(adapters: Any, oid: int) -> bool:
+    """Whether a connection makes of this type's values what psycopg and Django make of them by themselves."""
+    from django.db.backends.postgresql import psycopg_any
+    from psycopg.pq import Format
+
+    loader, stock = adapters.get_loader(oid, Format.TEXT), _stock_adapters().get_loader(oid, Format.TEXT)
+    if oid != _MOMENT_OID:
+        return loader is stock
+    # Django makes a class of it for each zone, a newer one around that which it has found with psycopg.
+    django, found = psycopg_any.BaseTzLoader, getattr(psycopg_any, "orig_tz_loader_cls", stock)
+    plain = issubclass(loader, django) and loader.load is django.load
+    return plain and loader.timezone is UTC and found is stock
+
+
+@cache
+def _stock_adapters() -> Any:
+    """As psycopg has them before a project registers some of its own."""
+    from psycopg.adapt import AdaptersMap
+    from psycopg.postgres import register_default_adapters, types
+
+    stock = AdaptersMap(types=types)
+    register_default_adapters(stock)
+    return stock
 
 
 def _streams(connection: Any) -> bool:

@@ -5,8 +5,9 @@ relation. There are four kinds of reading, by what a repository declares: column
 pydantic schema, a DRF serializer, or the dicts of a ``queryset()`` that ends in ``.values()``.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from django.core.exceptions import EmptyResultSet
@@ -28,6 +29,8 @@ CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the G
 # Errors that one key may be to blame for when several are read together.
 OF_ONE_KEY = (DataError, ValueError, TypeError, ArithmeticError, ValidationErrorOfDjango, LazyValue)
 
+_NOWHERE: Mapping[str, DatabaseJSON] = MappingProxyType({})
+
 Encoded = tuple[Hashable, bytes, Any]  # a row's key, its JSON, and itself if the JSON does not say it all
 
 
@@ -39,7 +42,8 @@ class Reader(Protocol):
         keyed: whether the rows have keys.
         copied: whether each caller needs a copy, because a row could be changed.
         codec: how to read rows that are kept as JSON; None if none is.
-        in_sql: how the database makes the JSON; None if it does not, or as long as that is not known.
+        in_sql: by alias how the database makes the JSON; without those where it does not, or where that is
+            not known yet.
     """
 
     names: tuple[str, ...]
@@ -50,7 +54,7 @@ class Reader(Protocol):
     def codec(self) -> RowCodec | None: ...  # noqa: D102
 
     @property
-    def in_sql(self) -> DatabaseJSON | None: ...  # noqa: D102
+    def in_sql(self) -> Mapping[str, DatabaseJSON]: ...  # noqa: D102
 
     def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """The rows in the query's order; on a database thread.
@@ -78,27 +82,31 @@ class ColumnReader:
         self.names = tuple(dict.fromkeys(names))
         self.codec = RowCodec(self.names)
         self._encoder = Encoder()
-        self.in_sql: DatabaseJSON | None = None
-        self._asked = False
+        self.in_sql: dict[str, DatabaseJSON] = {}
+        self._asked: set[str] = set()
 
     def read(self, queryset: AnyQuerySet, *, key: str = "pk", in_python: bool = False) -> Iterator[Chunk]:
         """Let the database make the JSON where it can, else read tuples and encode them."""
-        in_sql = None if in_python or key != "pk" else self._database_json(queryset)
-        if in_sql is not None:
-            return _without_objects(in_sql.read(queryset, CHUNK))
+        if not in_python and key == "pk":
+            there = queryset.using(queryset.db)  # a router may choose another one whenever it is asked
+            if (in_sql := self._database_json(there)) is not None:
+                return _without_objects(in_sql.read(there, CHUNK))
         # The key comes last, and zip() leaves it out of the row.
         rows = queryset.values_list(*self.names, key).iterator(CHUNK)
         return _chunks((values[-1], *self._encoded(values[-1], values[:-1])) for values in rows)
 
     def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
-        if not self._asked:  # once, since columns do not change their types under a running application
+        alias = queryset.db
+        if alias not in self._asked:  # once, since columns keep their types under a running application
             try:
                 found = DatabaseJSON.of(queryset, self.names)
             except EmptyResultSet:
                 return None
-            self.in_sql = found if found is not None and self.codec.expect(found.types) else None
-            self._asked = True
-        return self.in_sql if self.in_sql is not None and self.in_sql.fits(queryset) else None
+            if found is not None and self.codec.expect(found.types):
+                self.in_sql[alias] = found
+            self._asked.add(alias)
+        in_sql = self.in_sql.get(alias)
+        return in_sql if in_sql is not None and in_sql.fits(queryset) else None
 
     def _encoded(self, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
         return encode_columns(self.codec, self._encoder, key, values)
@@ -129,7 +137,7 @@ class DictReader:
     """The dicts of a ``queryset()`` that ends in ``.values()``, as they are."""
 
     copied = False
-    in_sql = None
+    in_sql = _NOWHERE
 
     def __init__(self, names: Sequence[str], key: str | None) -> None:
         self.names = tuple(names)
@@ -164,7 +172,7 @@ class SchemaReader:
 
     keyed = True
     codec = None
-    in_sql = None
+    in_sql = _NOWHERE
 
     def __init__(self, schema: type[BaseModel], columns: Sequence[str] | None) -> None:
         """Read rows of a schema.
@@ -225,7 +233,7 @@ class SerializerReader:
     keyed = True
     copied = False
     codec = None
-    in_sql = None
+    in_sql = _NOWHERE
 
     def __init__(self, serializer: type[Any]) -> None:
         # One instance for all rows, as many=True has it: making one copies every field.

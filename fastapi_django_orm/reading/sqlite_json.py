@@ -10,17 +10,21 @@ from uuid import UUID
 
 from django.conf import settings
 
+from .sqlite_columns import SQLiteColumn, columns_of
+
 _JSON_IS_BUILT_IN = (3, 38)
 
 # A column of dates is numeric to SQLite, which would make a number of a text that it is compared with: so
 # parts of columns are compared. Adding no days makes it calculate: the 31st of February becomes another day.
+# Its functions take a text to end at a NUL, so it is the bytes that are counted.
+_LENGTH = "length(CAST({0} AS BLOB))"
 
 
 def _seconds(length: int) -> str:
     """The condition that a text has this length, or a fraction of a second after it as Django writes it."""
     fraction = f"substr({{0}}, {length + 1})"
     return (
-        f"(length({{0}}) = {length} OR length({{0}}) = {length + 7}"
+        f"({_LENGTH} = {length} OR {_LENGTH} = {length + 7}"
         f" AND {fraction} GLOB '.[0-9][0-9][0-9][0-9][0-9][0-9]' AND {fraction} <> '.000000')"
     )
 
@@ -35,6 +39,9 @@ def _moment(zone: str) -> tuple[type, str]:
 
 _INTEGER = (int, "CASE typeof({0}) WHEN 'integer' THEN {0} END")
 _TEXT = (str, "CASE typeof({0}) WHEN 'text' THEN json_quote({0}) END")
+# What a function of JSON has made, json_quote() would not quote; a table forgets who has made a text.
+# Source: https://www.sqlite.org/json1.html#the_json_quote_function
+_CALCULATED_TEXT = (str, "CASE typeof({0}) WHEN 'text' THEN json_quote({0} || '') END")
 
 # By the kind of field, as Django names it.
 _FORMS: dict[str, tuple[type, str]] = {
@@ -58,7 +65,8 @@ _FORMS: dict[str, tuple[type, str]] = {
     ),
     "UUIDField": (
         UUID,
-        "CASE WHEN typeof({0}) = 'text' AND length({0}) = 32 AND {0} NOT GLOB '*[^0-9a-f]*' THEN '\"'"
+        f"CASE WHEN typeof({{0}}) = 'text' AND length({{0}}) = 32 AND {_LENGTH} = 32"
+        " AND {0} NOT GLOB '*[^0-9a-f]*' THEN '\"'"
         " || substr({0}, 1, 8) || '-' || substr({0}, 9, 4) || '-' || substr({0}, 13, 4)"
         " || '-' || substr({0}, 17, 4) || '-' || substr({0}, 21) || '\"' END",
     ),
@@ -76,12 +84,16 @@ _FORMS: dict[str, tuple[type, str]] = {
 }
 
 
-def forms(connection: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | None:
+def forms(connection: Any, query: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | None:
     """For each column its type and the SQL of its JSON, or None if one of them has none.
 
     Args:
         connection: the database.
-        columns: the query's.
+        query: what is read.
+        columns: its columns.
+
+    Raises:
+        DatabaseError: as Django raises it.
     """
     from sqlite3 import sqlite_version_info
 
@@ -91,19 +103,27 @@ def forms(connection: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | N
     own = type(connection.ops).get_db_converters is not DatabaseWrapper.ops_class.get_db_converters
     if own or sqlite_version_info < _JSON_IS_BUILT_IN:
         return None
-    found = [_form(connection, column) for column in columns]
+    tables = {column.alias: query.alias_map[column.alias].table_name for column in columns}
+    known = {table: columns_of(connection, table) for table in set(tables.values())}
+    found = [
+        _form(connection, column, known[tables[column.alias]].get(column.target.column.lower()))
+        for column in columns
+    ]
     return None if None in found else [form for form in found if form is not None]
 
 
-def _form(connection: Any, column: Any) -> tuple[type, str] | None:
+def _form(connection: Any, column: Any, declared: SQLiteColumn | None) -> tuple[type, str] | None:
     field = column.output_field
     while field.is_relation:
         field = field.target_field
     if column.get_db_converters(connection) or field.get_db_converters(connection):
         return None  # a field that makes something else of what is stored
     kind = field.get_internal_type()
+    if declared is None or not declared.is_read_as(kind):
+        return None  # the driver makes something else of it
     if kind == "DateTimeField":
         if not settings.USE_TZ:
             return _moment("")
         return _moment("Z") if connection.timezone is UTC else None
-    return _FORMS.get(kind)
+    form = _FORMS.get(kind)
+    return _CALCULATED_TEXT if form is _TEXT and not declared.is_stored else form
