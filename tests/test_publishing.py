@@ -18,6 +18,9 @@ from django.db import connection, models
 from django.test.utils import isolate_apps, override_settings
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel, Field
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
@@ -26,6 +29,7 @@ from websockets.sync.client import connect
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository
 from fastapi_django_orm.errors import InvalidRepository, InvalidRow
+from fastapi_django_orm.publishing.front import LOOK_AGAIN
 from tests.comparing import finish
 from tests.databases import created
 from tests.gates import Gate, add_topics, gated, started
@@ -930,6 +934,27 @@ def test_middleware_sees_which_route_it_was(place: str) -> None:
         a_list,
         ("/topics/{pk}", "row", {"pk": f"0{topic.pk}"}, app),
     ]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
+def test_telemetry_sees_which_route_it_was(late: bool) -> None:
+    """FastAPI's spans name what is published as any route, soon after they were configured at the latest."""
+    (topic,) = add_topics("one")
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    telemetry: dict[str, Any] = {"tracer_provider": None if late else provider}
+    app = application(telemetry=telemetry)
+    with serving(app) as client:
+        if late:
+            assert client.get("/topics/").status_code == 200
+            app._native_telemetry.config["tracer_provider"] = provider  # as a global one would be found
+            for _ in range(LOOK_AGAIN):
+                client.get("/topics/")
+        exporter.clear()
+        client.get("/topics/")
+        client.get(f"/topics/{topic.pk}")
+        names = {span.name for span in exporter.get_finished_spans()}
+    assert {"GET /topics/", "GET /topics/{pk}"} <= names
 
 
 def test_a_server_need_not_name_a_root_path() -> None:
