@@ -16,6 +16,7 @@ from types import FunctionType
 from typing import Any
 
 import fastapi.applications
+import fastapi.routing
 import starlette.applications
 import starlette.routing
 from fastapi import FastAPI
@@ -30,6 +31,8 @@ from ..responses.negotiation import at_once, deliver
 from ..responses.representation import READING
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .sources import Source, plain_window
+
+_MODULES = fastapi.applications, fastapi.routing, starlette.applications, starlette.routing
 
 PATHS = 10_000  # that are noted with what they mean
 LOOK_AGAIN = 256  # requests after which telemetry may have been configured
@@ -236,8 +239,7 @@ def _own_layers() -> list[type[Any]]:
 
 
 def _is_unpatched(call: Any) -> bool:
-    modules = vars(fastapi.applications), vars(starlette.applications), vars(starlette.routing)
-    return isinstance(call, FunctionType) and call.__globals__ in modules
+    return isinstance(call, FunctionType) and any(call.__globals__ is vars(module) for module in _MODULES)
 
 
 def _is_traced(app: FastAPI) -> bool:
