@@ -16,6 +16,7 @@ from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections, models
 from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
+from django.db.models.lookups import LessThanOrEqual
 from django.test.utils import isolate_apps, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -610,6 +611,10 @@ def several_kinds() -> dict[str, type[Any]]:
         "distinct": of(lambda: objects.distinct(), ordering=("pk",)),
         "distinct values": of(lambda: objects.order_by("number").values("number").distinct()),
         "window": declare(queryset=lambda self: objects.annotate(rank=rank), model=Entry, ordering=("-pk",)),
+        "window in a filter": of(lambda: objects.filter(LessThanOrEqual(rank, 3)), fields=("number", "word")),
+        "window in an exclude": of(
+            lambda: objects.exclude(Q(LessThanOrEqual(rank, 3)) & Q(number__gte=0)), fields=("number", "word")
+        ),
         "joined": declare(
             model=Writer,
             queryset=lambda self: Writer.objects.filter(
@@ -641,6 +646,7 @@ def several_kinds() -> dict[str, type[Any]]:
 
 KINDS = [
     *("sliced", "sliced later", "distinct", "distinct values", "window", "joined", "counted", "union"),
+    *("window in a filter", "window in an exclude"),
     *("schema", "schema by a column", "serializer", "values", "values without a key", "grouped values"),
     *("random", "reversed", "expression", "without its key"),
 ]

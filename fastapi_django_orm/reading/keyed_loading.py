@@ -104,7 +104,9 @@ class KeyedLoader:
         """The rows' order, if some rows read alone are what they are among all others, and can be placed."""
         query = queryset.query
         together = query.is_sliced or query.combinator or query.distinct or query.distinct_fields
+        # In a filter, one that is no annotation as well: Django makes a QUALIFY of it.
         windows = any(annotation.contains_over_clause for annotation in query.annotations.values())
+        windows = windows or query.where.contains_over_clause
         if together or windows or not before.table.has_unique_keys:
             return None
         order = Order.of(queryset, self._reader.names)
