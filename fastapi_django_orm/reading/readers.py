@@ -21,6 +21,7 @@ from ..rows.encoding import Encoder
 from ..rows.row import Row, freeze
 from ..rows.sharing import frozen_type, is_shareable
 from ..snapshots.pages import Chunk
+from .key_columns import with_key
 from .sql_json import DatabaseJSON
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
@@ -87,9 +88,9 @@ class ColumnReader:
         in_sql = None if in_python or key != "pk" else self._database_json(queryset)
         if in_sql is not None:
             return _without_objects(in_sql.read(queryset, CHUNK))
-        # The key comes last, and zip() leaves it out of the row.
-        rows = queryset.values_list(*self.names, key).iterator(CHUNK)
-        return _chunks((values[-1], *self._encoded(values[-1], values[:-1])) for values in rows)
+        number = len(self.names)  # what comes after these is of the key alone
+        rows, key_of = with_key(queryset, self.names, key)
+        return _chunks(self._keyed(key_of(values), values[:number]) for values in rows.iterator(CHUNK))
 
     def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         if not self._asked:  # once, since columns do not change their types under a running application
@@ -101,8 +102,8 @@ class ColumnReader:
             self._asked = True
         return self.in_sql if self.in_sql is not None and self.in_sql.fits(queryset) else None
 
-    def _encoded(self, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
-        return encode_columns(self.codec, self._encoder, key, values)
+    def _keyed(self, key: Hashable, values: tuple[Any, ...]) -> Encoded:
+        return key, *encode_columns(self.codec, self._encoder, key, values)
 
 
 def is_final(queryset: AnyQuerySet) -> bool:
@@ -201,8 +202,9 @@ class SchemaReader:
                     instance.__dict__[name] = _without_view(getattr(instance, name))
                 yield getattr(instance, key), instance
         else:
-            for values in queryset.values_list(*self._columns, key).iterator(CHUNK):
-                yield values[-1], dict(zip(self.names, map(_without_view, values), strict=False))
+            rows, key_of = with_key(queryset, self._columns, key)
+            for values in rows.iterator(CHUNK):
+                yield key_of(values), dict(zip(self.names, map(_without_view, values), strict=False))
 
 
 def _without_view(value: Any) -> Any:

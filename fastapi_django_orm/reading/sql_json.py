@@ -12,12 +12,13 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import F, Func, QuerySet, TextField
+from django.db.models import CompositePrimaryKey, F, Func, QuerySet, TextField
 from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
 
 from . import postgresql_json, sqlite_json
+from .key_columns import with_key
 
 AnyQuerySet = QuerySet[Any, Any]
 
@@ -84,13 +85,16 @@ class DatabaseJSON:
         connection = connections[queryset.db]
         if not _is_plain(queryset) or connection.vendor not in ("postgresql", "sqlite"):
             return None
-        compiler = queryset.values_list(*names, "pk").query.get_compiler(using=queryset.db)
+        if isinstance(queryset.model._meta.pk, CompositePrimaryKey):
+            return None
+        keyed, _ = with_key(queryset, names)
+        compiler = keyed.query.get_compiler(using=queryset.db)
         sql, params = compiler.as_sql()
         columns = [expression for expression, _, _ in compiler.select or ()]
         if not all(isinstance(column, Col) for column in columns):
             return None  # a transform
         if connection.vendor == "sqlite":
-            forms = sqlite_json.forms(connection, columns[:-1])
+            forms = sqlite_json.forms(connection, columns[: len(names)])
         else:
             forms = postgresql_json.forms(connection, columns, sql, params)
         return None if forms is None else cls(names, forms[: len(names)], connection.vendor)
