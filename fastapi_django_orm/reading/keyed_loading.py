@@ -14,7 +14,7 @@ from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
 from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
-from .on_loop import Found, LoopReads
+from .on_loop import MOST_BYTES, Found, LoopReads
 from .readers import OF_ONE_KEY, AnyQuerySet, Reader
 from .sql_json import NotExpressible
 
@@ -84,7 +84,7 @@ class KeyedLoader:
             before: the snapshot that there is.
             keys: of rows that may have changed, come or gone; few, since the loop waits for the work.
         """
-        if not self._on_loop.is_possible:
+        if not self._on_loop.is_possible or _page_bytes(before.table, keys) > MOST_BYTES:
             return None
         began = datetime.now(UTC)
         read: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
@@ -167,6 +167,16 @@ class KeyedLoader:
             for row in read.values()
         ]
         return gone, lookup_pairs(field, new)
+
+
+def _page_bytes(table: Table, keys: Collection[Hashable]) -> float:
+    """How much JSON the pages have that these rows are on, or will be: all of it is made anew."""
+    where = table.where
+    if where is None:
+        return table.size
+    pages = map(table.page, {where[key] for key in keys if key in where})
+    known = sum(len(page.json) for page in pages if page is not None)
+    return known + sum(key not in where for key in keys) * table.size / max(1, len(table.pages))
 
 
 def _tell(waiting: "asyncio.Future[Found]", found: Found) -> None:

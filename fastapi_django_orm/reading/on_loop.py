@@ -19,14 +19,15 @@ from ..database.loop_queries import Answer, LoopQueries
 from ..snapshots.pages import Chunk
 from .equality import is_loose
 from .readers import AnyQuerySet, Reader
-from .sql_json import DatabaseJSON, NotExpressible, taken
+from .sql_json import DatabaseJSON, NotExpressible
 
 Found = Chunk | Exception | None
 Done = Callable[[Found], None]
 
-# Rows at a time; more of them would keep the loop from others.
+# Rows at a time, and bytes of them; more would keep the loop from others, which takes 5 ms for a megabyte.
 MOST_KEYS = 500
 MOST_OF_LIST = 100
+MOST_BYTES = 512 * 1024
 
 _ONE_KEY = "IN (%s)"
 _REMEMBERED = 200  # parts of the list
@@ -87,7 +88,8 @@ class LoopReads:
         Raises:
             Exception: what a database router raises; then as well.
         """
-        return len(keys) <= MOST_KEYS and self._ask(self._queryset, partial(self._sql_of_rows, keys), done)
+        sql = partial(self._sql_of_rows, keys)
+        return self._are_few(len(keys), MOST_KEYS) and self._ask(self._queryset, sql, done)
 
     def window(self, offset: int, limit: int, done: Done) -> bool:
         """Read some rows of the list, in its order; otherwise the same as ``rows()``.
@@ -98,7 +100,11 @@ class LoopReads:
             done: as for ``rows()``.
         """
         sql = partial(self._sql_of_window, offset, limit)
-        return limit <= MOST_OF_LIST and self._ask(self._ordered, sql, done)
+        return self._are_few(limit, MOST_OF_LIST) and self._ask(self._ordered, sql, done)
+
+    def _are_few(self, rows: int, most: int) -> bool:
+        in_sql = self._reader.in_sql
+        return rows <= most and in_sql is not None and rows * in_sql.row_size <= MOST_BYTES
 
     def _ask(
         self,
@@ -114,7 +120,8 @@ class LoopReads:
             alias = queryset.db
         except Exception:  # of a router; it comes again on a thread, where it can be told to who asks
             return False
-        return self._queries().ask(alias, partial(sql, queryset, in_sql), lambda answer: done(_found(answer)))
+        compose = partial(sql, queryset, in_sql)
+        return self._queries().ask(alias, compose, lambda answer: done(_found(answer, in_sql)))
 
     def _sql_of_rows(
         self,
@@ -150,13 +157,13 @@ class LoopReads:
         return sql
 
 
-def _found(answer: Answer) -> Found:
+def _found(answer: Answer, in_sql: DatabaseJSON) -> Found:
     if answer is None or isinstance(answer, Exception):
         return answer
     if not answer:
         return Chunk([], [], [])
     try:
-        return Chunk(*taken(answer), [None] * len(answer))
+        return Chunk(*in_sql.taken(answer), [None] * len(answer))
     except NotExpressible:
         return None
 

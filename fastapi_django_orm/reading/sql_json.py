@@ -22,6 +22,8 @@ from .key_columns import with_key
 
 AnyQuerySet = QuerySet[Any, Any]
 
+_MEASURED = 1000  # rows: of more, those before these count less and less
+
 
 class RowJSON(Func):
     """A row's JSON as one expression of its columns."""
@@ -61,6 +63,7 @@ class DatabaseJSON:
 
     Attributes:
         types: what Django makes of each column's values.
+        row_size: the length of a row's JSON in bytes, on average over the rows that were read last.
     """
 
     def __init__(self, names: Sequence[str], forms: Sequence[tuple[type, str]], vendor: str) -> None:
@@ -74,6 +77,8 @@ class DatabaseJSON:
         self._expression = RowJSON(names, [form for _, form in forms])
         self._vendor = vendor
         self.types = [kind for kind, _ in forms]
+        self.row_size = 0.0
+        self._measured = 0  # rows that it is the average of
 
     @classmethod
     def of(cls, queryset: AnyQuerySet, names: Sequence[str]) -> "DatabaseJSON | None":
@@ -124,7 +129,7 @@ class DatabaseJSON:
         # Closed here and not by the collector: an open stream keeps the connection from any other query.
         with closing(self._rows(queryset, size)) as rows:
             while chunk := list(islice(rows, size)):
-                yield taken(chunk)
+                yield self.taken(chunk)
 
     def _rows(self, queryset: AnyQuerySet, size: int) -> Generator[Any, None, None]:
         if self._vendor == "sqlite":
@@ -139,17 +144,24 @@ class DatabaseJSON:
     def _query(self, queryset: AnyQuerySet) -> AnyQuerySet:
         return queryset.values_list(self._expression, "pk")
 
+    def taken(self, rows: Sequence[tuple[str | None, Any]]) -> tuple[list[Any], list[bytes]]:
+        """The keys and the JSON of rows, at least one, that were read by such a query.
 
-def taken(rows: Sequence[tuple[str | None, Any]]) -> tuple[list[Any], list[bytes]]:
-    """The keys and the JSON of rows, at least one, that were read by such a query.
+        Raises:
+            NotExpressible: one of them has no JSON form in SQL.
+        """
+        texts, keys = zip(*rows, strict=True)
+        if None in texts:
+            raise NotExpressible
+        json = [text.encode() for text in texts]
+        self._measure(json)
+        return list(keys), json
 
-    Raises:
-        NotExpressible: one of them has no JSON form in SQL.
-    """
-    texts, keys = zip(*rows, strict=True)
-    if None in texts:
-        raise NotExpressible
-    return list(keys), [text.encode() for text in texts]
+    def _measure(self, json: Sequence[bytes]) -> None:
+        # Threads may do this at the same time; an average that misses a few rows is as good.
+        number = len(json)
+        self._measured = measured = max(number, min(_MEASURED, self._measured + number))
+        self.row_size += (sum(map(len, json)) / number - self.row_size) * number / measured
 
 
 def _is_plain(queryset: AnyQuerySet) -> bool:
