@@ -30,7 +30,7 @@ from fastapi_django_orm.snapshots.key_index import KeyIndex
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
 from tests.databases import created, default_changed, until
 from tests.gates import Gate, started
-from tests.project.board.models import Code, CodeField, Desk, Entry, Page, Seat, Topic, Writer
+from tests.project.board.models import Code, CodeField, Desk, Entry, Everything, Page, Seat, Topic, Writer
 from tests.repositories import declare, of
 
 FIELDS = (
@@ -299,6 +299,108 @@ def set_moment(key: int, moment: str) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute("UPDATE board_entry SET moment = %s WHERE id = %s", [str(local), key])
+
+
+# What others have stored, which sorts elsewhere than what Django reads; another value, as Django stores it.
+FORMS: dict[str, tuple[list[Any], Any]] = {
+    "a time with T": (["2020-01-01T00:00:00", "2020-01-01T06:00:00"], "2020-01-01 12:00:00"),
+    "a time with its zone": (
+        ["2020-01-01 03:00:00+03:00", "2020-01-01 09:00:00+00:00"],
+        "2020-01-01 02:00:00",
+    ),
+    "a day without zeros": (["2020-1-2", "2020-02-01"], "2020-01-10"),
+    "a number for a truth": ([2, 1], 0),
+    "letters of another case": (["B" * 32, "F" * 32], "c" * 32),
+}
+COLUMNS = dict(zip(FORMS, ("moment", "moment", "day", "flag", "token"), strict=True))
+
+
+def put(key: int, column: str, value: Any) -> None:
+    """Store this in an entry, behind the back of Django."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO board_entry (id, {column}, shown) VALUES (%s, %s, 1)"
+            f" ON CONFLICT (id) DO UPDATE SET {column} = excluded.{column}",
+            [key, value],
+        )
+
+
+@pytest.mark.parametrize("when", ["before", "later", "again"])
+@pytest.mark.parametrize("in_sql", [True, False], ids=["in SQL", "in Python"])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_order_by_what_others_have_stored_otherwise(
+    sqlite: str, form: str, in_sql: bool, when: str
+) -> None:
+    """SQLite sorts what is stored, of which Django reads more forms than it writes."""
+    (first, second), usual = FORMS[form]
+    column = COLUMNS[form]
+    repository = declare(
+        "Entries", Entry, fields=("id", column, *(() if in_sql else ("price",))), ordering=(column,)
+    )
+
+    if when == "before":
+        put(1, column, first)
+        put(2, column, second)
+    elif when == "again":  # the same value in the usual form, at first
+        put(1, column, first)
+        Entry.objects.update(**{column: Entry.objects.values_list(column, flat=True).get()})
+    put(3, column, usual)
+
+    async def main() -> None:
+        async with started(repository) as (kept,):
+            if when == "later":
+                await run(put, 2, column, second)
+                await kept.refresh(2)
+                await assert_as_loaded_anew(kept)
+            elif when == "again":
+                await run(put, 1, column, first)
+                await kept.refresh()
+                await assert_as_loaded_anew(kept)
+            for key in (4, 1, 3):
+                await run(put, key, column, usual)
+                await kept.refresh(key)
+                await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+@pytest.mark.parametrize("fields", [("small",), ("key", "small")], ids=str)
+def test_an_order_by_keys_that_others_have_stored_otherwise(sqlite: str, fields: tuple[str, ...]) -> None:
+    """Keys are sorted as they are stored as well, and need not be among the fields."""
+
+    def put(key: str) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("INSERT INTO board_everything (key, small) VALUES (%s, 1)", [key])
+
+    put("B" * 32)
+
+    async def main() -> None:
+        async with started(declare("Everythings", Everything, fields=fields)) as (kept,):
+            await run(put, "a" * 32)
+            await kept.refresh(UUID("a" * 32))
+            await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+@pytest.mark.parametrize("column", ["moment", "day", "flag", "token"])
+def test_an_order_by_what_django_has_stored_needs_no_load_of_all(
+    sqlite: str, column: str, logs: list[Any]
+) -> None:
+    """Where the database has looked at each value's form, rows are placed by their keys alone."""
+    values = [value for value in VALUES[column] if value is not None]
+    Entry.objects.bulk_create([Entry(pk=key, **{column: values[key % 2]}) for key in range(9)])
+
+    async def main() -> None:
+        repository = declare("Entries", Entry, fields=("id", column), ordering=(column,))
+        async with started(repository) as (kept,):
+            for key in (8, 9, 1):
+                await Entry.objects.aupdate_or_create(pk=key, defaults={column: values[(key + 1) % 2]})
+                await kept.refresh(key)
+                await assert_as_loaded_anew(kept)
+
+    finish(main)
+    assert [log["keys"] for log in logs if log["event"] == "repository_refreshed"] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(

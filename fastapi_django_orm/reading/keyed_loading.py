@@ -15,7 +15,7 @@ from ..snapshots.table import Table
 from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
 from .on_loop import MOST_BYTES, Found, LoopReads
-from .readers import OF_ONE_KEY, AnyQuerySet, Reader
+from .readers import OF_ONE_KEY, AnyQuerySet, Reader, reads_formed
 from .sql_json import NotExpressible
 
 # The table and its indexes, the snapshot before, when what was read is from, when the load began.
@@ -109,9 +109,12 @@ class KeyedLoader:
         windows = windows or query.where.contains_over_clause
         if together or windows or not before.table.has_unique_keys:
             return None
-        order = Order.of(queryset, self._reader.names)
+        order = Order.of(queryset, self._reader.names, formed=self._is_formed(queryset, before))
         readable = order is not None and (order.is_by_key or self._reader.codec is not None)
         return order if readable else None
+
+    def _is_formed(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> bool:
+        return before.table.formed and reads_formed(self._reader, queryset)
 
     def _changed(
         self,
@@ -130,6 +133,7 @@ class KeyedLoader:
             # The database may hold a row's key for equal to one that is written otherwise.
             keys = {*keys, *read}
             table = Changing(before.table, self._cache, order).changed(keys, read)
+            table.formed = self._is_formed(queryset, before)
         except _OF_KEYS:
             return None
         indexes = {

@@ -16,7 +16,7 @@ from ..snapshots.value_index import ValueIndex, lookup_pairs
 from .keyed_loading import KeyedLoader
 from .on_loop import LoopReads
 from .pacing import Pace
-from .readers import CHUNK, AnyQuerySet, Reader
+from .readers import CHUNK, AnyQuerySet, Reader, reads_formed
 from .sql_json import NotExpressible
 
 STEP = 8  # pages: half a millisecond
@@ -108,7 +108,8 @@ class Loader:
     def _made(self, table: Table, before: Snapshot[Any] | None, began: datetime) -> Snapshot[Any]:
         if before is not None and before.table.has_same_pages(table):
             # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
-            # good.
+            # good. But somebody may have stored the same in another form.
+            before.table.formed = table.formed
             table, indexes = before.table, before.keys_by_value
         else:
             indexes = self._index(table)
@@ -129,7 +130,9 @@ class Loader:
             return Table(PageList(cut_evenly(chunks)), None)
         known = None if before is None else before.table
         listed = PageList(known_page(page, known) for page in cut(chunks))
-        return Table(listed, self._where(listed.pages, known))
+        table = Table(listed, self._where(listed.pages, known))
+        table.formed = not in_python and reads_formed(self._reader, queryset)
+        return table
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:

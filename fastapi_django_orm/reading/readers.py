@@ -111,6 +111,14 @@ def is_final(queryset: AnyQuerySet) -> bool:
     return bool(queryset.query.is_sliced or queryset.query.combinator)
 
 
+def reads_formed(reader: Reader, queryset: AnyQuerySet) -> bool:
+    """Whether what is read of this query is known to be stored in the form in which Django stores it.
+
+    A database makes JSON of no other form; what Django's own converters take, nobody has looked at.
+    """
+    return reader.in_sql is not None and reader.in_sql.fits(queryset)
+
+
 def names_of_dicts(queryset: AnyQuerySet) -> list[str]:
     """What the dicts of a ``queryset()`` that ends in ``.values()`` have, in their order."""
     query = queryset.query
