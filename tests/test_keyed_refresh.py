@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import gc
+import sqlite3
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections, models
+from django.db.backends.signals import connection_created
 from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
 from django.db.models.lookups import LessThanOrEqual
@@ -927,6 +929,45 @@ def test_only_the_named_rows_are_read(database: str, logs: list[Any]) -> None:
     finish(main)
     counts = [entry.get("keys") for entry in logs if entry["event"] == "repository_refreshed"]
     assert counts == [4, 20, None]
+
+
+@pytest.mark.parametrize("most", [90, 250])
+def test_more_keys_than_the_database_takes_in_a_query(sqlite: str, most: int, logs: list[Any]) -> None:
+    """Then everything is read, in one query as well."""
+    Entry.objects.bulk_create([Entry(pk=n, number=n) for n in range(300)])
+    connections.close_all()
+
+    def limit(connection: Any, **_: Any) -> None:
+        connection.connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, most)
+
+    async def main() -> None:
+        async with started(entries(("pk",))) as (kept,):
+            await Entry.objects.aupdate(number=-1)
+            await kept.refresh(*range(100))
+            assert kept.get(99)["number"] == -1
+            assert kept.get(100)["number"] == (-1 if most == 90 else 100)
+
+    connection_created.connect(limit)
+    try:
+        finish(main)
+    finally:
+        connection_created.disconnect(limit)
+    (refreshed,) = (entry for entry in logs if entry["event"] == "repository_refreshed")
+    assert refreshed.get("keys") == (None if most == 90 else 100)
+
+
+def test_many_keys_of_several_columns(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than fit into one condition, where they become one that has another in it, and so on."""
+    monkeypatch.setattr("fastapi_django_orm.reading.refresh.SHARE_OF_KEYS", 1)
+    Seat.objects.bulk_create([Seat(row=row, number=2, guest="-") for row in range(1500)])
+
+    async def main() -> None:
+        async with started(declare("Seats", Seat)) as (seats,):
+            await Seat.objects.aupdate(guest="A")
+            await seats.refresh(*((row, 2) for row in range(1200)))
+            assert seats.get((1199, 2))["guest"] == "A"
+
+    finish(main)
 
 
 def test_pages_that_nothing_has_happened_to_are_shared(sqlite: str) -> None:

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from django.db import connections
+from django.db.models import CompositePrimaryKey
+
 from ..snapshots.changing import Changing, NewRow
 from ..snapshots.pages import Chunk
 from ..snapshots.placing import NotComparable, Order
@@ -20,6 +23,10 @@ from .sql_json import NotExpressible
 
 # The table and its indexes, the snapshot before, when what was read is from, when the load began.
 Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
+
+_MOST_CONDITIONS = 500  # SQLite has 1000 at most, and PostgreSQL what its stack has room for
+_MOST_OF_POSTGRESQL = 2**16 - 1  # parameters that its protocol can count
+_MOST_OF_OLD_SQLITE = 999
 
 # What may be the fault of these keys. A load of all asks for none, and raises again what is no key's fault.
 _OF_KEYS = (NotComparable, NotExpressible, *OF_ONE_KEY)
@@ -68,7 +75,7 @@ class KeyedLoader:
         began = datetime.now(UTC)
         queryset = self._queryset()
         order = self._order(queryset, before)
-        if order is None:
+        if order is None or not _takes(queryset, len(keys)):
             return None
         try:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
@@ -171,6 +178,32 @@ class KeyedLoader:
             for row in read.values()
         ]
         return gone, lookup_pairs(field, new)
+
+
+def _takes(queryset: AnyQuerySet, number: int) -> bool:
+    """Whether the database takes so many keys in one query. In several, rows would be of several moments."""
+    connection: Any = connections[queryset.db]
+    pk: Any = queryset.model._meta.pk
+    parts = len(pk.fields) if isinstance(pk, CompositePrimaryKey) else 1
+    # Of several columns Django, or the database, makes a condition for each key, one in the other.
+    if parts > 1 and number > _MOST_CONDITIONS:
+        return False
+    if connection.vendor == "sqlite":
+        most = _most_of_sqlite(connection)
+    elif getattr(connection.features, "uses_server_side_binding", False):
+        most = _MOST_OF_POSTGRESQL
+    else:  # the driver writes them into the query
+        return True
+    return bool(number * parts <= most // 2)  # which leaves as many for the query itself
+
+
+def _most_of_sqlite(connection: Any) -> int:
+    # Up to Django 6.0 max_query_params is what SQLite took long ago.
+    from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
+
+    connection.ensure_connection()
+    limit = getattr(connection.connection, "getlimit", None)  # which other drivers may lack
+    return _MOST_OF_OLD_SQLITE if limit is None else int(limit(SQLITE_LIMIT_VARIABLE_NUMBER))
 
 
 def _page_bytes(table: Table, keys: Collection[Hashable]) -> float:
