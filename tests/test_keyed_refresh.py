@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import gc
+import sqlite3
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ from zoneinfo import ZoneInfo
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import OperationalError, connections, models
+from django.db.backends.signals import connection_created
 from django.db.models import Count, F, Q, QuerySet, Window
 from django.db.models.functions import RowNumber
+from django.db.models.lookups import LessThanOrEqual
 from django.test.utils import isolate_apps, override_settings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,7 +32,7 @@ from fastapi_django_orm.snapshots.key_index import KeyIndex
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
 from tests.databases import created, default_changed, until
 from tests.gates import Gate, started
-from tests.project.board.models import Code, CodeField, Desk, Entry, Page, Seat, Topic, Writer
+from tests.project.board.models import Code, CodeField, Desk, Entry, Everything, Page, Seat, Topic, Writer
 from tests.repositories import declare, of
 
 FIELDS = (
@@ -298,6 +301,108 @@ def set_moment(key: int, moment: str) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute("UPDATE board_entry SET moment = %s WHERE id = %s", [str(local), key])
+
+
+# What others have stored, which sorts elsewhere than what Django reads; another value, as Django stores it.
+FORMS: dict[str, tuple[list[Any], Any]] = {
+    "a time with T": (["2020-01-01T00:00:00", "2020-01-01T06:00:00"], "2020-01-01 12:00:00"),
+    "a time with its zone": (
+        ["2020-01-01 03:00:00+03:00", "2020-01-01 09:00:00+00:00"],
+        "2020-01-01 02:00:00",
+    ),
+    "a day without zeros": (["2020-1-2", "2020-02-01"], "2020-01-10"),
+    "a number for a truth": ([2, 1], 0),
+    "letters of another case": (["B" * 32, "F" * 32], "c" * 32),
+}
+COLUMNS = dict(zip(FORMS, ("moment", "moment", "day", "flag", "token"), strict=True))
+
+
+def put(key: int, column: str, value: Any) -> None:
+    """Store this in an entry, behind the back of Django."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO board_entry (id, {column}, shown) VALUES (%s, %s, 1)"
+            f" ON CONFLICT (id) DO UPDATE SET {column} = excluded.{column}",
+            [key, value],
+        )
+
+
+@pytest.mark.parametrize("when", ["before", "later", "again"])
+@pytest.mark.parametrize("in_sql", [True, False], ids=["in SQL", "in Python"])
+@pytest.mark.parametrize("form", FORMS)
+def test_an_order_by_what_others_have_stored_otherwise(
+    sqlite: str, form: str, in_sql: bool, when: str
+) -> None:
+    """SQLite sorts what is stored, of which Django reads more forms than it writes."""
+    (first, second), usual = FORMS[form]
+    column = COLUMNS[form]
+    repository = declare(
+        "Entries", Entry, fields=("id", column, *(() if in_sql else ("price",))), ordering=(column,)
+    )
+
+    if when == "before":
+        put(1, column, first)
+        put(2, column, second)
+    elif when == "again":  # the same value in the usual form, at first
+        put(1, column, first)
+        Entry.objects.update(**{column: Entry.objects.values_list(column, flat=True).get()})
+    put(3, column, usual)
+
+    async def main() -> None:
+        async with started(repository) as (kept,):
+            if when == "later":
+                await run(put, 2, column, second)
+                await kept.refresh(2)
+                await assert_as_loaded_anew(kept)
+            elif when == "again":
+                await run(put, 1, column, first)
+                await kept.refresh()
+                await assert_as_loaded_anew(kept)
+            for key in (4, 1, 3):
+                await run(put, key, column, usual)
+                await kept.refresh(key)
+                await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+@pytest.mark.parametrize("fields", [("small",), ("key", "small")], ids=str)
+def test_an_order_by_keys_that_others_have_stored_otherwise(sqlite: str, fields: tuple[str, ...]) -> None:
+    """Keys are sorted as they are stored as well, and need not be among the fields."""
+
+    def put(key: str) -> None:
+        with connections["default"].cursor() as cursor:
+            cursor.execute("INSERT INTO board_everything (key, small) VALUES (%s, 1)", [key])
+
+    put("B" * 32)
+
+    async def main() -> None:
+        async with started(declare("Everythings", Everything, fields=fields)) as (kept,):
+            await run(put, "a" * 32)
+            await kept.refresh(UUID("a" * 32))
+            await assert_as_loaded_anew(kept)
+
+    finish(main)
+
+
+@pytest.mark.parametrize("column", ["moment", "day", "flag", "token"])
+def test_an_order_by_what_django_has_stored_needs_no_load_of_all(
+    sqlite: str, column: str, logs: list[Any]
+) -> None:
+    """Where the database has looked at each value's form, rows are placed by their keys alone."""
+    values = [value for value in VALUES[column] if value is not None]
+    Entry.objects.bulk_create([Entry(pk=key, **{column: values[key % 2]}) for key in range(9)])
+
+    async def main() -> None:
+        repository = declare("Entries", Entry, fields=("id", column), ordering=(column,))
+        async with started(repository) as (kept,):
+            for key in (8, 9, 1):
+                await Entry.objects.aupdate_or_create(pk=key, defaults={column: values[(key + 1) % 2]})
+                await kept.refresh(key)
+                await assert_as_loaded_anew(kept)
+
+    finish(main)
+    assert [log["keys"] for log in logs if log["event"] == "repository_refreshed"] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -610,6 +715,10 @@ def several_kinds() -> dict[str, type[Any]]:
         "distinct": of(lambda: objects.distinct(), ordering=("pk",)),
         "distinct values": of(lambda: objects.order_by("number").values("number").distinct()),
         "window": declare(queryset=lambda self: objects.annotate(rank=rank), model=Entry, ordering=("-pk",)),
+        "window in a filter": of(lambda: objects.filter(LessThanOrEqual(rank, 3)), fields=("number", "word")),
+        "window in an exclude": of(
+            lambda: objects.exclude(Q(LessThanOrEqual(rank, 3)) & Q(number__gte=0)), fields=("number", "word")
+        ),
         "joined": declare(
             model=Writer,
             queryset=lambda self: Writer.objects.filter(
@@ -641,6 +750,7 @@ def several_kinds() -> dict[str, type[Any]]:
 
 KINDS = [
     *("sliced", "sliced later", "distinct", "distinct values", "window", "joined", "counted", "union"),
+    *("window in a filter", "window in an exclude"),
     *("schema", "schema by a column", "serializer", "values", "values without a key", "grouped values"),
     *("random", "reversed", "expression", "without its key"),
 ]
@@ -819,6 +929,45 @@ def test_only_the_named_rows_are_read(database: str, logs: list[Any]) -> None:
     finish(main)
     counts = [entry.get("keys") for entry in logs if entry["event"] == "repository_refreshed"]
     assert counts == [4, 20, None]
+
+
+@pytest.mark.parametrize("most", [90, 250])
+def test_more_keys_than_the_database_takes_in_a_query(sqlite: str, most: int, logs: list[Any]) -> None:
+    """Then everything is read, in one query as well."""
+    Entry.objects.bulk_create([Entry(pk=n, number=n) for n in range(300)])
+    connections.close_all()
+
+    def limit(connection: Any, **_: Any) -> None:
+        connection.connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, most)
+
+    async def main() -> None:
+        async with started(entries(("pk",))) as (kept,):
+            await Entry.objects.aupdate(number=-1)
+            await kept.refresh(*range(100))
+            assert kept.get(99)["number"] == -1
+            assert kept.get(100)["number"] == (-1 if most == 90 else 100)
+
+    connection_created.connect(limit)
+    try:
+        finish(main)
+    finally:
+        connection_created.disconnect(limit)
+    (refreshed,) = (entry for entry in logs if entry["event"] == "repository_refreshed")
+    assert refreshed.get("keys") == (None if most == 90 else 100)
+
+
+def test_many_keys_of_several_columns(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than fit into one condition, where they become one that has another in it, and so on."""
+    monkeypatch.setattr("fastapi_django_orm.reading.refresh.SHARE_OF_KEYS", 1)
+    Seat.objects.bulk_create([Seat(row=row, number=2, guest="-") for row in range(1500)])
+
+    async def main() -> None:
+        async with started(declare("Seats", Seat)) as (seats,):
+            await Seat.objects.aupdate(guest="A")
+            await seats.refresh(*((row, 2) for row in range(1200)))
+            assert seats.get((1199, 2))["guest"] == "A"
+
+    finish(main)
 
 
 def test_pages_that_nothing_has_happened_to_are_shared(sqlite: str) -> None:

@@ -25,7 +25,7 @@ from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish
 from tests.databases import BOARD, DEADLINE, ask, created, default_changed, session, until, wait_until
 from tests.gates import started
-from tests.project.board.models import Entry, Page, Writer
+from tests.project.board.models import Entry, Page, Topic, Writer
 from tests.project.engines.schemas.base import DatabaseWrapper
 from tests.servers import PostgreSQL
 
@@ -120,6 +120,46 @@ def test_no_thread_is_needed() -> None:
                 assert cached.get("7")["title"] == "7"
                 await cached.refresh("7", "none")
                 assert cached.get("7")["title"] == "new"
+
+    finish(main)
+
+
+WIDE, ROWS = "題" * 2000, 300  # six kilobytes each
+
+
+@pytest.mark.parametrize("what", ["a part of the list", "many at once", "a keyed refresh"])
+def test_rows_that_are_wide_are_left_to_threads(what: str) -> None:
+    """Megabytes would keep the loop from others; one row is read there still, and all when they shrink."""
+    Topic.objects.bulk_create([Topic(comment=WIDE) for _ in range(ROWS)])
+    keys = list(Topic.objects.order_by("pk").values_list("pk", flat=True))
+    connections.close_all()
+    attributes = {"model": Topic, "fields": ("id", "comment"), "ordering": ("pk",)}
+
+    async def main() -> None:
+        own = type("Topics", (Repository,), attributes), type("Kept", (CachedRepository,), attributes)
+        async with started(*own, threads=THREADS) as (live, kept):
+            asked: dict[str, Callable[[], Any]] = {
+                "a part of the list": lambda: live.live.window(0, 100),
+                "many at once": lambda: asyncio.gather(*map(live.fetch, keys[:200])),
+                "a keyed refresh": lambda: kept.refresh(max(kept.snapshot.table.pages, key=len).keys[7]),
+            }
+            await live.fetch(keys[0])
+            await warm(live)
+            async with threads_taken():
+                reading = asyncio.ensure_future(asked[what]())
+                for _ in range(3):
+                    await asyncio.sleep(0)  # it leaves without those that follow
+                for key in keys[:30]:
+                    assert (await live.fetch(key))["comment"] == WIDE
+                assert not reading.done()
+            await reading
+            await Topic.objects.aupdate(comment="short")
+            for _ in range(3):
+                assert len(json.loads(await live.live.window(0, None))[live.name]) == ROWS
+            await kept.refresh()
+            await warm(live)
+            async with threads_taken():
+                await asked[what]()
 
     finish(main)
 

@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 from django.contrib.postgres import fields as postgres
 from django.db import connections, models
-from django.db.models import F
+from django.db.models import F, Window
+from django.db.models.functions import RowNumber
+from django.db.models.lookups import LessThanOrEqual
+from pydantic import BaseModel
 
-from tests.project.board.models import Author, Everything, Poem, Topic
+from fastapi_django_orm import Repository
+from tests.comparing import finish
+from tests.gates import started
+from tests.project.board.models import Author, Everything, Poem, Seat, Topic
 from tests.repositories import declare, of, read, rows
 
 pytestmark = pytest.mark.usefixtures("sqlite")
@@ -208,3 +214,74 @@ def test_arrays_cannot_be_changed(database: str) -> None:
     finally:
         with connections[database].schema_editor() as editor:
             editor.delete_model(Shelf)
+
+
+# The rows with the highest of something
+
+LATEST = Window(RowNumber(), order_by=F("id").desc())
+
+
+class TopicOut(BaseModel):
+    id: int
+    comment: str
+
+
+@pytest.mark.parametrize("ordering", [("pk",), ("-comment", "-id")], ids=str)
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, *({"fields": names} for names in (("id",), ("comment", "pk"), ("comment",))), {"schema": TopicOut}],
+    ids=["all fields", "the key", "pk", "without the key", "schema"],
+)
+@pytest.mark.parametrize("filtered", ["annotate", "alias", "filter"])
+def test_rows_chosen_by_a_window_function(
+    database: str, filtered: str, attributes: dict[str, Any], ordering: tuple[str, ...]
+) -> None:
+    """A repository of the last three rows has these, by their keys and in their order."""
+    topics = [Topic.objects.create(comment=comment) for comment in "ebdca"]
+    by_name: dict[str, Callable[[], Any]] = {
+        "annotate": lambda: Topic.objects.annotate(rank=LATEST).filter(rank__lte=3),
+        "alias": lambda: Topic.objects.alias(rank=LATEST).filter(rank__lte=3),
+        "filter": lambda: Topic.objects.filter(LessThanOrEqual(LATEST, 3)),
+    }
+    last = sorted(topics[2:], key=lambda topic: topic.comment if "comment" in ordering[0] else topic.pk)
+    if ordering[0].startswith("-"):
+        last.reverse()
+    found = read(
+        of(by_name[filtered], ordering=ordering, **attributes),
+        lambda kept: (list(kept.snapshot.by_key), json.loads(kept.snapshot.json)["topics"]),
+    )
+    assert found[0] == [topic.pk for topic in last]
+    names = {"id", "pk", "comment"}.intersection(found[1][0])
+    assert [{name: row[name] for name in names} for row in found[1]] == [
+        {name: getattr(topic, name) for name in names} for topic in last
+    ]
+
+
+@pytest.mark.parametrize("ordering", [("pk",), ("-pk",), ("-number",)], ids=str)
+@pytest.mark.parametrize("fields", [None, ("guest",), ("number", "guest")], ids=str)
+def test_rows_with_composite_keys_chosen_by_a_window_function(
+    database: str, fields: tuple[str, ...] | None, ordering: tuple[str, ...]
+) -> None:
+    """Their keys are whole, and a list of them and a part of it are in order."""
+    for row, number in [(1, 2), (1, 3), (2, 1), (3, 9)]:
+        Seat.objects.create(row=row, number=number, guest=f"{row} {number}")
+    best = Window(RowNumber(), order_by=[F("row").desc(), F("number").desc()])
+
+    def seats(self: Any) -> Any:
+        return Seat.objects.annotate(rank=best).filter(rank__lte=3)
+
+    attributes = {"model": Seat, "fields": fields, "ordering": ordering, "queryset": seats, "name": "seats"}
+    keys = {
+        "pk": [(1, 3), (2, 1), (3, 9)],
+        "-pk": [(3, 9), (2, 1), (1, 3)],
+        "-number": [(3, 9), (1, 3), (2, 1)],
+    }
+    expected = keys[ordering[0]]
+    assert read(declare(**attributes), lambda kept: list(kept.snapshot.by_key)) == expected
+
+    async def main() -> None:
+        async with started(type("Seats", (Repository,), attributes)) as (live,):
+            listed = json.loads(await live.live.window(1, 2))["seats"]
+            assert [seat["guest"] for seat in listed] == [f"{row} {number}" for row, number in expected[1:]]
+
+    finish(main)

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from ..errors import FieldsNotNamed, InvalidRepository
 from .declaration import Declared
+from .key_columns import AnyQuerySet
 from .models import unknown_field
 from .readers import (
     ColumnReader,
@@ -19,7 +20,6 @@ from .readers import (
     SerializerReader,
     names_of_dicts,
 )
-from .sql_json import AnyQuerySet
 
 
 def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:

@@ -13,9 +13,9 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 
 from ..errors import InvalidRepository, UnknownField, nearest
+from .key_columns import AnyQuerySet
 from .models import unknown_field
 from .readers import Reader
-from .sql_json import AnyQuerySet
 
 
 class Declared(Protocol):

@@ -6,6 +6,9 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from django.db import connections
+from django.db.models import CompositePrimaryKey
+
 from ..snapshots.changing import Changing, NewRow, new_rows
 from ..snapshots.pages import Chunk
 from ..snapshots.placing import NotComparable, Order
@@ -14,12 +17,17 @@ from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
 from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
-from .on_loop import LoopOutcome, LoopReads
-from .readers import OF_ONE_KEY, Reader
-from .sql_json import AnyQuerySet, NotExpressible
+from .key_columns import AnyQuerySet
+from .on_loop import MOST_BYTES, LoopOutcome, LoopReads
+from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final, reads_formed
+from .sql_json import NotExpressible
 
 # Takes the table, its indexes, the snapshot before, when the rows are from, and when the load began.
 Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
+
+_MOST_CONDITIONS = 500  # SQLite has 1000 at most, and PostgreSQL what its stack has room for
+_MOST_OF_POSTGRESQL = 2**16 - 1  # parameters that its protocol can count
+_MOST_OF_OLD_SQLITE = 999
 
 # Errors that may be these keys' fault. A full load asks for no keys, and raises again what is no key's fault.
 _OF_KEYS = (NotComparable, NotExpressible, *OF_ONE_KEY)
@@ -68,7 +76,7 @@ class KeyedLoader:
         began = datetime.now(UTC)
         queryset = self._queryset()
         order = self._order(queryset, before)
-        if order is None:
+        if order is None or not _takes(queryset, len(keys)):
             return None
         try:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
@@ -84,7 +92,7 @@ class KeyedLoader:
             before: the snapshot that there is.
             keys: of rows that may have changed, come or gone; few, since the loop waits for the work.
         """
-        if not self._on_loop.is_possible:
+        if not self._on_loop.is_possible or _page_bytes(before.table, keys) > MOST_BYTES:
             return None
         began = datetime.now(UTC)
         read: asyncio.Future[LoopOutcome] = asyncio.get_running_loop().create_future()
@@ -102,14 +110,15 @@ class KeyedLoader:
 
     def _order(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> Order | None:
         """The rows' order; None if rows read alone may differ from those in the list, or cannot be placed."""
-        query = queryset.query
-        together = query.is_sliced or query.combinator or query.distinct or query.distinct_fields
-        windows = any(annotation.contains_over_clause for annotation in query.annotations.values())
-        if together or windows or not before.table.has_unique_keys:
+        together = is_final(queryset) or queryset.query.distinct or depends_on_others(queryset)
+        if together or not before.table.has_unique_keys:
             return None
-        order = Order.of(queryset, self._reader.names)
+        order = Order.of(queryset, self._reader.names, formed=self._is_formed(queryset, before))
         readable = order is not None and (order.is_by_key or self._reader.codec is not None)
         return order if readable else None
+
+    def _is_formed(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> bool:
+        return before.table.formed and reads_formed(self._reader, queryset)
 
     def _changed(
         self,
@@ -128,6 +137,7 @@ class KeyedLoader:
             # The database may hold a row's key for equal to one that is written otherwise.
             keys = {*keys, *read}
             table = Changing(before.table, self._cache, order).changed(keys, read)
+            table.formed = self._is_formed(queryset, before)
         except _OF_KEYS:
             return None
         indexes = {
@@ -165,6 +175,42 @@ class KeyedLoader:
             for row in read.values()
         ]
         return gone, lookup_pairs(field, new)
+
+
+def _takes(queryset: AnyQuerySet, number: int) -> bool:
+    """Whether the database takes so many keys in one query. In several, rows would be of several moments."""
+    connection: Any = connections[queryset.db]
+    pk: Any = queryset.model._meta.pk
+    parts = len(pk.fields) if isinstance(pk, CompositePrimaryKey) else 1
+    # Of several columns Django, or the database, makes a condition for each key, one in the other.
+    if parts > 1 and number > _MOST_CONDITIONS:
+        return False
+    if connection.vendor == "sqlite":
+        most = _most_of_sqlite(connection)
+    elif getattr(connection.features, "uses_server_side_binding", False):
+        most = _MOST_OF_POSTGRESQL
+    else:  # the driver writes them into the query
+        return True
+    return bool(number * parts <= most // 2)  # which leaves as many for the query itself
+
+
+def _most_of_sqlite(connection: Any) -> int:
+    # Up to Django 6.0 max_query_params is what SQLite took long ago.
+    from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
+
+    connection.ensure_connection()
+    limit = getattr(connection.connection, "getlimit", None)  # which other drivers may lack
+    return _MOST_OF_OLD_SQLITE if limit is None else int(limit(SQLITE_LIMIT_VARIABLE_NUMBER))
+
+
+def _page_bytes(table: Table, keys: Collection[Hashable]) -> float:
+    """How much JSON the pages have that these rows are on, or will be: all of it is made anew."""
+    where = table.where
+    if where is None:
+        return table.size
+    pages = map(table.page, {where[key] for key in keys if key in where})
+    known = sum(len(page.json) for page in pages if page is not None)
+    return known + sum(key not in where for key in keys) * table.size / max(1, len(table.pages))
 
 
 def _tell(waiting: "asyncio.Future[LoopOutcome]", found: LoopOutcome) -> None:

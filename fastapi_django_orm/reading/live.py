@@ -13,10 +13,10 @@ from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Absent, Batcher, Outcomes
+from .key_columns import AnyQuerySet
 from .live_queries import LiveQueries, Window
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
-from .sql_json import AnyQuerySet
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")

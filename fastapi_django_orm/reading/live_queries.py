@@ -14,8 +14,9 @@ from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Outcomes
 from .equality import is_loose, storable
+from .key_columns import AnyQuerySet
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
-from .sql_json import AnyQuerySet, NotExpressible
+from .sql_json import NotExpressible
 
 _MOST_ROWS = 2**63 - 1
 

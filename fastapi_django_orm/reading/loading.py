@@ -13,11 +13,12 @@ from ..snapshots.row_cache import RowCache
 from ..snapshots.snapshot import Snapshot, value_of
 from ..snapshots.table import Table
 from ..snapshots.value_index import ValueIndex, lookup_pairs
+from .key_columns import AnyQuerySet
 from .keyed_loading import KeyedLoader
 from .on_loop import LoopReads
 from .pacing import Pace
-from .readers import CHUNK, Reader
-from .sql_json import AnyQuerySet, NotExpressible
+from .readers import CHUNK, Reader, reads_formed
+from .sql_json import NotExpressible
 
 STEP = 8  # pages: half a millisecond
 
@@ -108,7 +109,8 @@ class Loader:
     def _made(self, table: Table, before: Snapshot[Any] | None, began: datetime) -> Snapshot[Any]:
         if before is not None and before.table.has_same_pages(table):
             # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
-            # good.
+            # good. But somebody may have stored the same in another form.
+            before.table.formed = table.formed
             table, indexes = before.table, before.keys_by_value
         else:
             indexes = self._index(table)
@@ -129,7 +131,9 @@ class Loader:
         if not self._reader.keyed:
             return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None)
         listed = PageList(known_page(page, known) for page in cut(chunks))
-        return Table(listed, self._where(listed.pages, known))
+        table = Table(listed, self._where(listed.pages, known))
+        table.formed = not in_python and reads_formed(self._reader, queryset)
+        return table
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:

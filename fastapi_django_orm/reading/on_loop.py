@@ -18,15 +18,17 @@ from django.db.models.manager import BaseManager
 from ..database.loop_queries import Answer, LoopQueries
 from ..snapshots.pages import Chunk
 from .equality import is_loose
+from .key_columns import AnyQuerySet
 from .readers import Reader
-from .sql_json import AnyQuerySet, DatabaseJSON, NotExpressible, taken
+from .sql_json import DatabaseJSON, NotExpressible
 
 LoopOutcome = Chunk | Exception | None
 Done = Callable[[LoopOutcome], None]
 
-# Rows at a time; more of them would keep the loop from others.
+# Rows at a time, and bytes of them; more would keep the loop from others, which takes 5 ms for a megabyte.
 MOST_KEYS_OF_QUERY = 500
 MOST_OF_LIST = 100
+MOST_BYTES = 512 * 1024
 
 _ONE_KEY = "IN (%s)"
 _REMEMBERED = 200  # parts of the list
@@ -84,9 +86,9 @@ class LoopReads:
         Returns:
             Whether ``done`` will be called. If not, read on a thread.
         """
-        return len(keys) <= MOST_KEYS_OF_QUERY and self._ask(
-            self._queryset, partial(self._sql_of_rows, keys), done
-        )
+        if len(keys) > MOST_KEYS_OF_QUERY:
+            return False
+        return self._ask(self._queryset, len(keys), partial(self._sql_of_rows, keys), done)
 
     def window(self, offset: int, limit: int, done: Done) -> bool:
         """Read some rows of the list, in its order; otherwise the same as ``rows()``.
@@ -96,12 +98,14 @@ class LoopReads:
             limit: how many to read at most.
             done: as for ``rows()``.
         """
-        sql = partial(self._sql_of_window, offset, limit)
-        return limit <= MOST_OF_LIST and self._ask(self._ordered, sql, done)
+        if limit > MOST_OF_LIST:
+            return False
+        return self._ask(self._ordered, limit, partial(self._sql_of_window, offset, limit), done)
 
     def _ask(
         self,
         query: Callable[[], AnyQuerySet],
+        rows: int,
         sql: Callable[[AnyQuerySet, DatabaseJSON, BaseDatabaseWrapper], bytes | None],
         done: Done,
     ) -> bool:
@@ -113,9 +117,10 @@ class LoopReads:
         except Exception:  # of a router; a thread raises it again, where it can be told to the caller
             return False
         in_sql = self._reader.in_sql.get(alias)
-        if in_sql is None:
+        if in_sql is None or rows * in_sql.row_size > MOST_BYTES:
             return False
-        return self._queries().ask(alias, partial(sql, queryset, in_sql), lambda answer: done(_found(answer)))
+        compose = partial(sql, queryset, in_sql)
+        return self._queries().ask(alias, compose, lambda answer: done(_found(answer, in_sql)))
 
     def _sql_of_rows(
         self,
@@ -153,13 +158,13 @@ class LoopReads:
         return sql
 
 
-def _found(answer: Answer) -> LoopOutcome:
+def _found(answer: Answer, in_sql: DatabaseJSON) -> LoopOutcome:
     if answer is None or isinstance(answer, Exception):
         return answer
     if not answer:
         return Chunk([], [], [])
     try:
-        return Chunk(*taken(answer), [None] * len(answer))
+        return Chunk(*in_sql.taken(answer), [None] * len(answer))
     except NotExpressible:
         return None
 

@@ -22,7 +22,8 @@ from ..rows.encoding import Encoder
 from ..rows.row import Row, freeze
 from ..rows.sharing import frozen_type, is_shareable
 from ..snapshots.pages import Chunk
-from .sql_json import AnyQuerySet, DatabaseJSON
+from .key_columns import AnyQuerySet, with_key
+from .sql_json import DatabaseJSON
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
 
@@ -91,9 +92,9 @@ class ColumnReader:
             there = queryset.using(queryset.db)  # a router may choose another one whenever it is asked
             if (in_sql := self._database_json(there)) is not None:
                 return _without_objects(in_sql.read(there, CHUNK))
-        # The key comes last, and zip() leaves it out of the row.
-        rows = queryset.values_list(*self.names, key).iterator(CHUNK)
-        return _chunks((values[-1], *self._encoded(values[-1], values[:-1])) for values in rows)
+        number = len(self.names)  # what comes after these is of the key alone
+        rows, key_of = with_key(queryset, self.names, key)
+        return _chunks(self._keyed(key_of(values), values[:number]) for values in rows.iterator(CHUNK))
 
     def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         alias = queryset.db
@@ -108,8 +109,8 @@ class ColumnReader:
         in_sql = self.in_sql.get(alias)
         return in_sql if in_sql is not None and in_sql.fits(queryset) else None
 
-    def _encoded(self, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
-        return encode_columns(self.codec, self._encoder, key, values)
+    def _keyed(self, key: Hashable, values: tuple[Any, ...]) -> Encoded:
+        return key, *encode_columns(self.codec, self._encoder, key, values)
 
 
 def is_final(queryset: AnyQuerySet) -> bool:
@@ -125,6 +126,15 @@ def depends_on_others(queryset: AnyQuerySet) -> bool:
     query = queryset.query
     windows = any(annotation.contains_over_clause for annotation in query.annotations.values())
     return bool(windows or query.where.contains_over_clause or query.distinct_fields)
+
+
+def reads_formed(reader: Reader, queryset: AnyQuerySet) -> bool:
+    """Whether what is read of this query is known to be stored in the form in which Django stores it.
+
+    A database makes JSON of no other form; what Django's own converters take, nobody has looked at.
+    """
+    in_sql = reader.in_sql.get(queryset.db)
+    return in_sql is not None and in_sql.fits(queryset)
 
 
 def names_of_dicts(queryset: AnyQuerySet) -> list[str]:
@@ -218,8 +228,9 @@ class SchemaReader:
                     instance.__dict__[name] = _without_view(getattr(instance, name))
                 yield getattr(instance, key), instance
         else:
-            for values in queryset.values_list(*self._columns, key).iterator(CHUNK):
-                yield values[-1], dict(zip(self.names, map(_without_view, values), strict=False))
+            rows, key_of = with_key(queryset, self._columns, key)
+            for values in rows.iterator(CHUNK):
+                yield key_of(values), dict(zip(self.names, map(_without_view, values), strict=False))
 
 
 def _without_view(value: Any) -> Any:

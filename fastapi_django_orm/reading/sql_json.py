@@ -12,18 +12,18 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet
 from django.db import connections
-from django.db.models import F, Field, Func, QuerySet, TextField
+from django.db.models import CompositePrimaryKey, F, Field, Func, QuerySet, TextField
 from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
 
 from . import postgresql_json, sqlite_json
-
-AnyQuerySet = QuerySet[Any, Any]
+from .key_columns import AnyQuerySet, with_key
 
 # Each part makes an expression two deeper, and SQLite takes none that is deeper than 1000. One chain is the
 # quickest, since it grows in its place. Source: https://www.sqlite.org/limits.html#max_expr_depth
 _MOST_IN_A_CHAIN = 200
+_MEASURED = 1000  # rows: of more, those before these count less and less
 
 
 class RowJSON(Func):
@@ -71,6 +71,7 @@ class DatabaseJSON:
 
     Attributes:
         types: what Django makes of each column's values.
+        row_size: the length of a row's JSON in bytes, on average over the rows that were read last.
     """
 
     def __init__(self, names: Sequence[str], forms: Sequence[tuple[type, str]], vendor: str) -> None:
@@ -84,6 +85,8 @@ class DatabaseJSON:
         self._expression = RowJSON(names, [form for _, form in forms])
         self._vendor = vendor
         self.types = [kind for kind, _ in forms]
+        self.row_size = 0.0
+        self._measured = 0  # rows that it is the average of
 
     @classmethod
     def of(cls, queryset: AnyQuerySet, names: Sequence[str]) -> "DatabaseJSON | None":
@@ -96,13 +99,16 @@ class DatabaseJSON:
         connection = connections[queryset.db]
         if not _is_plain(queryset) or connection.vendor not in ("postgresql", "sqlite"):
             return None
-        compiler = queryset.values_list(*names, "pk").query.get_compiler(using=queryset.db)
+        if isinstance(queryset.model._meta.pk, CompositePrimaryKey):
+            return None
+        keyed, _ = with_key(queryset, names)
+        compiler = keyed.query.get_compiler(using=queryset.db)
         sql, params = compiler.as_sql()
         columns = [expression for expression, _, _ in compiler.select or ()]
         if not all(map(_is_plain_column, columns)):
             return None  # a transform, or a field that is selected in a way of its own
         if connection.vendor == "sqlite":
-            forms = sqlite_json.forms(connection, compiler.query, columns[:-1])
+            forms = sqlite_json.forms(connection, compiler.query, columns[: len(names)])
         else:
             forms = postgresql_json.forms(connection, columns, sql, params)
         return None if forms is None else cls(names, forms[: len(names)], connection.vendor)
@@ -132,7 +138,7 @@ class DatabaseJSON:
         # Closed here and not by the collector: an open stream keeps the connection from any other query.
         with closing(self._rows(queryset, size)) as rows:
             while chunk := list(islice(rows, size)):
-                yield taken(chunk)
+                yield self.taken(chunk)
 
     def _rows(self, queryset: AnyQuerySet, size: int) -> Generator[Any, None, None]:
         if self._vendor == "sqlite":
@@ -147,17 +153,24 @@ class DatabaseJSON:
     def _query(self, queryset: AnyQuerySet) -> AnyQuerySet:
         return queryset.values_list(self._expression, "pk")
 
+    def taken(self, rows: Sequence[tuple[str | None, Any]]) -> tuple[list[Any], list[bytes]]:
+        """The keys and the JSON of rows, at least one, that were read by such a query.
 
-def taken(rows: Sequence[tuple[str | None, Any]]) -> tuple[list[Any], list[bytes]]:
-    """The keys and the JSON of rows, at least one, that were read by such a query.
+        Raises:
+            NotExpressible: one of them has no JSON form in SQL.
+        """
+        texts, keys = zip(*rows, strict=True)
+        if None in texts:
+            raise NotExpressible
+        json = [text.encode() for text in texts]
+        self._measure(json)
+        return list(keys), json
 
-    Raises:
-        NotExpressible: one of them has no JSON form in SQL.
-    """
-    texts, keys = zip(*rows, strict=True)
-    if None in texts:
-        raise NotExpressible
-    return list(keys), [text.encode() for text in texts]
+    def _measure(self, json: Sequence[bytes]) -> None:
+        # Threads may do this at the same time; an average that misses a few rows is as good.
+        number = len(json)
+        self._measured = measured = max(number, min(_MEASURED, self._measured + number))
+        self.row_size += (sum(map(len, json)) / number - self.row_size) * number / measured
 
 
 def _is_plain(queryset: AnyQuerySet) -> bool:

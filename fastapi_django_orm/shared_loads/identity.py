@@ -20,7 +20,7 @@ from django.db import connections
 from django.db.models.query import ValuesIterable
 
 from ..reading.declaration import Declared
-from ..reading.sql_json import AnyQuerySet
+from ..reading.key_columns import AnyQuerySet
 from .format import FORMAT
 
 PACKAGES = ("fastapi-django-orm", "pydantic-core")

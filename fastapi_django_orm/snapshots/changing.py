@@ -112,6 +112,8 @@ class Changing:
             else:
                 self._edits[position].gone.add(index)
                 return [(self._place(new), new)]
+        elif self._order.by_form and not self._order.is_by_key:
+            self._place(new)  # only to hear whether it can be told: a row that looks the same may have moved
         return []
 
     def _insert(self, placed: list[tuple[Place, NewRow]]) -> None:

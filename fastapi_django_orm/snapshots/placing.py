@@ -22,6 +22,8 @@ _COMPARABLE: Mapping[str, frozenset[type]] = {
     "mysql": _ANYWHERE | {Decimal},  # MariaDB sorts UUIDs by their parts
     "sqlite": _ANYWHERE | {UUID},  # decimals are floats there
 }
+# SQLite has these as texts and numbers, and sorts those: a time with a T in it after all others of that day.
+_OF_ONE_FORM = frozenset({bool, date, datetime, time, UUID})
 
 
 class NotComparable(Exception):
@@ -46,10 +48,20 @@ class Down:
 
 
 class Order:
-    """A query's order: columns, each up or down, of which the last is the primary key."""
+    """A query's order: columns, each up or down, of which the last is the primary key.
+
+    Attributes:
+        by_form: whether two values that are equal may have different places, for they are stored otherwise.
+    """
 
     def __init__(
-        self, columns: Sequence[tuple[str | None, bool]], vendor: str, zone: str | None = None
+        self,
+        columns: Sequence[tuple[str | None, bool]],
+        vendor: str,
+        zone: str | None = None,
+        *,
+        formed: bool,
+        key_formed: bool,
     ) -> None:
         """Sort by these columns.
 
@@ -58,20 +70,27 @@ class Order:
             vendor: the database's, by which nulls come first or last.
             zone: the one in which times are read, if the database sorts them in another; empty if it is not
                 known, None if there is no such zone.
+            formed: whether all values are known to be stored in the form in which Django stores them.
+            key_formed: whether the keys are.
         """
         self._columns = columns
-        self._types = _COMPARABLE.get(vendor, frozenset())
+        comparable = _COMPARABLE.get(vendor, frozenset())
+        self.by_form = vendor == "sqlite" and not formed
+        of_any_form = comparable - _OF_ONE_FORM if vendor == "sqlite" else comparable
+        self._types = comparable if formed else of_any_form
+        self._key_types = comparable if key_formed else of_any_form
         # PostgreSQL has NaN above all numbers, and null above that; the others have null below, and no NaN.
         self._null = 2 if vendor == "postgresql" else -1
         self._zone = zone
 
     @classmethod
-    def of(cls, queryset: "QuerySet[Any, Any]", names: Sequence[str]) -> "Order | None":
+    def of(cls, queryset: "QuerySet[Any, Any]", names: Sequence[str], *, formed: bool) -> "Order | None":
         """The query's order, or None if it is not one of the rows' own columns that ends in the key.
 
         Args:
             queryset: the query.
             names: what its rows have.
+            formed: whether what the rows have is known to be stored in the form in which Django stores it.
         """
         query, pk = queryset.query, queryset.model._meta.pk
         items = list(query.order_by)
@@ -91,7 +110,9 @@ class Order:
         if columns[-1][0] is not None:
             return None
         connection: Any = connections[queryset.db]
-        return cls(columns, connection.vendor, _zone_of(connection))
+        key_formed = formed and not {"pk", pk.attname, pk.name}.isdisjoint(names)
+        zone = _zone_of(connection)
+        return cls(columns, connection.vendor, zone, formed=formed, key_formed=key_formed)
 
     @property
     def is_by_key(self) -> bool:
@@ -108,13 +129,20 @@ class Order:
         Raises:
             NotComparable: this row's place cannot be told.
         """
-        values = ((key if name is None or row is None else row[name], down) for name, down in self._columns)
-        return tuple(Down(self._ranked(value)) if down else self._ranked(value) for value, down in values)
+        ranks = (
+            self._ranked(key, self._key_types)
+            if name is None or row is None
+            else self._ranked(row[name], self._types)
+            for name, _ in self._columns
+        )
+        return tuple(
+            Down(rank) if down else rank for rank, (_, down) in zip(ranks, self._columns, strict=True)
+        )
 
-    def _ranked(self, value: Any) -> tuple[int, Any]:
+    def _ranked(self, value: Any, types: frozenset[type]) -> tuple[int, Any]:
         if value is None:
             return self._null, 0
-        if type(value) not in self._types:
+        if type(value) not in types:
             raise NotComparable
         if self._zone is not None and type(value) is datetime and _may_come_twice(value, self._zone):
             raise NotComparable
