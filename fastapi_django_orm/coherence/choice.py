@@ -75,6 +75,13 @@ def is_named(settings: ORMSettings, listener: Listener) -> bool:
     return "auto" not in settings.coherence or kind == "redis" or _names(settings, kind)
 
 
+def is_told_by_django(settings: ORMSettings) -> bool:
+    """Whether a broker or a route is named, through which Django's processes tell of their writes."""
+    return any(
+        "://" in item and not item.startswith(("postgres://", "postgresql://")) for item in settings.coherence
+    )
+
+
 def publishers(settings: ORMSettings) -> list[Publisher]:
     """What has to be told of every write that no database announces: brokers, and applications' routes.
 

@@ -10,13 +10,14 @@ from .. import running
 from ..errors import RefreshFailed
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
-from .choice import is_named, listeners
+from .choice import is_named, is_told_by_django, listeners
 from .concerns import concern_of
 from .follower import Follower
 from .hints import Hint
 from .link import Link
 from .process import ProcessListener
 from .roll_call import Attendance, RollCall
+from .transport import Listener
 from .workers import Connecting
 
 logger = structlog.get_logger("fastapi_django_orm")
@@ -53,7 +54,12 @@ class Coherence:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.hear)
         self.links = [
-            Link(listener, is_named(settings, listener), self._dispatch, self.roll_call.said)
+            Link(
+                listener,
+                self._needed(listener, settings, repositories),
+                self._dispatch,
+                self.roll_call.said,
+            )
             for listener in listeners(settings, self._concerns.values())
         ]
         for link in self.links:
@@ -138,6 +144,22 @@ class Coherence:
         """
         return await self.roll_call.ask(
             {name: self._connecting(name) if wait else [] for name in names}, wait
+        )
+
+    def _needed(
+        self, listener: Listener, settings: ORMSettings, repositories: Mapping[str, Any]
+    ) -> frozenset[str] | None:
+        """Labels of the models of whose writes nothing but this transport tells; None: it was asked for."""
+        if is_named(settings, listener):
+            return None
+        if is_told_by_django(settings):
+            return frozenset()
+        aliases = listener.aliases
+        return frozenset(
+            label
+            for name, concern in self._concerns.items()
+            if repositories[name].max_age is None and (aliases is None or concern.alias in aliases)
+            for label in concern.tables.values()
         )
 
     def _connecting(self, name: str) -> list[Link]:
