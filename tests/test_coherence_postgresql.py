@@ -451,7 +451,10 @@ def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> N
 
     run(main)
     missing = [entry for entry in logs if entry["event"] == "triggers_missing"]
-    assert missing[0]["hint"].endswith("coherence install board.Topic")
+    assert missing[0]["hint"] == (
+        "Put fastapi_django_orm.django into INSTALLED_APPS first, "
+        "then run: python manage.py coherence install board.Topic"
+    )
 
 
 def test_triggers_that_come_later(board: PostgreSQL) -> None:

@@ -468,8 +468,9 @@ def test_a_worker_follows_a_command(board: Project, connection: psycopg.Connecti
 
 
 def test_a_worker_is_refreshed(board: Project, connection: psycopg.Connection) -> None:
-    """Without triggers a running worker loads again when `manage.py refresh` says so."""
+    """Without triggers, whose command it names, a worker loads again when `manage.py refresh` says so."""
     with board.uvicorn() as server:
+        server.wait_for_output("triggers_missing +hint='python manage.py coherence install bbs.Topic'")
         connection.execute("INSERT INTO bbs_topic (comment) VALUES ('unannounced')")
         manage(board, "refresh", "topics")
         wait_until(lambda: len(server.get("/").json()["topics"]) == 1, "the topic")
