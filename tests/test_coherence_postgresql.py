@@ -294,7 +294,7 @@ def test_a_connection_that_goes_silent(proxy: TCPProxy) -> None:
     run(main)
 
 
-def test_a_server_that_is_away_at_startup(proxy: TCPProxy) -> None:
+def test_a_server_that_is_away_at_startup(proxy: TCPProxy, logs: list[Any]) -> None:
     """The application starts and serves; when the listener gets through, everything is read anew."""
 
     async def main() -> None:
@@ -303,9 +303,17 @@ def test_a_server_that_is_away_at_startup(proxy: TCPProxy) -> None:
             await write("one")
             await asyncio.to_thread(proxy.resume)
             await follows(topics, "one")
+            await asyncio.to_thread(proxy.reset)
+            await eventually(lambda: "coherence_lost" in events(), "the loss is noticed")
+
+    def events() -> list[str]:
+        names = ("coherence_unavailable", "coherence_connected", "coherence_lost")
+        told = (entry["event"] for entry in logs if entry.get("transport") == "postgresql:postgresql")
+        return [event for event in told if event in names]
 
     proxy.refuse()
     run(main)
+    assert events()[:3] == ["coherence_unavailable", "coherence_connected", "coherence_lost"]
 
 
 def test_an_end_in_the_middle_of_silence(proxy: TCPProxy) -> None:
@@ -335,8 +343,9 @@ def test_a_pool_in_transaction_mode(board: PostgreSQL, logs: list[Any]) -> None:
 
     with PgBouncer(board.url(BOARD)) as pool:
         run(lambda: main(pool.url()))
-    (lost,) = [entry for entry in logs if entry["event"] == "coherence_lost"]
-    assert "DJANGO_ORM_COHERENCE_DSN" in lost["cause"]
+    (unavailable,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert unavailable["event"] == "coherence_unavailable"  # and not lost, since it has never been there
+    assert "DJANGO_ORM_COHERENCE_DSN" in unavailable["cause"]
 
 
 def test_django_behind_the_pool_and_the_listener_not(board: PostgreSQL) -> None:

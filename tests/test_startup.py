@@ -206,6 +206,16 @@ def test_start_goes_from_settings_to_data(project: Project) -> None:
     assert "TableMissing: " in explanation(project.fails())
 
 
+@pytest.mark.parametrize("name", ["/nowhere/db.sqlite3", "never_made.sqlite3"])
+def test_what_was_never_there_is_not_lost(project: Project, name: str) -> None:
+    """A start that fails for want of a database or its tables does not say that a connection was lost."""
+    project.append(
+        "config/settings.py",
+        f"DATABASES['default'] = {{'ENGINE': 'django.db.backends.sqlite3', 'NAME': {name!r}}}\n",
+    )
+    assert "coherence_lost" not in project.fails()
+
+
 # A large table
 
 

@@ -123,7 +123,8 @@ class Link:
     def _lost(self, error: Exception) -> None:
         was_up, self.connected_since = self.connected_since is not None, None
         if was_up or self._failures == 0:  # one line, however long it lasts
-            _log("error", "coherence_lost", self, error=type(error).__name__, cause=str(error))
+            event = "coherence_lost" if self.has_been_up else "coherence_unavailable"
+            _log("error", event, self, error=type(error).__name__, cause=str(error))
         if was_up and time.monotonic() - self._up_since > LAST_DELAY:
             self._failures = 0
         self._failures += 1
