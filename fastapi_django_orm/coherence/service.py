@@ -10,7 +10,7 @@ from .. import running
 from ..errors import RefreshFailed
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
-from .choice import is_named, is_told_by_django, listeners
+from .choice import how_to_hear, is_named, is_told_by_django, listeners
 from .concerns import concern_of
 from .follower import Follower
 from .hints import Hint
@@ -22,10 +22,6 @@ from .workers import Connecting
 
 logger = structlog.get_logger("fastapi_django_orm")
 
-HOW_TO_HEAR = (
-    "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes; "
-    "or off, if nobody else writes."
-)
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
 
 
@@ -48,6 +44,7 @@ class Coherence:
             InvalidSettings: a transport is named whose package is not installed.
             InvalidRepository: a ``depends_on`` cannot be used.
         """
+        self._settings = settings
         self._spread = settings.coherence_spread
         self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
         self._followers: dict[str, Follower] = {}
@@ -56,7 +53,7 @@ class Coherence:
         self.links = [
             Link(
                 listener,
-                self._needed(listener, settings, repositories),
+                self._needed(listener, repositories),
                 self._dispatch,
                 self.roll_call.said,
             )
@@ -77,8 +74,8 @@ class Coherence:
             for task in slow:
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
-        if self.links and (deaf := [name for name in self._concerns if not self._hears_elsewhere(name)]):
-            logger.warning("writes_elsewhere_unheard", repositories=deaf, hint=HOW_TO_HEAR)
+        if self.links:
+            self._tell_of_deaf()
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
         """Have these follow the hints that come from now on. Their first loads must begin later.
@@ -146,13 +143,11 @@ class Coherence:
             {name: self._connecting(name) if wait else [] for name in names}, wait
         )
 
-    def _needed(
-        self, listener: Listener, settings: ORMSettings, repositories: Mapping[str, Any]
-    ) -> frozenset[str] | None:
+    def _needed(self, listener: Listener, repositories: Mapping[str, Any]) -> frozenset[str] | None:
         """Labels of the models of whose writes nothing but this transport tells; None: it was asked for."""
-        if is_named(settings, listener):
+        if is_named(self._settings, listener):
             return None
-        if is_told_by_django(settings):
+        if is_told_by_django(self._settings):
             return frozenset()
         aliases = listener.aliases
         return frozenset(
@@ -173,6 +168,14 @@ class Coherence:
         follower.follow(None)
         await follower.settle()
         return follower.refresher.error is None
+
+    def _tell_of_deaf(self) -> None:
+        deaf: dict[str, list[str]] = {}  # by what helps
+        for name, concern in self._concerns.items():
+            if not self._hears_elsewhere(name):
+                deaf.setdefault(how_to_hear(self._settings, concern.alias), []).append(name)
+        for hint, names in deaf.items():
+            logger.warning("writes_elsewhere_unheard", repositories=names, hint=hint)
 
     def _hears_elsewhere(self, name: str) -> bool:
         """Whether a transport is there that carries writes of other processes."""
