@@ -37,8 +37,8 @@ demo: $(VENV)/dev.installed
 	cd sample && ../$(BIN)/python manage.py demo
 	@echo
 	@echo "  http://$(HOST):$(PORT)/          the topics as JSON, from memory"
-	@echo "  http://$(HOST):$(PORT)/board/    the board, served by Django: write something"
-	@echo "  http://$(HOST):$(PORT)/refresh/  load again: the new topic is in / too"
+	@echo "  http://$(HOST):$(PORT)/board/    the board, served by Django: write something, and / has it too"
+	@echo "  http://$(HOST):$(PORT)/refresh/  load again now, whether anything was written or not"
 	@echo "  http://$(HOST):$(PORT)/admin/    Django's admin: demo, password demo"
 	@echo "  http://$(HOST):$(PORT)/docs      FastAPI's documentation of the API"
 	@echo

@@ -26,6 +26,9 @@ from .errors import InvalidSettings, nearest
 
 PREFIX = "DJANGO_ORM_"
 
+# Unknown variables that were told of: the application and the Django app both read the settings.
+_told_of: set[str] = set()
+
 
 def _none_if_empty(value: Any) -> Any:
     # FOO= in a shell or in .env means "not set".
@@ -216,8 +219,10 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
 def _warn_of_unknown() -> None:
     known = {PREFIX + name.upper() for name in ORMSettings.model_fields}
     sources = (EnvSettingsSource(ORMSettings), DotEnvSettingsSource(ORMSettings))
-    for variable in sorted({name.upper() for source in sources for name in source.env_vars} - known):
+    found = {name.upper() for source in sources for name in source.env_vars}
+    for variable in sorted(found - known - _told_of):
         if variable.startswith(PREFIX):
+            _told_of.add(variable)
             structlog.get_logger("fastapi_django_orm").warning(
                 "unknown_setting", variable=variable, hint=nearest(variable, known)
             )

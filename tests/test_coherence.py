@@ -390,18 +390,26 @@ def test_passwords_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in str(error.value)
 
 
-def test_a_database_that_tells_nobody(sqlite: str) -> None:
-    """The log names the repositories that hear of no other process, and what to set."""
+@pytest.mark.parametrize("coherence", ["process", "other", "http://127.0.0.1:9/refresh/"])
+@pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"], indirect=True)
+def test_a_database_that_nobody_listens_to(database: str, coherence: str) -> None:
+    """The log names the repositories that hear of no other process, and what to set for their database."""
+    kind = connections[database].vendor
+    other = "postgresql" if kind == "sqlite" else "sqlite"
 
     async def main() -> None:
-        async with hearing(declare(), coherence="process"):
+        async with hearing(declare(), coherence=coherence.replace("other", other)):
             pass
 
     with capture_logs() as logs:
         run(main)
     (warning,) = [entry for entry in logs if entry["event"] == "writes_elsewhere_unheard"]
     assert warning["repositories"] == ["topics"]
-    assert "DJANGO_ORM_COHERENCE" in warning["hint"]
+    if kind == "mysql":
+        assert "Set DJANGO_ORM_COHERENCE=redis://" in warning["hint"]
+    else:
+        assert f"DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or add {kind}" in warning["hint"]
+        assert "redis" not in warning["hint"]
 
 
 def test_off(sqlite: str) -> None:

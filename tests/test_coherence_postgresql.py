@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import psycopg
@@ -17,6 +18,7 @@ from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
+from fastapi_django_orm.routes.health import report
 from tests.announcing import EXOTIC_TABLES, WITHOUT_EXOTIC_TABLES, announced
 from tests.databases import BOARD, DEADLINE
 from tests.gates import Gate, comments, gated
@@ -42,6 +44,7 @@ from tests.repositories import declare, of
 from tests.servers import PgBouncer, PostgreSQL, TCPProxy
 
 HEARTBEAT = 0.4  # seconds
+MINUTE = timedelta(minutes=1)
 NAME = "fastapi-django-orm%"  # by which the server knows listeners
 
 
@@ -291,7 +294,7 @@ def test_a_connection_that_goes_silent(proxy: TCPProxy) -> None:
     run(main)
 
 
-def test_a_server_that_is_away_at_startup(proxy: TCPProxy) -> None:
+def test_a_server_that_is_away_at_startup(proxy: TCPProxy, logs: list[Any]) -> None:
     """The application starts and serves; when the listener gets through, everything is read anew."""
 
     async def main() -> None:
@@ -300,9 +303,17 @@ def test_a_server_that_is_away_at_startup(proxy: TCPProxy) -> None:
             await write("one")
             await asyncio.to_thread(proxy.resume)
             await follows(topics, "one")
+            await asyncio.to_thread(proxy.reset)
+            await eventually(lambda: "coherence_lost" in events(), "the loss is noticed")
+
+    def events() -> list[str]:
+        names = ("coherence_unavailable", "coherence_connected", "coherence_lost")
+        told = (entry["event"] for entry in logs if entry.get("transport") == "postgresql:postgresql")
+        return [event for event in told if event in names]
 
     proxy.refuse()
     run(main)
+    assert events()[:3] == ["coherence_unavailable", "coherence_connected", "coherence_lost"]
 
 
 def test_an_end_in_the_middle_of_silence(proxy: TCPProxy) -> None:
@@ -332,8 +343,9 @@ def test_a_pool_in_transaction_mode(board: PostgreSQL, logs: list[Any]) -> None:
 
     with PgBouncer(board.url(BOARD)) as pool:
         run(lambda: main(pool.url()))
-    (lost,) = [entry for entry in logs if entry["event"] == "coherence_lost"]
-    assert "DJANGO_ORM_COHERENCE_DSN" in lost["cause"]
+    (unavailable,) = [entry for entry in logs if entry["log_level"] == "error"]
+    assert unavailable["event"] == "coherence_unavailable"  # and not lost, since it has never been there
+    assert "DJANGO_ORM_COHERENCE_DSN" in unavailable["cause"]
 
 
 def test_django_behind_the_pool_and_the_listener_not(board: PostgreSQL) -> None:
@@ -431,13 +443,14 @@ def test_unknown_models_cost_nothing(board: PostgreSQL) -> None:
 
 
 def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> None:
-    """The log names the models and the command; only a transport that was asked for is degraded by it."""
+    """The log names the models and the command, and it is degraded as it is by those that are lost."""
     uninstall_triggers()
 
     async def main() -> None:
         async with hearing(declare()) as (topics, coherence):
             assert listener(coherence).listener.unheard == {"board.Topic"}
-            assert not listener(coherence).degraded
+            assert listener(coherence).degraded
+            assert (await report({}, [])).status == "degraded"
             await write("one")
             await seen("topics")  # nobody has announced it
             assert comments(topics) == ["one"]
@@ -447,7 +460,67 @@ def test_triggers_that_were_never_there(board: PostgreSQL, logs: list[Any]) -> N
 
     run(main)
     missing = [entry for entry in logs if entry["event"] == "triggers_missing"]
-    assert missing[0]["hint"].endswith("coherence install board.Topic")
+    assert missing[0]["hint"] == (
+        "Put fastapi_django_orm.django into INSTALLED_APPS first, "
+        "then run: python manage.py coherence install board.Topic"
+    )
+
+
+def test_triggers_that_come_later(board: PostgreSQL) -> None:
+    """A heartbeat after `coherence install` all is well."""
+    uninstall_triggers()
+
+    async def main() -> None:
+        async with hearing(declare(), coherence_heartbeat=HEARTBEAT) as (topics, coherence):
+            await write("one")
+            assert listener(coherence).degraded
+            await outside(install_triggers)
+            await follows(topics, "one")
+            await eventually(lambda: not listener(coherence).degraded, "they are noticed")
+
+    run(main)
+
+
+ELSEWHERE = "http://127.0.0.1:9/refresh/"  # where nobody listens, and an application posts nothing
+
+
+@pytest.mark.parametrize(
+    ("max_ages", "coherence", "expected"),
+    [
+        ([MINUTE], "auto", False),
+        ([None], f"auto,{ELSEWHERE}", False),
+        ([MINUTE, None], "auto", True),
+        ([MINUTE], "postgresql", True),
+        ([None], f"auto,postgresql,{ELSEWHERE}", True),
+    ],
+    ids=str,
+)
+def test_triggers_that_nobody_needs(
+    board: PostgreSQL, max_ages: list[timedelta | None], coherence: str, expected: bool
+) -> None:
+    """All is well without them if every repository has a `max_age`, or if Django tells of writes."""
+    uninstall_triggers()
+    repositories = [declare(name=f"R{number}", max_age=age) for number, age in enumerate(max_ages)]
+
+    async def main() -> None:
+        async with hearing(*repositories, coherence=coherence) as (_, service):
+            assert listener(service).listener.unheard == {"board.Topic"}
+            assert listener(service).degraded is expected
+
+    run(main)
+
+
+def test_triggers_that_are_lost_under_a_max_age(board: PostgreSQL) -> None:
+    """What has been relied on is missed, whatever else refreshes the rows."""
+
+    async def main() -> None:
+        repository = declare(max_age=MINUTE)
+        async with hearing(repository, coherence_heartbeat=HEARTBEAT) as (_, coherence):
+            assert not listener(coherence).degraded
+            await outside(uninstall_triggers)
+            await eventually(lambda: listener(coherence).degraded, "the missing triggers are noticed")
+
+    run(main)
 
 
 @pytest.mark.parametrize(

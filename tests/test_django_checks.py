@@ -109,6 +109,12 @@ def test_wrong_settings(on_sqlite: Project) -> None:
     assert "DJANGO_ORM_COHERENCE" in output
 
 
+def test_unknown_settings(on_sqlite: Project) -> None:
+    """A variable that does not exist is told of once, however often the settings are read."""
+    output = check(on_sqlite, "--deploy", DJANGO_ORM_REFRSH_TOKEN="s3cret")
+    assert output.count("unknown_setting") == 1
+
+
 def test_sqlite_is_heard(on_sqlite: Project) -> None:
     """SQLite needs nothing."""
     assert found(check(on_sqlite, "--deploy")) == []

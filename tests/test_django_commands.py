@@ -92,7 +92,123 @@ def test_install_status_uninstall(board: Project, connection: psycopg.Connection
     assert [hint.label for hint in heard_of_a_topic(connection)] == ["bbs.Topic"]
     assert "bbs.Topic (bbs_topic, database default): removed" in manage(board, "coherence", "uninstall")
     assert ours(connection) == []
-    assert "not there" in manage(board, "coherence", "uninstall")
+    assert "Database default: nothing is there" in manage(board, "coherence", "uninstall")
+
+
+def test_what_no_repository_needs_any_more(board: Project, connection: psycopg.Connection) -> None:
+    """`status` lists it, and `uninstall` removes it, with or without a repository and an application."""
+    with_users(board)
+    manage(board, "coherence", "install", "bbs.Topic", "auth.User", "auth.Group")
+    connection.execute('ALTER TABLE auth_group RENAME TO "Gone away"')
+    output = manage(board, "coherence", "status")
+    assert "bbs.Topic (bbs_topic, database default): installed\n" in output
+    assert "auth.User (auth_user, database default): installed, and no repository needs it" in output
+    assert 'no model ("Gone away", database default): installed, and no repository needs it' in output
+    assert "no repository" not in manage(board, "coherence", "status", "bbs.Topic")
+
+    board.write("main.py", "from fastapi import FastAPI\n\napp = FastAPI(title='Empty')\n")
+    output = manage(board, "coherence", "status")
+    assert "bbs.Topic (bbs_topic, database default): installed, and no repository needs it" in output
+    assert "auth.User" in output
+
+    board.remove("main.py")
+    output = manage(board, "coherence", "uninstall")
+    assert "auth.User (auth_user, database default): removed" in output
+    assert 'no model ("Gone away", database default): removed' in output
+    assert ours(connection) == []
+
+
+def test_what_is_left_of_a_table(board: Project, connection: psycopg.Connection) -> None:
+    """The function of a table that was dropped is listed and removed, and what belongs to others stays."""
+    manage(board, "coherence", "install")
+    connection.execute("DROP TABLE bbs_topic")
+    connection.execute(TABLE)
+    (function,) = ours(connection)
+    assert f"{function}() (database default): no trigger calls it" in refused(board, "coherence", "status")
+    connection.execute(
+        "CREATE FUNCTION fastapi_django_ormx_() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER fastapi_django_ormx_ AFTER INSERT ON bbs_topic"
+        " EXECUTE FUNCTION fastapi_django_ormx_()"
+    )
+    manage(board, "coherence", "uninstall")
+    assert ours(connection) == ["bbs_topic fastapi_django_ormx_", "fastapi_django_ormx_"]
+
+
+@pytest.mark.parametrize("printed", [False, True], ids=["executed", "printed"])
+def test_uninstall_from_partitions(board: Project, connection: psycopg.Connection, printed: bool) -> None:
+    """The triggers that partitions have from their table are neither told of nor removed by themselves."""
+    connection.execute(f"DROP TABLE bbs_topic; {TABLE} PARTITION BY RANGE (id)")
+    connection.execute("CREATE TABLE part PARTITION OF bbs_topic FOR VALUES FROM (1) TO (100)")
+    manage(board, "coherence", "install")
+    assert [name for name in ours(connection) if name.startswith("part ")] != []
+    assert "no repository" not in manage(board, "coherence", "status")
+    if printed:
+        connection.execute(manage(board, "coherence", "uninstall", "--sql").encode())
+    else:
+        manage(board, "coherence", "uninstall")
+    assert ours(connection) == []
+
+
+def test_uninstall_of_some(board: Project, connection: psycopg.Connection) -> None:
+    """Models that are named lose their triggers, and no others do."""
+    with_users(board)
+    manage(board, "coherence", "install", "bbs.Topic", "auth.User")
+    manage(board, "coherence", "uninstall", "bbs.Topic")
+    assert {name.partition(" ")[0] for name in ours(connection) if " " in name} == {"auth_user"}
+
+
+def test_uninstall_by_a_guest(board: Project, connection: psycopg.Connection, postgresql: PostgreSQL) -> None:
+    """Who may not remove functions is told so, and they are named."""
+    manage(board, "coherence", "install")
+    connection.execute("DROP TABLE bbs_topic")
+    (function,) = ours(connection)
+    connection.execute("CREATE ROLE visitor LOGIN")
+    try:
+        board.use_server(postgresql.url(DATABASE).replace("postgres@", "visitor@"))
+        output = refused(board, "coherence", "uninstall")
+        assert f"{function}(): this user may not remove them" in output
+        assert "--sql" in output
+    finally:
+        connection.execute("DROP ROLE visitor")
+
+
+TWO_WAYS = """
+DATABASES["elsewhere"] = {**DATABASES["default"], "PORT": 1}
+DATABASES["other"] = {**DATABASES["default"], "HOST": "localhost"}
+"""
+
+
+def test_two_ways_to_a_database(board: Project) -> None:
+    """Under another alias the same database has nothing of its own, and one that is away keeps nobody."""
+    manage(board, "coherence", "install")
+    board.append("config/settings.py", TWO_WAYS)
+    output = manage(board, "coherence", "status")
+    assert "no repository" not in output
+    assert "Database elsewhere: not looked at. The database 'elsewhere'" in output
+
+
+@pytest.mark.parametrize("action", ["install", "status", "uninstall"])
+@pytest.mark.parametrize("models", [[], ["bbs.Topic"]], ids=["all", "named"])
+def test_a_database_that_is_down(board: Project, action: str, models: list[str]) -> None:
+    """It is said in one message where it was looked for, and what to do."""
+    board.append("config/settings.py", "DATABASES['default']['PORT'] = 1\n")
+    output = refused(board, "coherence", action, *models)
+    assert output.startswith("CommandError: The database 'default' (postgresql 'commands' at 127.0.0.1:1) ")
+    assert "Start it, or correct DATABASES['default'] in Django's settings." in output
+    assert "DJANGO_ORM_STARTUP" not in output
+
+
+def test_a_wrong_user(board: Project) -> None:
+    """As a database that is down."""
+    board.append("config/settings.py", "DATABASES['default']['USER'] = 'nobody_known'\n")
+    assert "nobody_known" in refused(board, "coherence", "status")
+
+
+def test_printed_sql_needs_no_database(board: Project) -> None:
+    """What is printed may be for a database that is out of reach."""
+    board.append("config/settings.py", "DATABASES['default']['PORT'] = 1\n")
+    for action in ("install", "uninstall"):
+        assert manage(board, "coherence", action, "--sql").startswith("-- Database default\nBEGIN;")
 
 
 def test_install_twice(board: Project, connection: psycopg.Connection) -> None:
@@ -237,10 +353,12 @@ def test_printed_sql(board: Project, connection: psycopg.Connection) -> None:
     assert ours(connection) == []
     connection.execute(installing.encode())
     assert "installed" in manage(board, "coherence", "status")
-    removing = manage(board, "coherence", "uninstall", "--sql")
-    assert ours(connection) != []
-    connection.execute(removing.encode())
-    assert ours(connection) == []
+    for models in ([], ["bbs.Topic"]):
+        connection.execute(installing.encode())
+        removing = manage(board, "coherence", "uninstall", "--sql", *models)
+        assert ours(connection) != []
+        connection.execute(removing.encode())
+        assert ours(connection) == []
 
 
 ROUTED = """
@@ -363,10 +481,11 @@ def test_a_view_that_is_explained(board: Project, connection: psycopg.Connection
     connection.execute("DROP TABLE bbs_topic")
     connection.execute("CREATE VIEW bbs_topic AS SELECT id, name AS comment FROM auth_group")
     board.write("main.py", MAIN.replace('"bbs.Topic"', '"bbs.Topic"\n    depends_on = ("auth.Group",)'))
-    for action in ("install", "status", "uninstall"):
+    for action in ("install", "status"):
         output = manage(board, "coherence", action)
         assert "bbs.Topic (bbs_topic, database default): no ordinary table" in output
         assert "auth.Group (auth_group, database default): " in output
+    assert "auth.Group (auth_group, database default): removed" in manage(board, "coherence", "uninstall")
     connection.execute(manage(board, "coherence", "install", "--sql").encode())
     assert "auth.Group (auth_group, database default): installed" in manage(board, "coherence", "status")
 
@@ -468,8 +587,9 @@ def test_a_worker_follows_a_command(board: Project, connection: psycopg.Connecti
 
 
 def test_a_worker_is_refreshed(board: Project, connection: psycopg.Connection) -> None:
-    """Without triggers a running worker loads again when `manage.py refresh` says so."""
+    """Without triggers, whose command it names, a worker loads again when `manage.py refresh` says so."""
     with board.uvicorn() as server:
+        server.wait_for_output("triggers_missing +hint='python manage.py coherence install bbs.Topic'")
         connection.execute("INSERT INTO bbs_topic (comment) VALUES ('unannounced')")
         manage(board, "refresh", "topics")
         wait_until(lambda: len(server.get("/").json()["topics"]) == 1, "the topic")

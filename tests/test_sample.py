@@ -12,7 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.servers import Uvicorn
+from tests.databases import wait_until
+from tests.servers import PostgreSQL, Uvicorn
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "sample"
@@ -35,6 +36,7 @@ class Board:
         self.environment: dict[str, str | None] = {
             "DATABASE_URL": database_url,
             "DJANGO_SETTINGS_MODULE": None,
+            "DJANGO_ORM_COHERENCE": None,
             "DEBUG": None,
             "SECRET_KEY": None,
             "ALLOWED_HOSTS": None,
@@ -73,6 +75,8 @@ def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     board = Board(tmp_path_factory.mktemp(request.param) / "sample", url)
     board.manage("migrate", "--verbosity", "0")
     board.manage("demo")
+    if request.param == "postgresql":
+        assert "bbs.Topic (bbs_topic, database default): installed" in board.manage("coherence", "install")
     return board
 
 
@@ -132,8 +136,8 @@ def test_one_topic_has_an_address_of_its_own(site: Uvicorn) -> None:
     assert "detail" in missing.json()
 
 
-def test_a_topic_from_the_board_is_served_after_a_refresh(site: Uvicorn) -> None:
-    """What Django's form has written is in the JSON when somebody has refreshed, whatever the language."""
+def test_a_topic_from_the_board_is_served(site: Uvicorn) -> None:
+    """What Django's form has written is in the JSON by itself, and after a refresh, whatever the language."""
     comment = "掲示板から <b>posted</b> 🐟"
     page = site.get("/board/")
     form = {"csrfmiddlewaretoken": token_in(page), "comment": comment}
@@ -141,9 +145,8 @@ def test_a_topic_from_the_board_is_served_after_a_refresh(site: Uvicorn) -> None
     assert posted.status_code == 302
     shown = site.get(posted.headers["Location"]).text
     assert "掲示板から &lt;b&gt;posted&lt;/b&gt; 🐟" in shown
-    assert comment not in comments(site.get("/"))
+    wait_until(lambda: comments(site.get("/"))[0] == comment, "the topic is served")
     assert comments(site.get("/refresh/"))[0] == comment
-    assert comments(site.get("/"))[0] == comment
 
 
 def test_the_board_refuses_what_it_should(site: Uvicorn) -> None:
@@ -202,6 +205,21 @@ def test_nothing_goes_wrong_in_the_log(site: Uvicorn) -> None:
     for path in ("/", "/docs", "/board/", "/admin/login/", "/refresh/", "/health/"):
         assert site.get(path).status_code == 200
     assert "Traceback" not in site.output()
+
+
+def test_without_triggers_the_health_says_so(postgresql: PostgreSQL, tmp_path: Path) -> None:
+    """On PostgreSQL the application is degraded until the command runs that its log names."""
+    board = Board(tmp_path / "sample", postgresql.create_database("untold"))
+    try:
+        board.manage("migrate", "--verbosity", "0")
+        with board.serve(DJANGO_ORM_COHERENCE_HEARTBEAT="0.5") as server:
+            assert server.get("/health/").json()["status"] == "degraded"
+            found = re.search(r"hint='python manage\.py (.+?)'", server.output())
+            assert found is not None, server.output()
+            board.manage(*found[1].split())
+            wait_until(lambda: server.get("/health/").json()["status"] == "ok", "all is well")
+    finally:
+        postgresql.drop_database("untold")
 
 
 # Beyond one's own machine

@@ -59,7 +59,7 @@ def test_database_that_is_down_ends_the_start(on_server: Project, server: Postgr
 def test_application_starts_without_a_database_and_recovers(on_server: Project, server: PostgreSQL) -> None:
     """With retry it answers 503 on health and on cached reads until the database is there."""
     server.stop()
-    with on_server.uvicorn(DJANGO_ORM_STARTUP="retry") as application:
+    with on_server.uvicorn(DJANGO_ORM_STARTUP="retry", DJANGO_ORM_COHERENCE_HEARTBEAT="1") as application:
         health = application.get("/health/")
         assert health.status_code == 503
         assert health.json()["status"] == "unavailable"
@@ -72,7 +72,10 @@ def test_application_starts_without_a_database_and_recovers(on_server: Project, 
         server.start()
         application.wait_for_output("repository_loaded")
         assert application.get("/").json() == {"topics": []}
-        # The transport connects in its own time.
+        # The transport connects in its own time, and finds that nobody has installed triggers.
+        wait_until(lambda: application.get("/health/").json()["status"] == "degraded", "it answers")
+        on_server.append("config/settings.py", 'INSTALLED_APPS += ["fastapi_django_orm.django"]\n')
+        assert on_server.run("manage.py", "coherence", "install")[0] == 0
         wait_until(lambda: application.get("/health/").json()["status"] == "ok", "all is well again")
         assert "started_without_data" in application.output()
 
@@ -201,6 +204,16 @@ def test_start_goes_from_settings_to_data(project: Project) -> None:
     assert "DatabaseUnreachable: " in explanation(project.fails())
     project.append("config/settings.py", "DATABASES['default']['NAME'] = BASE / 'db.sqlite3'\n")
     assert "TableMissing: " in explanation(project.fails())
+
+
+@pytest.mark.parametrize("name", ["/nowhere/db.sqlite3", "never_made.sqlite3"])
+def test_what_was_never_there_is_not_lost(project: Project, name: str) -> None:
+    """A start that fails for want of a database or its tables does not say that a connection was lost."""
+    project.append(
+        "config/settings.py",
+        f"DATABASES['default'] = {{'ENGINE': 'django.db.backends.sqlite3', 'NAME': {name!r}}}\n",
+    )
+    assert "coherence_lost" not in project.fails()
 
 
 # A large table

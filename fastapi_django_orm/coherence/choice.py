@@ -19,6 +19,8 @@ from .transport import Listener, Publisher
 
 logger = structlog.get_logger("fastapi_django_orm")
 
+_TELLING = ("postgresql", "sqlite")  # the kinds of databases that tell of writes themselves
+
 
 def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[Listener]:
     """What a worker listens to.
@@ -52,6 +54,32 @@ def is_named(settings: ORMSettings, listener: Listener) -> bool:
     """Whether a transport was asked for, and not chosen by ``auto``."""
     kind = listener.name.partition(":")[0]
     return "auto" not in settings.coherence or kind == "redis" or _names(settings, kind)
+
+
+def is_told_by_django(settings: ORMSettings) -> bool:
+    """Whether a broker or a route is named, through which Django's processes tell of their writes."""
+    return any(
+        "://" in item and not item.startswith(("postgres://", "postgresql://")) for item in settings.coherence
+    )
+
+
+def how_to_hear(settings: ORMSettings, alias: str) -> str:
+    """What to set where nothing tells of the writes to a database.
+
+    Args:
+        settings: the application's.
+        alias: the database's key in ``DATABASES``.
+    """
+    kind = kind_of(alias)
+    if kind in _TELLING and not wants(settings, kind):
+        return (
+            f"Their database does tell, and DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or add {kind}; "
+            "or off, if nobody else writes."
+        )
+    return (
+        "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes, with "
+        "fastapi_django_orm.django in INSTALLED_APPS; or off, if nobody else writes."
+    )
 
 
 def publishers(settings: ORMSettings) -> list[Publisher]:

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 from typing import Any
 
@@ -33,7 +33,7 @@ class Link:
     def __init__(
         self,
         listener: Listener,
-        relied_on: bool,
+        needed: Collection[str] | None,
         heard: Callable[["Link", Hint], None],
         said: Callable[["Link", bytes], None],
     ) -> None:
@@ -41,8 +41,9 @@ class Link:
 
         Args:
             listener: what to keep up.
-            relied_on: whether it was asked for by name. Any other is relied on from the first moment at which
-                it misses nothing.
+            needed: labels of the models of whose writes nothing else tells; None: of all it is expected to
+                tell, as of a transport that was asked for by name. Of any that has once missed nothing, the
+                same is expected from then on.
             heard: called on the event loop with what it hears, and with ``EVERYTHING`` when it connects.
             said: called on the event loop with what other workers say.
         """
@@ -54,7 +55,7 @@ class Link:
         self._heard = heard
         self._said = said
         self._failures = 0
-        self._relied_on = relied_on
+        self._needed = None if needed is None else frozenset(needed)
         self._up_since = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -66,7 +67,10 @@ class Link:
     @property
     def degraded(self) -> bool:
         """Whether hints are missed that should come."""
-        return self.connected_since is None or (self._relied_on and bool(self.listener.unheard))
+        unheard = self.listener.unheard
+        return self.connected_since is None or bool(
+            unheard if self._needed is None else unheard & self._needed
+        )
 
     @property
     def has_been_up(self) -> bool:
@@ -105,7 +109,7 @@ class Link:
 
     def _pass_on(self, hint: Hint) -> None:
         if not self.listener.unheard:
-            self._relied_on = True
+            self._needed = None
         self._heard(self, hint)
 
     async def _run(self) -> None:
@@ -120,7 +124,8 @@ class Link:
     def _lost(self, error: Exception) -> None:
         was_up, self.connected_since = self.connected_since is not None, None
         if was_up or self._failures == 0:  # one line, however long it lasts
-            _log("error", "coherence_lost", self, error=type(error).__name__, cause=str(error))
+            event = "coherence_lost" if self.has_been_up else "coherence_unavailable"
+            _log("error", event, self, error=type(error).__name__, cause=str(error))
         if was_up and time.monotonic() - self._up_since > LAST_DELAY:
             self._failures = 0
         self._failures += 1

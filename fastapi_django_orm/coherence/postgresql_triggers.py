@@ -8,11 +8,14 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 
 import structlog
+from django.apps import apps
 
 from .hints import CHANNEL, REKEY
 from .postgresql_session import SESSION_PATIENCE, Session
 
 logger = structlog.get_logger("fastapi_django_orm")
+
+APP = "fastapi_django_orm.django"  # which has the command
 
 # Of each table whether its triggers announce all kinds of statements under the model's label; and what tells
 # them from others, or from themselves before they were switched off and on again.
@@ -74,5 +77,10 @@ class TriggerWatch:
     def _note(self, unheard: Iterable[str]) -> None:
         before, self.unheard = self.unheard, frozenset(unheard)
         if missing := sorted(self.unheard - before):
-            hint = f"python manage.py coherence install {' '.join(missing)}"
+            hint = _how_to_install(missing)
             logger.warning("triggers_missing", transport=self._transport, models=missing, hint=hint)
+
+
+def _how_to_install(labels: Iterable[str]) -> str:
+    command = f"python manage.py coherence install {' '.join(labels)}"
+    return command if apps.is_installed(APP) else f"Put {APP} into INSTALLED_APPS first, then run: {command}"

@@ -11,21 +11,18 @@ from ..errors import RefreshFailed
 from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
-from .choice import is_named, listeners
+from .choice import how_to_hear, is_named, is_told_by_django, listeners
 from .concerns import concern_of
 from .follower import Follower
 from .hints import Hint
 from .link import Link
 from .process import ProcessListener
 from .roll_call import Attendance, RollCall
+from .transport import Listener
 from .workers import Connecting
 
 logger = structlog.get_logger("fastapi_django_orm")
 
-HOW_TO_HEAR = (
-    "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes; "
-    "or off, if nobody else writes."
-)
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
 
 
@@ -48,13 +45,19 @@ class Coherence:
             InvalidSettings: a transport is named whose package is not installed.
             InvalidRepository: a ``depends_on`` cannot be used.
         """
+        self._settings = settings
         self._spread = settings.coherence_spread
         self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.hear)
         self.links = [
-            Link(listener, is_named(settings, listener), self._dispatch, self.roll_call.said)
+            Link(
+                listener,
+                self._needed(listener, repositories),
+                self._dispatch,
+                self.roll_call.said,
+            )
             for listener in listeners(settings, self._concerns.values())
         ]
         for link in self.links:
@@ -72,8 +75,8 @@ class Coherence:
             for task in slow:
                 task.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
-        if self.links and (deaf := [name for name in self._concerns if not self._hears_elsewhere(name)]):
-            logger.warning("writes_elsewhere_unheard", repositories=deaf, hint=HOW_TO_HEAR)
+        if self.links:
+            self._tell_of_deaf()
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
         """Have these follow the hints that come from now on. Their first loads must begin later.
@@ -141,6 +144,20 @@ class Coherence:
             {name: self._connecting(name) if wait else [] for name in names}, wait
         )
 
+    def _needed(self, listener: Listener, repositories: Mapping[str, Any]) -> frozenset[str] | None:
+        """Labels of the models of whose writes nothing but this transport tells; None: it was asked for."""
+        if is_named(self._settings, listener):
+            return None
+        if is_told_by_django(self._settings):
+            return frozenset()
+        aliases = listener.aliases
+        return frozenset(
+            label
+            for name, concern in self._concerns.items()
+            if repositories[name].max_age is None and (aliases is None or concern.alias in aliases)
+            for label in concern.tables.values()
+        )
+
     def _connecting(self, name: str) -> list[Link]:
         """The transports through which the workers can be reached that read a repository's database."""
         alias = self._concerns[name].alias
@@ -152,6 +169,14 @@ class Coherence:
         follower.follow(None)
         await follower.settle()
         return follower.refresher.error is None
+
+    def _tell_of_deaf(self) -> None:
+        deaf: dict[str, list[str]] = {}  # by what helps
+        for name, concern in self._concerns.items():
+            if not self._hears_elsewhere(name):
+                deaf.setdefault(how_to_hear(self._settings, concern.alias), []).append(name)
+        for hint, names in deaf.items():
+            logger.warning("writes_elsewhere_unheard", repositories=names, hint=hint)
 
     def _hears_elsewhere(self, name: str) -> bool:
         """Whether a transport is there that carries writes of other processes."""

@@ -12,11 +12,12 @@ from ..errors import DatabaseUnreachable, PrivateDatabase, TableMissing
 from .engines import kind_of
 
 
-def check_reachable(alias: str) -> None:
+def check_reachable(alias: str, *, starting: bool = True) -> None:
     """Ask a database for an answer, on a database thread.
 
     Args:
         alias: the key in ``DATABASES``.
+        starting: whether an application asks, which could wait for the database.
 
     Raises:
         DatabaseUnreachable: it gives none.
@@ -26,11 +27,11 @@ def check_reachable(alias: str) -> None:
             cursor.execute("SELECT 1")
             cursor.fetchone()
     except (Error, ImproperlyConfigured) as error:
+        retry = " With DJANGO_ORM_STARTUP=retry the application starts without it and waits."
         # The driver's traceback is long and says no more than its message.
         raise DatabaseUnreachable(
             f"The database {alias!r} ({_place(alias)}) does not answer: {str(error).strip()}\n"
-            f"Start it, or correct DATABASES[{alias!r}] in Django's settings. With "
-            "DJANGO_ORM_STARTUP=retry the application starts without it and waits."
+            f"Start it, or correct DATABASES[{alias!r}] in Django's settings." + (retry if starting else "")
         ) from None
 
 

@@ -114,6 +114,24 @@ _SEND_PARTS = """\
 {every}
     END IF;"""
 
+# Of a row of pg_trigger, whether it is one of this package. Those of a partition belong to its table's.
+OURS = f"starts_with(t.tgname::text, '{CHANNEL}_') AND NOT t.tgisinternal AND t.tgparentid = 0"
+
+# Whatever they were installed for, so that it also serves whoever cannot look into the database.
+DROP_ALL = f"""\
+DO $all$
+DECLARE
+    found record;
+BEGIN
+    FOR found IN
+        SELECT t.tgname, t.tgrelid::pg_catalog.regclass AS relation FROM pg_catalog.pg_trigger t
+        WHERE {OURS}
+    LOOP
+        EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', found.tgname, found.relation);
+    END LOOP;
+END
+$all$"""
+
 # What only triggers of an earlier version, of a renamed table or of a removed model may have needed.
 DROP_UNUSED = f"""\
 DO $unused$

@@ -102,7 +102,7 @@ def install(alias: str, table: AnnouncedTable) -> State:
     """
     before = state(alias, table)
     if before is not State.INSTALLED:
-        _execute(alias, table, [*TriggerSQL(table, connections[alias]).install(), DROP_UNUSED])
+        execute(alias, table.label, [*TriggerSQL(table, connections[alias]).install(), DROP_UNUSED])
     return before
 
 
@@ -117,7 +117,7 @@ def uninstall(alias: str, table: AnnouncedTable) -> State:
     """
     before = state(alias, table)
     if before is not State.MISSING:
-        _execute(alias, table, [*TriggerSQL(table, connections[alias]).uninstall(), DROP_UNUSED])
+        execute(alias, table.label, [*TriggerSQL(table, connections[alias]).uninstall(), DROP_UNUSED])
     return before
 
 
@@ -134,8 +134,18 @@ def _read(alias: str, quoted: str) -> list[tuple[Any, ...]]:
         return list(cursor.fetchall())
 
 
-def _execute(alias: str, table: AnnouncedTable, statements: Iterable[str]) -> None:
-    with _explained(table), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
+def execute(alias: str, what: str, statements: Iterable[str]) -> None:
+    """Execute statements in one transaction, which waits for no lock for long.
+
+    Args:
+        alias: the database's key in ``DATABASES``.
+        what: what they are about, for the message.
+        statements: SQL.
+
+    Raises:
+        TriggersRefused: this user may not, or the table stays locked.
+    """
+    with _explained(what), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # One at a time: of two sessions that create or drop a function at once, PostgreSQL fails one.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [CHANNEL])
@@ -144,11 +154,11 @@ def _execute(alias: str, table: AnnouncedTable, statements: Iterable[str]) -> No
 
 
 @contextmanager
-def _explained(table: AnnouncedTable) -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
         reason = _REASONS.get(getattr(error.__cause__, "sqlstate", None) or "")
         if reason is None:
             raise
-        raise TriggersRefused(f"{table.label}: {str(error).strip()}\n{reason}") from error
+        raise TriggersRefused(f"{what}: {str(error).strip()}\n{reason}") from error

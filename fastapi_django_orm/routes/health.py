@@ -39,7 +39,8 @@ class TransportHealth(BaseModel):
 class Health(BaseModel):
     """The state of the application.
 
-    ``ok``: all is fresh. ``degraded``: what is served is stale, or may be because a transport is down.
+    ``ok``: all is fresh. ``degraded``: what is served is stale, or may be: a transport is down, or does not
+    announce every write.
     ``unavailable`` (503): a database does not answer, or a repository has no rows to serve.
     """
 

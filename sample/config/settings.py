@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
+    "fastapi_django_orm.django",  # tells FastAPI of what Django writes; `manage.py coherence`
 ]
 
 MIDDLEWARE = [

@@ -14,7 +14,7 @@ USERNAME = PASSWORD = "demo"
 COMMENTS = (
     "Hello, board! Django wrote this line and FastAPI serves it.",
     "こんにちは。DjangoのORMをFastAPIから使っています。",
-    "Add a topic on /board/, open /refresh/, and / has it too.",
+    "Add a topic on /board/, and / has it too.",
     "掲示板に書き込むと、トップページのJSONにも表示されます。",
     "絵文字も大丈夫です 🍣🗻 and so are accents: café, naïve.",
     "<b>Markup</b> is shown as it was typed & never run.",
