@@ -115,7 +115,7 @@ class DjangoORM:
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
             here.shared = shared_snapshots(settings)
-            refreshers, aliases = await sync_to_async(self._prepare)(here)
+            refreshers, aliases = await sync_to_async(self._prepare)(here, app)
             # FastAPI remembers handlers for longer than their routes, and all that ours can reach.
             stack.callback(here.repositories.clear)
             stack.callback(refreshers.clear)
@@ -135,13 +135,17 @@ class DjangoORM:
             yield
         logger.info("shut_down")
 
-    def _prepare(self, here: running.Running) -> tuple[dict[str, Refresher[Any]], list[str]]:
+    def _prepare(self, here: running.Running, app: FastAPI) -> tuple[dict[str, Refresher[Any]], list[str]]:
         """Make an instance of every repository, and check it. On a database thread.
 
         Returns:
             What loads those that keep their rows, by name; and the aliases of the databases that are read.
         """
-        classes = repository.declared() if self._repositories is None else list(self._repositories)
+        if self._repositories is None:
+            repository.check_models(app.dependency_overrides)
+            classes = repository.declared()
+        else:
+            classes = list(self._repositories)
         refreshers: dict[str, Refresher[Any]] = {}
         names, aliases = set(), set()
         if connections.settings[DEFAULT_DB_ALIAS]["ENGINE"] != "django.db.backends.dummy":

@@ -6,7 +6,7 @@ Django's. The plugin makes its instance at startup.
 
 import re
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import update_wrapper
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -25,10 +25,32 @@ from .snapshots.snapshot import RowT
 # starts its own server) declares the same repository again, and the later one is meant.
 _declared: dict[tuple[str, str], "type[Repository[Any]]"] = {}
 
+# Classes without a model of which somebody has taken ``current``, and so means to read. Others are what
+# repositories inherit from.
+_without_model: dict[tuple[str, str], "type[Repository[Any]]"] = {}
+
 
 def declared() -> "list[type[Repository[Any]]]":
     """Every repository class that names a model, in the order of declaration."""
     return list(_declared.values())
+
+
+def check_models(overridden: Collection[Any] = ()) -> None:
+    """Refuse what is a dependency and names no model: nothing would be there for the first request.
+
+    Args:
+        overridden: dependencies that the application replaces by others.
+
+    Raises:
+        InvalidRepository: there is such a class.
+    """
+    for cls in _without_model.values():
+        if _names_no_model(cls) and cls.current not in overridden:
+            raise declaration.no_model(cls)
+
+
+def _names_no_model(cls: "type[Repository[Any]]") -> bool:
+    return getattr(cls, "model", None) is None
 
 
 def _written_at(cls: type[Any]) -> tuple[str, str]:
@@ -60,6 +82,8 @@ class _FunctionOfClass:
 
             del update_wrapper(function, method).__wrapped__  # or FastAPI would ask the method as well
             owner._current = function
+            if _names_no_model(owner) and not owner.__module__.startswith(f"{__package__}."):
+                _without_model[_written_at(owner)] = owner
         return function
 
 
@@ -105,8 +129,9 @@ class Repository(Generic[RowT]):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
-        if getattr(cls, "model", None) is not None:
+        if not _names_no_model(cls):
             _declared[_written_at(cls)] = cls
+            _without_model.pop(_written_at(cls), None)
 
     def __init__(self) -> None:
         self._reader: Reader | None = None
@@ -162,12 +187,15 @@ class Repository(Generic[RowT]):
 
         Raises:
             NotStarted: no lifespan of ``DjangoORM`` runs, or the class was declared after it began.
+            InvalidRepository: the class names no model.
         """
         repository = running.find(cls.__qualname__).repositories.get(cls)
         if repository is None:
+            if _names_no_model(cls):
+                raise declaration.no_model(cls)
             raise NotStarted(
-                f"{cls.__qualname__} was declared when the application had already started. Import "
-                f"the module {cls.__module__} where the application is made."
+                f"{cls.__qualname__} was declared when the application had already started, or is not "
+                f"among its `repositories`. Import the module {cls.__module__} where the application is made."
             )
         return repository  # type: ignore[no-any-return]
 
@@ -178,7 +206,13 @@ class Repository(Generic[RowT]):
 
     @property
     def model_class(self) -> type[Model]:
-        """The model; Django must be set up."""
+        """The model; Django must be set up.
+
+        Raises:
+            InvalidRepository: none is named, or none that there is.
+        """
+        if _names_no_model(type(self)):
+            raise declaration.no_model(type(self))
         return resolve_model(self.label, self.model)
 
     def queryset(self) -> "QuerySet[Any, Any]":

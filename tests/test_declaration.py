@@ -71,6 +71,12 @@ def test_what_is_no_model_is_refused(model: Any) -> None:
     assert "neither a model's label nor a model" in refusal(declare(model=model))
 
 
+def test_a_repository_without_a_model_is_refused() -> None:
+    """The error says which class has none, and what to write."""
+    message = refusal(declare(model=None))
+    assert message == 'Topics has no `model`. Write the label of one, app and class: model = "app.Model".'
+
+
 def test_a_proxy_model_is_a_model() -> None:
     """A proxy model is served with the columns of its concrete model."""
     Topic.objects.create(comment="here")

@@ -15,7 +15,15 @@ from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Row
-from fastapi_django_orm.errors import InvalidRow, NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField
+from fastapi_django_orm.errors import (
+    InvalidRepository,
+    InvalidRow,
+    NotFound,
+    NotIndexed,
+    NotLoaded,
+    NotStarted,
+    UnknownField,
+)
 from tests.gates import DEADLINE, Gate, gated, started
 from tests.project.board.models import Author, Topic
 from tests.repositories import declare, of, read, rows
@@ -543,6 +551,8 @@ def test_a_repository_that_the_application_does_not_serve_is_an_error() -> None:
         async with started(Topics):
             with pytest.raises(NotStarted, match="declared when the application had already started"):
                 await declare("Others").current()
+            with pytest.raises(InvalidRepository, match="Others has no `model`"):
+                await declare("Others", model=None).current()
 
     asyncio.run(main())
 

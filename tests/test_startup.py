@@ -160,6 +160,45 @@ def test_unknown_model_is_told_with_the_nearest(project: Project, startup: str) 
     assert "Did you mean 'bbs.Topic'?" in said
 
 
+@pytest.mark.parametrize("line", ['    modle = "bbs.Topic"\n', ""])
+def test_dependency_without_a_model_ends_the_start(project: Project, line: str) -> None:
+    """A class whose `current` is a dependency must name a model, however it was forgotten."""
+    project.write("main.py", MAIN.replace('    model = "bbs.Topic"\n', line))
+    said = explanation(project.fails())
+    assert said.startswith("fastapi_django_orm.errors.InvalidRepository: Topics")
+    assert "`model`" in said or "'model'" in said
+
+
+def test_base_classes_need_no_model(project: Project) -> None:
+    """What repositories inherit from names no model, nor does a dependency that the application replaces."""
+    project.append(
+        "main.py",
+        """
+
+        class Base(CachedRepository):
+            ordering = ("-pk",)
+
+
+        class Newest(Base):
+            model = "bbs.Topic"
+
+
+        class Interface(CachedRepository):
+            pass
+
+
+        app.dependency_overrides[Interface.current] = Newest.current
+
+
+        @app.get("/newest")
+        async def newest(topics: Annotated[Interface, Depends(Interface.current)]):
+            return topics.response()
+        """,
+    )
+    with project.uvicorn() as application:
+        assert application.get("/newest").json() == {"newest": [{"id": 1, "comment": "first"}]}
+
+
 def test_unknown_field_is_told_with_the_nearest(project: Project) -> None:
     """A field of no column has an exception of its own."""
     project.write("main.py", MAIN.replace('("-pk",)', '("-coment",)'))

@@ -61,6 +61,13 @@ def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
     return queryset.order_by(*wanted, "pk")
 
 
+def no_model(cls: type[Any]) -> InvalidRepository:
+    """The error of a repository that names no model."""
+    return InvalidRepository(
+        f'{cls.__qualname__} has no `model`. Write the label of one, app and class: model = "app.Model".'
+    )
+
+
 def check_shape(repository: Declared) -> None:
     """Refuse attributes of a wrong type, and what is no query for rows.
 
