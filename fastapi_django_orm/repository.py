@@ -145,6 +145,7 @@ class Repository(Generic[RowT]):
         Raises:
             InvalidRepository: the declaration does not fit the models.
         """
+        declaration.check_spelling(type(self))
         declaration.check_shape(self)
         declaration.check_ordering(self)
         self._reader = choosing.choose_reader(self, self.queryset())

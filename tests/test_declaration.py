@@ -136,6 +136,85 @@ def test_a_subclass_has_a_name_of_its_own() -> None:
     assert [row["comment"] for row in rows(Derived)] == ["2", "1"]
 
 
+# The attributes' spelling
+
+
+class Misspelled(BaseModel):
+    id: int
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("cache_controll", "no-store", "cache_control"),
+        ("cachecontrol", "no-store", "cache_control"),
+        ("orderng", ("-pk",), "ordering"),
+        ("odrering", "-pk", "ordering"),
+        ("max_agee", timedelta(minutes=1), "max_age"),
+        ("maxage", 60, "max_age"),
+        ("fieldz", ("id",), "fields"),
+        ("field", ["id"], "fields"),
+        ("feilds", "id", "fields"),
+        ("schma", Misspelled, "schema"),
+        ("publsh", "/topics/", "publish"),
+        ("index", ("comment",), "indexes"),
+        ("row_kept", 5, "rows_kept"),
+        ("depend_on", ("auth.User",), "depends_on"),
+    ],
+)
+def test_an_attribute_that_is_misspelled_is_refused(name: str, value: Any, meant: str) -> None:
+    """It would be ignored: the start ends with its name and the one that was meant, for subclasses too."""
+    expected = f"Topics.{name}: a repository has no such attribute. Did you mean {meant!r}?"
+    assert refusal(declare(**{name: value})).startswith(expected)
+    derived = type("Derived", (declare(**{name: value}),), {"__module__": __name__})
+    assert refusal(derived).startswith(expected)
+
+
+def test_a_model_that_is_misspelled_is_the_reason_why_there_is_none() -> None:
+    """The error about a missing model names the attribute that looks like it."""
+    topics = type("Topics", (CachedRepository,), {"modle": "board.Topic"})
+    assert "Topics.modle: " in refusal(topics)
+    assert "Did you mean 'model'?" in refusal(topics)
+
+
+def test_attributes_of_the_users_own_are_nobodys_business() -> None:
+    """Other words and other values than the declarable ones, functions, and private names are left alone."""
+
+    class Schema(BaseModel):
+        id: int
+
+    class Mixin:
+        orderng = ("-pk",)  # for other classes
+
+    class Topics(Mixin, CachedRepository):
+        model = "board.Topic"
+        names = ("a", "b")
+        publisher = "O'Reilly"
+        published = True
+        modes = ("r", "w")
+        mode = "r"
+        field = "slug"
+        scheme = "https"
+        max_page = 50
+        max_pages = 50
+        min_age = timedelta(days=1)
+        index = 0
+        schema = Schema
+        schemas = (Schema,)
+        FIELDS = ("id",)
+        _fieldz = ("id",)
+        page_size = 20
+
+        def publsh(self) -> None: ...
+
+        @property
+        def orders(self) -> tuple[str, ...]:
+            return ("a",)
+
+    Topics.Schema = Schema  # type: ignore[attr-defined]
+    assert rows(Topics) == []
+
+
 # The fields
 
 
