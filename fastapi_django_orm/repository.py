@@ -234,7 +234,7 @@ class Repository(Generic[RowT]):
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
         """
         if self._live is None:
-            raise NotStarted(f"{self.label} cannot read. {running.HOW_TO_START}")
+            raise NotStarted(f"{self.label} cannot read. {running.how_to_get(self.label)}")
         return self._live
 
     async def fetch(self, pk: Hashable = None, /, **unique: Any) -> RowT:
