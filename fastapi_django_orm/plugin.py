@@ -30,7 +30,7 @@ from .repository import Repository
 from .routes.access import HOW_TO_ALLOW
 from .routes.added import build_router, routes_added
 from .routes.health import DatabaseProbe
-from .settings import ORMSettings, read_settings
+from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
 from .shared import SharedContext
 
@@ -91,7 +91,10 @@ class DjangoORM:
         Raises:
             ConfigurationError: Django cannot be set up; the message says what to do.
         """
-        set_up_django(settings_module or (self._settings or read_settings()).settings_module)
+        if settings_module:
+            set_up_django(settings_module)
+        else:
+            _set_up_by(self._settings or read_settings())
 
     @_OnEither
     @asynccontextmanager
@@ -111,7 +114,7 @@ class DjangoORM:
             here.executor, here.loop = executor, asyncio.get_running_loop()
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
-            await sync_to_async(set_up_django)(settings.settings_module)
+            await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
             here.shared = shared_snapshots(settings)
@@ -166,6 +169,10 @@ class DjangoORM:
         for alias in aliases:
             check_shareable(alias)
         return refreshers, sorted(aliases)
+
+
+def _set_up_by(settings: ORMSettings) -> None:
+    set_up_django(settings.settings_module, where_written(settings, "settings_module"))
 
 
 @asynccontextmanager
