@@ -2,9 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from functools import wraps
 from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, Never, ParamSpec, TypeVar
 
 import structlog
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
@@ -22,7 +29,7 @@ from .database.driver_pool import fit_driver_pools
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
-from .errors import InvalidRepository
+from .errors import InvalidRepository, nearest
 from .handlers import handlers_instrumented
 from .publishing.routes import publications, published
 from .reading.refresh import Refresher
@@ -56,11 +63,27 @@ class _OnEither(Generic[P, T]):
         return MethodType(self._method, owner() if instance is None else instance)
 
 
+def _with_application(method: Callable[P, T]) -> Callable[P, T]:
+    """Say what to write where a lifespan is called while the application is being made."""
+
+    @wraps(method)
+    def lifespan(*given: P.args, **named: P.kwargs) -> T:
+        if len(given) == 1 and not named:  # the instance
+            raise TypeError(
+                "DjangoORM.lifespan() is called without an application. Leave the calling to FastAPI: "
+                "FastAPI(lifespan=DjangoORM.lifespan)."
+            )
+        return method(*given, **named)
+
+    return lifespan
+
+
 class DjangoORM:
     """Uses a Django project's models in a FastAPI application.
 
     ``FastAPI(lifespan=DjangoORM.lifespan)`` is all it takes. With settings in code,
-    ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``. Inside a lifespan of the application's own::
+    ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``, for which an instance may stand itself. Inside a
+    lifespan of the application's own::
 
         @asynccontextmanager
         async def lifespan(app: FastAPI):
@@ -70,14 +93,29 @@ class DjangoORM:
     """
 
     def __init__(
-        self, settings: ORMSettings | None = None, *, repositories: Repositories | None = None
+        self,
+        settings: ORMSettings | None = None,
+        *,
+        repositories: Repositories | None = None,
+        **unknown: Never,
     ) -> None:
         """Configure the plugin.
 
         Args:
             settings: by default read from the environment and ``.env`` when the application starts.
             repositories: which to serve; by default every declared one.
+            **unknown: nothing; it is here to be explained.
+
+        Raises:
+            TypeError: something else was given.
         """
+        given: Any = settings
+        if isinstance(given, FastAPI):
+            raise TypeError("DjangoORM itself is no lifespan. Write FastAPI(lifespan=DjangoORM.lifespan).")
+        if given is not None and not isinstance(given, ORMSettings):
+            raise TypeError(f"DjangoORM takes ORMSettings(…), not {given!r}.")
+        for name in unknown:
+            raise TypeError(f"DjangoORM has no argument {name!r}. {_where_to_write(name)}")
         self._settings = settings
         self._repositories = repositories
 
@@ -96,7 +134,12 @@ class DjangoORM:
         else:
             _set_up_by(self._settings or read_settings())
 
+    def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]:
+        """The lifespan, for ``FastAPI(lifespan=DjangoORM(…))``."""
+        return self.lifespan(app)
+
     @_OnEither
+    @_with_application
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan: settings, database threads, Django, repositories, transports, routes; and back.
@@ -169,6 +212,12 @@ class DjangoORM:
         for alias in aliases:
             check_shareable(alias)
         return refreshers, sorted(aliases)
+
+
+def _where_to_write(argument: str) -> str:
+    if argument in ORMSettings.model_fields:
+        return f"It is one of the settings: write DjangoORM(ORMSettings({argument}=…))."
+    return nearest(argument, ("settings", "repositories"))
 
 
 def _set_up_by(settings: ORMSettings) -> None:
