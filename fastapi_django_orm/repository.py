@@ -214,7 +214,7 @@ class Repository(Generic[RowT]):
         """
         if _names_no_model(type(self)):
             raise declaration.no_model(type(self))
-        return resolve_model(self.label, self.model)
+        return resolve_model(f"{self.label}.model", self.model)
 
     def queryset(self) -> "QuerySet[Any, Any]":
         """What to read. Override it to filter, annotate or follow relations, on ``super().queryset()``."""

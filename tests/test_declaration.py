@@ -59,6 +59,20 @@ def test_a_label_of_no_app_is_an_unknown_model(label: str) -> None:
     assert repr(label) in refusal(declare(model=label), UnknownModel)
 
 
+def test_a_label_of_an_app_that_is_not_installed_asks_for_it() -> None:
+    """The error asks about INSTALLED_APPS where the label's app is not there, and only there."""
+    assert "Is 'bbs' in INSTALLED_APPS?" in refusal(declare(model="bbs.Topic"), UnknownModel)
+    assert "Is " not in refusal(declare(model="board.Nothing"), UnknownModel)
+    assert "Is " not in refusal(declare(model="Topic"), UnknownModel)
+
+
+def test_a_wrong_label_in_depends_on_is_told_as_that() -> None:
+    """The error names the attribute that has the label."""
+    message = refusal(declare(depends_on=("board.Autor",)), UnknownModel)
+    assert message.startswith("Topics.depends_on: there is no model 'board.Autor'")
+    assert refusal(declare(depends_on=(3,))).startswith("Topics.depends_on: 3 is neither")
+
+
 class Abstract(models.Model):
     class Meta:
         abstract = True
@@ -298,6 +312,14 @@ def test_an_attribute_of_a_wrong_kind_is_refused(attribute: str, value: Any) -> 
     repository = declare()
     setattr(repository, attribute, value)
     assert refusal(repository).startswith(f"Topics.{attribute}: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(300, "300"), (0.5, "0.5"), (0, "60"), (True, "60"), ("1h", "60")]
+)
+def test_an_age_is_written_as_a_time(value: Any, seconds: str) -> None:
+    """The error for a number of seconds writes the time that it would be."""
+    assert f"write timedelta(seconds={seconds}), not {value!r}" in refusal(declare(max_age=value))
 
 
 def test_a_model_with_a_password_must_name_its_fields() -> None:
