@@ -102,7 +102,7 @@ class CachedRepository(Repository[RowT]):
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
         """
         if self._refresher is None:
-            raise NotStarted(f"{self.label} holds no data. {running.HOW_TO_START}")
+            raise NotStarted(f"{self.label} holds no data. {running.how_to_get(self.label)}")
         return self._refresher
 
     # Reading: from any thread or task, without I/O and without waiting
@@ -253,7 +253,7 @@ class CachedRepository(Repository[RowT]):
             ValueError: the field cannot read a key.
         """
         if self._refresher is None:
-            raise NotStarted(f"{self.label} cannot refresh. {running.HOW_TO_START}")
+            raise NotStarted(f"{self.label} cannot refresh. {running.how_to_get(self.label)}")
         wanted = [self.live.key(key) for key in keys] or None
         return (await self._refresher.refresh("call", wanted)).snapshot
 

@@ -83,6 +83,10 @@ class TableMissing(DjangoORMError, DatabaseError):
     """The database answers, and the model's table is not there."""
 
 
+class ColumnMissing(DjangoORMError, DatabaseError):
+    """The model's table is there, and lacks a column that the model has."""
+
+
 class InvalidRow(DjangoORMError, ValueError):
     """A row was read that the schema refuses or that JSON cannot carry."""
 

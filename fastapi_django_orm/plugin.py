@@ -2,7 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
+from functools import wraps
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -29,7 +36,7 @@ from .repository import Repository
 from .routes.access import HOW_TO_ALLOW
 from .routes.added import build_router, routes_added
 from .routes.health import DatabaseProbe
-from .settings import ORMSettings, read_settings
+from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
 from .shared import SharedContext
 from .shared_loads.choice import shared_snapshots
@@ -56,11 +63,27 @@ class _OnEither(Generic[P, T]):
         return MethodType(self._method, owner() if instance is None else instance)
 
 
+def _with_application(method: Callable[P, T]) -> Callable[P, T]:
+    """Say what to write where a lifespan is called while the application is being made."""
+
+    @wraps(method)
+    def lifespan(*given: P.args, **named: P.kwargs) -> T:
+        if len(given) == 1 and not named:  # the instance
+            raise TypeError(
+                "DjangoORM.lifespan() is called without an application. Leave the calling to FastAPI: "
+                "FastAPI(lifespan=DjangoORM.lifespan)."
+            )
+        return method(*given, **named)
+
+    return lifespan
+
+
 class DjangoORM:
     """Uses a Django project's models in a FastAPI application.
 
     ``FastAPI(lifespan=DjangoORM.lifespan)`` is all it takes. With settings in code,
-    ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``. Inside a lifespan of the application's own::
+    ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``, for which an instance may stand itself. Inside a
+    lifespan of the application's own::
 
         @asynccontextmanager
         async def lifespan(app: FastAPI):
@@ -70,14 +93,25 @@ class DjangoORM:
     """
 
     def __init__(
-        self, settings: ORMSettings | None = None, *, repositories: Repositories | None = None
+        self,
+        settings: ORMSettings | None = None,
+        *,
+        repositories: Repositories | None = None,
     ) -> None:
         """Configure the plugin.
 
         Args:
             settings: by default read from the environment and ``.env`` when the application starts.
             repositories: which to serve; by default every declared one.
+
+        Raises:
+            TypeError: something else was given.
         """
+        given: Any = settings
+        if isinstance(given, FastAPI):
+            raise TypeError("DjangoORM itself is no lifespan. Write FastAPI(lifespan=DjangoORM.lifespan).")
+        if given is not None and not isinstance(given, ORMSettings):
+            raise TypeError(f"DjangoORM takes ORMSettings(…), not {given!r}.")
         self._settings = settings
         self._repositories = repositories
 
@@ -91,9 +125,17 @@ class DjangoORM:
         Raises:
             ConfigurationError: Django cannot be set up; the message says what to do.
         """
-        set_up_django(settings_module or (self._settings or read_settings()).settings_module)
+        if settings_module:
+            set_up_django(settings_module)
+        else:
+            _set_up_by(self._settings or read_settings())
+
+    def __call__(self, app: FastAPI) -> AbstractAsyncContextManager[None]:
+        """The lifespan, for ``FastAPI(lifespan=DjangoORM(…))``."""
+        return self.lifespan(app)
 
     @_OnEither
+    @_with_application
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan: settings, database threads, Django, repositories, transports, routes; and back.
@@ -111,11 +153,11 @@ class DjangoORM:
             here.executor, here.loop = executor, asyncio.get_running_loop()
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
-            await sync_to_async(set_up_django)(settings.settings_module)
+            await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
             here.shared = shared_snapshots(settings)
-            refreshers, aliases = await sync_to_async(self._prepare)(here)
+            refreshers, aliases = await sync_to_async(self._prepare)(here, app)
             # FastAPI remembers handlers for longer than their routes, and all that ours can reach.
             stack.callback(refreshers.clear)
             found = await sync_to_async(publications)(here.repositories.values())
@@ -135,13 +177,17 @@ class DjangoORM:
             yield
         logger.info("shut_down")
 
-    def _prepare(self, here: running.Running) -> tuple[dict[str, Refresher[Any]], list[str]]:
+    def _prepare(self, here: running.Running, app: FastAPI) -> tuple[dict[str, Refresher[Any]], list[str]]:
         """Make an instance of every repository, and check it. On a database thread.
 
         Returns:
             What loads those that keep their rows, by name; and the aliases of the databases that are read.
         """
-        classes = repository.declared() if self._repositories is None else list(self._repositories)
+        if self._repositories is None:
+            repository.check_models(app.dependency_overrides)
+            classes = repository.declared()
+        else:
+            classes = list(self._repositories)
         refreshers: dict[str, Refresher[Any]] = {}
         names, aliases = set(), set()
         if connections.settings[DEFAULT_DB_ALIAS]["ENGINE"] != "django.db.backends.dummy":
@@ -162,6 +208,10 @@ class DjangoORM:
         for alias in aliases:
             check_shareable(alias)
         return refreshers, sorted(aliases)
+
+
+def _set_up_by(settings: ORMSettings) -> None:
+    set_up_django(settings.settings_module, where_written(settings, "settings_module"))
 
 
 @asynccontextmanager

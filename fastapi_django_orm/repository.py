@@ -6,7 +6,7 @@ Django's. The plugin makes its instance at startup.
 
 import re
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from functools import update_wrapper
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -20,16 +20,39 @@ from .reading.live import LiveReads
 from .reading.models import resolve_model
 from .reading.on_loop import LoopReads, is_plain_manager
 from .reading.readers import Reader
+from .reading.spelling import check_spelling, no_model
 from .snapshots.snapshot import RowT
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.
 _declared: dict[tuple[str, str], "type[Repository[Any]]"] = {}
 
+# Classes without a model of which somebody has taken ``current``, and so means to read. Others are what
+# repositories inherit from.
+_without_model: dict[tuple[str, str], "type[Repository[Any]]"] = {}
+
 
 def declared() -> "list[type[Repository[Any]]]":
     """Every repository class that names a model, in the order of declaration."""
     return list(_declared.values())
+
+
+def check_models(overridden: Collection[Any] = ()) -> None:
+    """Refuse what is a dependency and names no model: nothing would be there for the first request.
+
+    Args:
+        overridden: dependencies that the application replaces by others.
+
+    Raises:
+        InvalidRepository: there is such a class.
+    """
+    for cls in _without_model.values():
+        if _names_no_model(cls) and cls.current not in overridden:
+            raise no_model(cls)
+
+
+def _names_no_model(cls: "type[Repository[Any]]") -> bool:
+    return getattr(cls, "model", None) is None
 
 
 def _written_at(cls: type[Any]) -> tuple[str, str]:
@@ -61,6 +84,8 @@ class _FunctionOfClass:
 
             del update_wrapper(function, method).__wrapped__  # or FastAPI would ask the method as well
             owner._current = function
+            if _names_no_model(owner) and not owner.__module__.startswith(f"{__package__}."):
+                _without_model[_written_at(owner)] = owner
         return function
 
 
@@ -106,8 +131,9 @@ class Repository(Generic[RowT]):
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
-        if getattr(cls, "model", None) is not None:
+        if not _names_no_model(cls):
             _declared[_written_at(cls)] = cls
+            _without_model.pop(_written_at(cls), None)
 
     def __init__(self) -> None:
         self._reader: Reader | None = None
@@ -122,6 +148,7 @@ class Repository(Generic[RowT]):
         Raises:
             InvalidRepository: the declaration does not fit the models.
         """
+        check_spelling(type(self))
         declaration.check_shape(self)
         declaration.check_ordering(self)
         self._reader = choosing.choose_reader(self, self.queryset())
@@ -164,12 +191,15 @@ class Repository(Generic[RowT]):
 
         Raises:
             NotStarted: no lifespan of ``DjangoORM`` runs, or the class was declared after it began.
+            InvalidRepository: the class names no model.
         """
         repository = running.find(cls.__qualname__).repositories.get(cls)
         if repository is None:
+            if _names_no_model(cls):
+                raise no_model(cls)
             raise NotStarted(
-                f"{cls.__qualname__} was declared when the application had already started. Import "
-                f"the module {cls.__module__} where the application is made."
+                f"{cls.__qualname__} was declared when the application had already started, or is not "
+                f"among its `repositories`. Import the module {cls.__module__} where the application is made."
             )
         return repository  # type: ignore[return-value]  # made of this class
 
@@ -180,8 +210,14 @@ class Repository(Generic[RowT]):
 
     @property
     def model_class(self) -> type[Model]:
-        """The model; Django must be set up."""
-        return resolve_model(self.label, self.model)
+        """The model; Django must be set up.
+
+        Raises:
+            InvalidRepository: none is named, or none that there is.
+        """
+        if _names_no_model(type(self)):
+            raise no_model(type(self))
+        return resolve_model(f"{self.label}.model", self.model)
 
     def queryset(self) -> "QuerySet[Any, Any]":
         """What to read. Override it to filter, annotate or follow relations, on ``super().queryset()``."""
@@ -201,7 +237,7 @@ class Repository(Generic[RowT]):
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
         """
         if self._live is None:
-            raise NotStarted(f"{self.label} cannot read. {running.HOW_TO_START}")
+            raise NotStarted(f"{self.label} cannot read. {running.how_to_get(self.label)}")
         return self._live
 
     async def fetch(self, pk: Hashable = None, /, **unique: Any) -> RowT:

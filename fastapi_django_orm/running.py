@@ -91,3 +91,17 @@ def find(owner: str) -> Running:
             f"{owner}: {len(_all)} applications run in this process, and this code runs under none of them."
         )
     raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {HOW_TO_START}")
+
+
+def how_to_get(owner: str) -> str:
+    """What to write instead of using an instance that no application has made: the end of a message.
+
+    Args:
+        owner: the repository's class.
+    """
+    if not _all:
+        return HOW_TO_START
+    return (
+        "It was made by hand, and the application that runs has one of its own: write "
+        f"Depends({owner}.current) in a handler, and `await {owner}.current()` elsewhere."
+    )

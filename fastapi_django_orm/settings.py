@@ -1,5 +1,6 @@
 """What an application can set, read from the environment and from ``.env``."""
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -202,7 +203,18 @@ def read_settings() -> ORMSettings:
             f".env in {Path.cwd()} cannot be read: {error}. Save it as UTF-8, readable for this user."
         ) from None
     _warn_of_unknown()
+    _warn_of_djangos_own(settings)
     return settings
+
+
+def where_written(settings: ORMSettings, field: str) -> str:
+    """What gives a field its value, for messages: a variable, a line of ``.env``, an argument."""
+    variable, value = PREFIX + field.upper(), getattr(settings, field)
+    if EnvSettingsSource(ORMSettings).env_vars.get(variable.lower()) == value:
+        return variable
+    if DotEnvSettingsSource(ORMSettings).env_vars.get(variable.lower()) == value:
+        return f"{variable} in .env"
+    return f"ORMSettings({field}=…)"
 
 
 def _explain(loc: tuple[int | str, ...], message: str) -> str:
@@ -226,3 +238,16 @@ def _warn_of_unknown() -> None:
             structlog.get_logger("fastapi_django_orm").warning(
                 "unknown_setting", variable=variable, hint=nearest(variable, known)
             )
+
+
+def _warn_of_djangos_own(settings: ORMSettings) -> None:
+    """Say that Django's own variable counts in the environment alone, as it does for Django."""
+    own = "DJANGO_SETTINGS_MODULE"
+    if settings.settings_module or os.environ.get(own):
+        return
+    if DotEnvSettingsSource(ORMSettings).env_vars.get(own.lower()):
+        structlog.get_logger("fastapi_django_orm").warning(
+            "setting_ignored",
+            variable=own,
+            hint=f"only {PREFIX}… is read from .env: write {PREFIX}SETTINGS_MODULE there",
+        )

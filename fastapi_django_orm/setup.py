@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import django
 import structlog
@@ -26,9 +27,18 @@ from .errors import ConfigurationError, SettingsModuleBroken, SettingsModuleMiss
 logger = structlog.get_logger("fastapi_django_orm")
 _lock = threading.RLock()
 _failure: ConfigurationError | None = None
+_check: str | None = None  # the command that shows what Django says of the settings that were imported
 
 
-def set_up_django(settings_module: str | None = None) -> None:
+class _Named(NamedTuple):
+    """A settings module, what names it, and the command that shows what Django says of it."""
+
+    module: str
+    where: str
+    check: str
+
+
+def set_up_django(settings_module: str | None = None, where: str = "the argument `settings_module`") -> None:
     """Set Django up if that was not done yet; on a thread of its own if an event loop runs here.
 
     A server imports the application with its loop running, and an ``AppConfig.ready()`` that queries
@@ -37,6 +47,7 @@ def set_up_django(settings_module: str | None = None) -> None:
     Args:
         settings_module: the settings' dotted name; else ``DJANGO_SETTINGS_MODULE`` counts, then
             what ``manage.py`` sets.
+        where: what names it, for messages.
 
     Raises:
         SettingsModuleMissing: nothing names a module, or the named one does not exist.
@@ -47,9 +58,9 @@ def set_up_django(settings_module: str | None = None) -> None:
         return
     if _loop_runs():
         with ThreadPoolExecutor(1, thread_name_prefix="django-setup") as executor:
-            executor.submit(_set_up, settings_module).result()
+            executor.submit(_set_up, settings_module, where).result()
     else:
-        _set_up(settings_module)
+        _set_up(settings_module, where)
 
 
 def _loop_runs() -> bool:
@@ -60,8 +71,8 @@ def _loop_runs() -> bool:
     return True
 
 
-def _set_up(settings_module: str | None) -> None:
-    global _failure
+def _set_up(settings_module: str | None, where: str) -> None:
+    global _failure, _check
     with _lock:
         if apps.ready:
             _warn_if_other(settings_module)
@@ -70,7 +81,9 @@ def _set_up(settings_module: str | None) -> None:
             raise _failure
         try:
             if not settings.configured:
-                _import_settings(settings_module)
+                named = _named(settings_module, where)
+                _import_settings(named)
+                _check = named.check
             _populate()
         except ConfigurationError as error:
             _failure = error if apps.loading else None
@@ -86,10 +99,16 @@ def _populate() -> None:
     try:
         django.setup()
     except (Exception, SystemExit) as error:
+        module = _configured_module()
+        hint = f"\nThe settings module is {module}; `{_check or _check_with(module)}` shows the same."
         raise SetupFailed(
-            f"django.setup() failed: {type(error).__name__}: {error}\n"
-            f"The settings module is {_configured_module()}; `python -m django check` shows the same."
+            f"django.setup() failed: {type(error).__name__}: {error}{hint if module else ''}"
         ) from error
+
+
+def _check_with(settings_module: str | None) -> str:
+    # With the name, since what runs here need not be in the environment of who reads this.
+    return f"python -m django check --settings={settings_module}"
 
 
 def _configured_module() -> str | None:
@@ -103,9 +122,18 @@ def _warn_if_other(settings_module: str | None) -> None:
         )
 
 
-def _import_settings(settings_module: str | None) -> None:
+def _named(settings_module: str | None, where: str) -> _Named:
+    """The settings module that counts."""
+    if settings_module:
+        return _Named(settings_module, where, _check_with(settings_module))
+    if name := os.environ.get(ENVIRONMENT_VARIABLE):
+        return _Named(name, ENVIRONMENT_VARIABLE, _check_with(name))
+    return _from_manage_py()
+
+
+def _import_settings(named: _Named) -> None:
     before = os.environ.get(ENVIRONMENT_VARIABLE)
-    name = settings_module or before or _from_manage_py()
+    name = named.module
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
         importlib.import_module(name)
@@ -119,7 +147,7 @@ def _import_settings(settings_module: str | None) -> None:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise SettingsModuleMissing(
                 f"There is no module {name!r} to take Django's settings from (looked for from "
-                f"{Path.cwd()}). Correct DJANGO_SETTINGS_MODULE, or start in the folder that holds "
+                f"{Path.cwd()}). Correct {named.where}, or start in the folder that holds "
                 "manage.py, or pass it with `uvicorn --app-dir`."
             ) from None
         raise SettingsModuleBroken(
@@ -127,7 +155,7 @@ def _import_settings(settings_module: str | None) -> None:
         ) from error
 
 
-def _from_manage_py() -> str:
+def _from_manage_py() -> _Named:
     """What the nearest ``manage.py`` would set; its folder becomes importable, as when it runs."""
     silent: list[str] = []
     for folder in _application_folders():
@@ -137,7 +165,7 @@ def _from_manage_py() -> str:
         if name := _settings_module_in(file):
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
-            return name
+            return _Named(name, str(file), f"python {os.path.relpath(file)} check")
         silent.append(str(file))
     raise SettingsModuleMissing(
         "No Django settings module is known. Set DJANGO_SETTINGS_MODULE (or "

@@ -59,6 +59,20 @@ def test_a_label_of_no_app_is_an_unknown_model(label: str) -> None:
     assert repr(label) in refusal(declare(model=label), UnknownModel)
 
 
+def test_a_label_of_an_app_that_is_not_installed_asks_for_it() -> None:
+    """The error asks about INSTALLED_APPS where the label's app is not there, and only there."""
+    assert "Is 'bbs' in INSTALLED_APPS?" in refusal(declare(model="bbs.Topic"), UnknownModel)
+    assert "Is " not in refusal(declare(model="board.Nothing"), UnknownModel)
+    assert "Is " not in refusal(declare(model="Topic"), UnknownModel)
+
+
+def test_a_wrong_label_in_depends_on_is_told_as_that() -> None:
+    """The error names the attribute that has the label."""
+    message = refusal(declare(depends_on=("board.Autor",)), UnknownModel)
+    assert message.startswith("Topics.depends_on: there is no model 'board.Autor'")
+    assert refusal(declare(depends_on=(3,))).startswith("Topics.depends_on: 3 is neither")
+
+
 class Abstract(models.Model):
     class Meta:
         abstract = True
@@ -69,6 +83,12 @@ class Abstract(models.Model):
 def test_what_is_no_model_is_refused(model: Any) -> None:
     """A class that is no model with a table is refused in words."""
     assert "neither a model's label nor a model" in refusal(declare(model=model))
+
+
+def test_a_repository_without_a_model_is_refused() -> None:
+    """The error says which class has none, and what to write."""
+    message = refusal(declare(model=None))
+    assert message == 'Topics has no `model`. Write the label of one, app and class: model = "app.Model".'
 
 
 def test_a_proxy_model_is_a_model() -> None:
@@ -128,6 +148,85 @@ def test_a_subclass_has_a_name_of_its_own() -> None:
     Topic.objects.create(comment="2")
     assert Derived.name == "derived"
     assert [row["comment"] for row in rows(Derived)] == ["2", "1"]
+
+
+# The attributes' spelling
+
+
+class Misspelled(BaseModel):
+    id: int
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("cache_controll", "no-store", "cache_control"),
+        ("cachecontrol", "no-store", "cache_control"),
+        ("orderng", ("-pk",), "ordering"),
+        ("odrering", "-pk", "ordering"),
+        ("max_agee", timedelta(minutes=1), "max_age"),
+        ("maxage", 60, "max_age"),
+        ("fieldz", ("id",), "fields"),
+        ("field", ["id"], "fields"),
+        ("feilds", "id", "fields"),
+        ("schma", Misspelled, "schema"),
+        ("publsh", "/topics/", "publish"),
+        ("index", ("comment",), "indexes"),
+        ("row_kept", 5, "rows_kept"),
+        ("depend_on", ("auth.User",), "depends_on"),
+    ],
+)
+def test_an_attribute_that_is_misspelled_is_refused(name: str, value: Any, meant: str) -> None:
+    """It would be ignored: the start ends with its name and the one that was meant, for subclasses too."""
+    expected = f"Topics.{name}: a repository has no such attribute. Did you mean {meant!r}?"
+    assert refusal(declare(**{name: value})).startswith(expected)
+    derived = type("Derived", (declare(**{name: value}),), {"__module__": __name__})
+    assert refusal(derived).startswith(expected)
+
+
+def test_a_model_that_is_misspelled_is_the_reason_why_there_is_none() -> None:
+    """The error about a missing model names the attribute that looks like it."""
+    topics = type("Topics", (CachedRepository,), {"modle": "board.Topic"})
+    assert "Topics.modle: " in refusal(topics)
+    assert "Did you mean 'model'?" in refusal(topics)
+
+
+def test_attributes_of_the_users_own_are_nobodys_business() -> None:
+    """Other words and other values than the declarable ones, functions, and private names are left alone."""
+
+    class Schema(BaseModel):
+        id: int
+
+    class Mixin:
+        orderng = ("-pk",)  # for other classes
+
+    class Topics(Mixin, CachedRepository):
+        model = "board.Topic"
+        names = ("a", "b")
+        publisher = "O'Reilly"
+        published = True
+        modes = ("r", "w")
+        mode = "r"
+        field = "slug"
+        scheme = "https"
+        max_page = 50
+        max_pages = 50
+        min_age = timedelta(days=1)
+        index = 0
+        schema = Schema
+        schemas = (Schema,)
+        FIELDS = ("id",)
+        _fieldz = ("id",)
+        page_size = 20
+
+        def publsh(self) -> None: ...
+
+        @property
+        def orders(self) -> tuple[str, ...]:
+            return ("a",)
+
+    Topics.Schema = Schema  # type: ignore[attr-defined]
+    assert rows(Topics) == []
 
 
 # The fields
@@ -213,6 +312,14 @@ def test_an_attribute_of_a_wrong_kind_is_refused(attribute: str, value: Any) -> 
     repository = declare()
     setattr(repository, attribute, value)
     assert refusal(repository).startswith(f"Topics.{attribute}: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [(300, "300"), (0.5, "0.5"), (0, "60"), (True, "60"), ("1h", "60")]
+)
+def test_an_age_is_written_as_a_time(value: Any, seconds: str) -> None:
+    """The error for a number of seconds writes the time that it would be."""
+    assert f"write timedelta(seconds={seconds}), not {value!r}" in refusal(declare(max_age=value))
 
 
 def test_a_model_with_a_password_must_name_its_fields() -> None:

@@ -84,6 +84,30 @@ def test_lifespan_of_an_instance(topic: Topic) -> None:
         assert client.get("/up/").status_code == 200
 
 
+def test_an_instance_is_a_lifespan_itself(topic: Topic) -> None:
+    """FastAPI(lifespan=DjangoORM(…)) means that instance's lifespan."""
+    topics = board()
+    with serving(application(topics, DjangoORM(repositories=[topics]))) as client:
+        assert comments(client.get("/")) == ["first"]
+
+
+def test_a_lifespan_that_is_named_wrong_says_how_to_write_it(sqlite: str) -> None:
+    """Calling the lifespan, or giving the class, ends with the right line."""
+    right = r"FastAPI\(lifespan=DjangoORM\.lifespan\)"
+    with pytest.raises(TypeError, match=right):
+        FastAPI(lifespan=DjangoORM.lifespan())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=right):
+        FastAPI(lifespan=DjangoORM(repositories=[]).lifespan())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=right), serving(FastAPI(lifespan=DjangoORM)):
+        pass
+
+
+def test_settings_of_another_kind_are_refused() -> None:
+    """What the plugin is given is `ORMSettings`, and the error says so where it is written."""
+    with pytest.raises(TypeError, match=r"takes ORMSettings\(…\), not 'config.settings'"):
+        DjangoORM("config.settings")  # type: ignore[arg-type]
+
+
 def test_lifespan_nests_in_the_applications_own(topic: Topic) -> None:
     """Inside a user's lifespan repositories and the ORM can be used, and its state reaches the requests."""
     topics = board()

@@ -1304,3 +1304,32 @@ def test_published_by_a_class_in_a_module(project: Any) -> None:
     with project.uvicorn() as server:
         assert json.loads(server.get("/topics/").content)["topics"][0]["comment"] == "first"
         assert server.get("/topics/1").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health/", "/docs"])
+def test_a_taken_path_is_told_with_its_repository(logs: list[Any], path: str) -> None:
+    """The warning names the repository and what to change, and says that its rows are served all the same."""
+    topic = Topic.objects.create(comment="here")
+    with serving(application(topics(publish=path))) as client:
+        assert not client.get(path).text.startswith('{"topics":')
+        assert client.get(f"{path.rstrip('/')}/{topic.pk}").json()["comment"] == "here"
+    (warning,) = (entry for entry in logs if entry["event"] == "route_not_added")
+    assert warning["repository"] == "topics"
+    assert "Topics.publish" in warning["hint"]
+    assert f"the rows are at {path.rstrip('/')}/{{pk}}" in warning["hint"]
+
+
+def test_a_taken_rows_path_is_told_alone(logs: list[Any]) -> None:
+    """Where the application has a route for rows the warning is about these, and the list is there."""
+    app = application()
+
+    @app.get("/topics/{number}")
+    async def own(number: int) -> int:
+        return number
+
+    with serving(app) as client:
+        assert client.get("/topics/7").json() == 7
+        assert client.get("/topics/").json() == {"topics": []}
+    (warning,) = (entry for entry in logs if entry["event"] == "route_not_added")
+    assert (warning["path"], warning["repository"]) == ("/topics/{pk}", "topics")
+    assert "the rows are" not in warning["hint"]

@@ -36,6 +36,7 @@ def test_the_code_runs_as_one_application(project: Path) -> None:
     """All blocks together are a main.py that does what the text around them says."""
     with Uvicorn(directory=project, env={"DJANGO_SETTINGS_MODULE": None}) as server:
         assert server.get("/").json() == {"topics": []}
+        assert server.get("/longest/").json() is None
         created = server.post("/topics/", params={"comment": "hello"}).json()
         assert server.get("/").json()["topics"][0]["comment"] == "hello"
         assert server.get(f"/topics/{created['id']}").json()["comment"] == "hello"

@@ -15,7 +15,15 @@ from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Row
-from fastapi_django_orm.errors import InvalidRow, NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField
+from fastapi_django_orm.errors import (
+    InvalidRepository,
+    InvalidRow,
+    NotFound,
+    NotIndexed,
+    NotLoaded,
+    NotStarted,
+    UnknownField,
+)
 from tests.gates import DEADLINE, Gate, gated, started
 from tests.project.board.models import Author, Topic
 from tests.repositories import declare, of, read, rows
@@ -536,6 +544,29 @@ def test_a_repository_before_the_lifespan_is_an_error_that_says_so() -> None:
         asyncio.run(by_hand.refresh())
 
 
+@pytest.mark.parametrize("dependency", [Depends(Topics), Depends()])
+def test_a_repository_made_by_hand_says_how_to_get_the_applications(dependency: Any) -> None:
+    """While an application runs, an instance of the class itself names the dependency that was meant."""
+    app = an_application()
+    told: list[str] = []
+
+    @app.get("/by-hand/")
+    async def by_hand(topics: Annotated[Topics, dependency]) -> None:
+        for use in (topics.all, topics.response, lambda: topics.live):
+            with pytest.raises(NotStarted) as caught:
+                use()
+            told.append(str(caught.value))
+        with pytest.raises(NotStarted) as caught:
+            await topics.refresh()
+        told.append(str(caught.value))
+
+    with serving(app) as client:
+        assert client.get("/by-hand/").status_code == 200
+    assert len(told) == 4
+    assert all("write Depends(Topics.current)" in message for message in told)
+    assert not any("lifespan" in message for message in told)
+
+
 def test_a_repository_that_the_application_does_not_serve_is_an_error() -> None:
     """A class that was declared after the start, or left out of `repositories`, is told apart."""
 
@@ -543,6 +574,8 @@ def test_a_repository_that_the_application_does_not_serve_is_an_error() -> None:
         async with started(Topics):
             with pytest.raises(NotStarted, match="declared when the application had already started"):
                 await declare("Others").current()
+            with pytest.raises(InvalidRepository, match="Others has no `model`"):
+                await declare("Others", model=None).current()
 
     asyncio.run(main())
 

@@ -191,6 +191,53 @@ def test_settings_module_that_is_not_there(project: Project, name: str) -> None:
     assert "During handling" not in output
 
 
+def test_missing_settings_module_is_told_with_what_names_it(project: Project) -> None:
+    """What has to be corrected is named: the argument, the variable, .env or manage.py."""
+    said = message(refused(project, DJANGO_SETTINGS_MODULE="nope.settings"))
+    assert "Correct DJANGO_SETTINGS_MODULE, " in said
+    said = message(refused(project, DJANGO_ORM_SETTINGS_MODULE="nope.settings"))
+    assert "Correct DJANGO_ORM_SETTINGS_MODULE, " in said
+    said = message(refused(project, '"nope.settings"'))
+    assert "Correct the argument `settings_module`, " in said
+    project.write("manage.py", MANAGE.replace("config.settings", "nope.settings"))
+    assert f"Correct {project.directory / 'manage.py'}, " in message(refused(project))
+    project.write(".env", "DJANGO_ORM_SETTINGS_MODULE=nope.settings\n")
+    assert "Correct DJANGO_ORM_SETTINGS_MODULE in .env, " in message(refused(project))
+
+
+def test_missing_settings_module_of_settings_in_code(project: Project) -> None:
+    """An ORMSettings that names it is told as that."""
+    code = """
+        import asyncio
+        from fastapi import FastAPI
+        from fastapi_django_orm import DjangoORM, ORMSettings
+        from fastapi_django_orm.errors import SettingsModuleMissing
+
+        async def main():
+            async with DjangoORM(ORMSettings(settings_module="nope.settings")).lifespan(FastAPI()):
+                pass
+
+        try:
+            asyncio.run(main())
+        except SettingsModuleMissing as error:
+            print("refused:", error)
+    """
+    assert "Correct ORMSettings(settings_module=…), " in message(project.python(code))
+
+
+def test_djangos_own_variable_in_dotenv_is_warned_of(several: Project) -> None:
+    """Only DJANGO_ORM_ variables are read from .env: the log says once what to write instead."""
+    several.write(".env", "DJANGO_SETTINGS_MODULE=config.two\n")
+    output = several.python(NAMED.format("") + "    DjangoORM.setup()\n")
+    assert "settings: config.settings\n" in output
+    assert output.count("setting_ignored") == 1
+    assert "DJANGO_ORM_SETTINGS_MODULE" in output
+    output = several.python(NAMED.format(""), DJANGO_SETTINGS_MODULE="config.two")
+    assert "setting_ignored" not in output
+    output = several.python(NAMED.format(""), DJANGO_ORM_SETTINGS_MODULE="config.two")
+    assert "setting_ignored" not in output
+
+
 @pytest.mark.parametrize("name", [".settings", "config/settings.py", "config.settings.py", " "])
 def test_settings_module_that_is_no_name(project: Project, name: str) -> None:
     """A path, or a relative name, is refused by name."""
@@ -261,6 +308,19 @@ def test_setup_that_fails_is_told_and_told_again(project: Project, file: str, te
     assert "config.settings" in first
     assert first.split("\nTraceback")[0].strip() == second.strip()
     assert "isn't reentrant" not in second
+
+
+def test_setup_that_fails_names_a_command_that_shows_it(project: Project) -> None:
+    """With manage.py the command is its own; it fails with the same error, as the other one does."""
+    project.append("bbs/models.py", "1 / 0\n")
+    said = message(refused(project))
+    assert "`python manage.py check` shows the same" in said
+    said = message(refused(project, DJANGO_SETTINGS_MODULE="config.settings"))
+    assert "`python -m django check --settings=config.settings` shows the same" in said
+    for command in (("manage.py", "check"), ("-m", "django", "check", "--settings=config.settings")):
+        exit_code, output = project.run(*command)
+        assert exit_code == 1
+        assert "ZeroDivisionError" in output
 
 
 # Once

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.databases import wait_until
-from tests.projects import MAIN, Project, explanation
+from tests.projects import MAIN, MODELS, Project, explanation
 from tests.servers import PostgreSQL
 
 REFRESH_ANYWAY = """
@@ -129,6 +129,65 @@ def test_missing_table_on_a_server_says_migrate(on_server: Project) -> None:
     assert "s3cret" not in output
 
 
+COLUMN = '    extra = models.CharField(max_length=5, default="")\n'
+
+LIVE = """
+    from fastapi_django_orm.errors import ColumnMissing, RefreshFailed
+
+
+    @app.get("/live")
+    async def live(topics: TopicRepo):
+        try:
+            await topics.fetch(1)
+        except ColumnMissing as error:
+            return str(error)
+
+
+    @app.get("/some")
+    async def some(topics: TopicRepo):
+        try:
+            await topics.refresh(1)
+        except RefreshFailed as error:
+            return str(error.__cause__)
+"""
+
+RENAME = """
+    import django
+    from django.db import connection
+
+    django.setup()
+    connection.cursor().execute("ALTER TABLE bbs_topic RENAME comment TO comments")
+    connection.close()
+"""
+
+
+def test_missing_column_says_makemigrations_and_migrate(project: Project) -> None:
+    """The last line names the column, the table and the commands, and the commands help."""
+    project.write("bbs/models.py", MODELS + COLUMN)
+    output = project.fails()
+    said = explanation(output)
+    assert said.startswith("fastapi_django_orm.errors.ColumnMissing: ")
+    for part in ("'extra'", "'bbs_topic'", "bbs.Topic", "manage.py makemigrations`", "manage.py migrate`"):
+        assert part in said
+    project.drop_table()
+    for command in ("makemigrations", "migrate"):
+        exit_code, output = project.run("manage.py", command)
+        assert exit_code == 0, output
+    with project.uvicorn() as application:
+        assert application.get("/").json() == {"topics": []}
+
+
+def test_missing_column_on_a_server_says_the_same(on_server: Project) -> None:
+    """PostgreSQL's error is explained in loads, in loads of some keys and in live reads."""
+    on_server.append("main.py", LIVE)
+    with on_server.uvicorn(DJANGO_ORM_COHERENCE="off") as application:
+        on_server.write("rename.py", RENAME)
+        on_server.python("import rename", DJANGO_SETTINGS_MODULE="config.settings")
+        for path in ("/some", "/live"):
+            assert "has no column 'comment'" in application.get(path).json()
+    assert "has no column" in explanation(on_server.fails())
+
+
 def test_table_that_is_made_later_is_found(project: Project) -> None:
     """With retry an application may be started before its migrations have run."""
     project.drop_table()
@@ -161,6 +220,45 @@ def test_unknown_model_is_told_with_the_nearest(project: Project, startup: str) 
     said = explanation(project.fails(DJANGO_ORM_STARTUP=startup))
     assert said.startswith("fastapi_django_orm.errors.UnknownModel: Topics.model: ")
     assert "Did you mean 'bbs.Topic'?" in said
+
+
+@pytest.mark.parametrize("line", ['    modle = "bbs.Topic"\n', ""])
+def test_dependency_without_a_model_ends_the_start(project: Project, line: str) -> None:
+    """A class whose `current` is a dependency must name a model, however it was forgotten."""
+    project.write("main.py", MAIN.replace('    model = "bbs.Topic"\n', line))
+    said = explanation(project.fails())
+    assert said.startswith("fastapi_django_orm.errors.InvalidRepository: Topics")
+    assert "`model`" in said or "'model'" in said
+
+
+def test_base_classes_need_no_model(project: Project) -> None:
+    """What repositories inherit from names no model, nor does a dependency that the application replaces."""
+    project.append(
+        "main.py",
+        """
+
+        class Base(CachedRepository):
+            ordering = ("-pk",)
+
+
+        class Newest(Base):
+            model = "bbs.Topic"
+
+
+        class Interface(CachedRepository):
+            pass
+
+
+        app.dependency_overrides[Interface.current] = Newest.current
+
+
+        @app.get("/newest")
+        async def newest(topics: Annotated[Interface, Depends(Interface.current)]):
+            return topics.response()
+        """,
+    )
+    with project.uvicorn() as application:
+        assert application.get("/newest").json() == {"newest": [{"id": 1, "comment": "first"}]}
 
 
 def test_unknown_field_is_told_with_the_nearest(project: Project) -> None:

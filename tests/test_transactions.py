@@ -260,6 +260,13 @@ def test_a_durable_block_refuses_to_be_nested(default_database: str) -> None:
     play(main)
 
 
+def test_a_block_without_async_says_what_to_write() -> None:
+    """`with atomic():` names the two ways there are."""
+    advice = r"Write `async with atomic\(\):`.*`with django.db.transaction.atomic"
+    with pytest.raises(TypeError, match=advice), atomic():  # type: ignore[attr-defined]
+        pass
+
+
 def test_an_atomic_object_is_for_one_block() -> None:
     """One object for two blocks at once would confuse them, so it is refused with what to write."""
 

@@ -63,6 +63,7 @@ async def by_default(app: FastAPI) -> AsyncIterator[None]:
 
 app = FastAPI(lifespan=lifespan)
 direct = FastAPI(lifespan=DjangoORM.lifespan)
+of_an_instance = FastAPI(lifespan=DjangoORM(ORMSettings(startup="retry")))
 
 
 def count(start: int, *, word: str) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, transaction
@@ -31,6 +31,16 @@ class Atomic:
         self._django = transaction.atomic(using=using, savepoint=savepoint, durable=durable)
         self._outer: Block | None = None
         self._inner: Block | None = None
+
+    if not TYPE_CHECKING:  # which says so by itself
+
+        def __enter__(self) -> NoReturn:
+            raise TypeError(
+                "Write `async with atomic():`. In a function that is not async, write "
+                "`with django.db.transaction.atomic():`."
+            )
+
+        def __exit__(self, *how: object) -> None: ...
 
     async def __aenter__(self) -> Self:
         if self._inner is not None:

@@ -1,5 +1,6 @@
 """Whether a database answers, and what to do when it does not."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,7 +9,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, Error, connections
 from django.db.models import Model
 
-from ..errors import DatabaseUnreachable, PrivateDatabase, TableMissing
+from ..errors import ColumnMissing, DatabaseUnreachable, PrivateDatabase, TableMissing
 from .engines import kind_of
 
 
@@ -62,20 +63,27 @@ def check_shareable(alias: str) -> None:
 
 @contextmanager
 def table_explained(model: type[Model], alias: str) -> Iterator[None]:
-    """Say ``manage.py migrate`` where a query inside fails because the model's table is not there.
+    """Say ``manage.py migrate`` where a query inside fails for want of the model's table, or of a column.
 
     Raises:
         TableMissing: the table is not there.
+        ColumnMissing: it has not all of the model's columns.
     """
     try:
         yield
     except DatabaseError as error:
-        if not _is_missing(model._meta.db_table, alias):
-            raise
-        raise TableMissing(
-            f"The database {alias!r} has no table {model._meta.db_table!r} for {model._meta.label}. "
-            "Create it with `python manage.py migrate`."
-        ) from error
+        if _is_missing(model._meta.db_table, alias):
+            raise TableMissing(
+                f"The database {alias!r} has no table {model._meta.db_table!r} for {model._meta.label}. "
+                "Create it with `python manage.py migrate`."
+            ) from error
+        for table, column in _missing_columns(model, alias, str(error)):
+            raise ColumnMissing(
+                f"The table {table!r} of the database {alias!r} has no column {column!r}, and "
+                f"{model._meta.label} has. Create it with `python manage.py makemigrations` and "
+                "`python manage.py migrate`."
+            ) from error
+        raise
 
 
 def _is_missing(table: str, alias: str) -> bool:
@@ -85,3 +93,34 @@ def _is_missing(table: str, alias: str) -> bool:
             return table not in connection.introspection.table_names(cursor, include_views=True)
     except DatabaseError:
         return False  # the database is away altogether, which is another error
+
+
+def _missing_columns(model: type[Model], alias: str, message: str) -> Iterator[tuple[str, str]]:
+    """Columns of a model that its tables lack, with the table's name.
+
+    Args:
+        model: the model.
+        alias: the database that was asked.
+        message: of the error. Only columns are looked for that it names, in whatever language: to describe a
+            table may mean to read it, and after another error, such as a lock's, that would fail as well.
+    """
+    columns = [(field.model._meta.db_table, str(field.column)) for field in model._meta.concrete_fields]
+    named = [
+        (table, column)
+        for table, column in columns
+        if re.search(rf"\b{re.escape(column)}\b", message, re.IGNORECASE)
+    ]
+    for table in dict.fromkeys(table for table, _ in named):
+        there = _columns(table, alias)
+        missing = (column for of, column in named if of == table and column.casefold() not in there)
+        yield from ((table, column) for column in missing if there)
+
+
+def _columns(table: str, alias: str) -> set[str]:
+    connection: Any = connections[alias]
+    try:
+        with connection.cursor() as cursor:
+            described = connection.introspection.get_table_description(cursor, table)
+    except DatabaseError:
+        return set()
+    return {column.name.casefold() for column in described}

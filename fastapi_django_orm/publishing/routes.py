@@ -108,11 +108,14 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
         # What comes later stands in front: rows below shallow paths, rows below deep ones, and then the
         # lists, since a key could be the last part of a list's path.
         for publication in sorted(found, key=lambda each: each.base.count("/")):
-            if publication.key_type is not None and _is_free(publication.row_path, own[publication.base]):
+            if publication.key_type is not None and not _is_taken(
+                publication, publication.row_path, own[publication.base]
+            ):
                 route = _row_route(publication, sources)
                 rows[publication.base] = _put_first(app, route, own[publication.base], stack)
         for publication in found:
-            if _is_free(publication.path, own[publication.base]):
+            beside = f"; the rows are at {publication.row_path}" if publication.base in rows else ""
+            if not _is_taken(publication, publication.path, own[publication.base], beside):
                 route = _list_route(publication, sources)
                 lists[publication.base] = _put_first(app, route, own[publication.base], stack)
         # The application's own dependencies guard these routes, and so does what is around its router. The
@@ -132,11 +135,18 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
         yield
 
 
-def _is_free(path: str, own: OwnRoutes) -> bool:
-    """Whether the application has no route of its own there; it is said if it has."""
+def _is_taken(publication: Publication, path: str, own: OwnRoutes, beside: str = "") -> bool:
+    """Whether there is a route already, of the application or of this package; it is said if there is."""
     if taken := own.serve_rows() if path.endswith("/{pk}") else own.serve(path):
-        logger.warning("route_not_added", path=path, reason="the path is taken")
-    return not taken
+        logger.warning(
+            "route_not_added",
+            path=path,
+            reason="the path is taken",
+            repository=publication.repository.name,
+            hint=f"give {publication.repository.label}.publish another path, or leave this one to the route "
+            f"that is there{beside}",
+        )
+    return taken
 
 
 Route = tuple[str, Callable[..., Any], dict[str, Any]]

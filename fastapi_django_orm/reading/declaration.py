@@ -100,7 +100,8 @@ def check_cached(repository: DeclaredCached, reader: Reader) -> None:
     label, max_age, kept = repository.label, repository.max_age, repository.rows_kept
     _check_names(f"{label}.indexes", repository.indexes)
     if max_age is not None and (not isinstance(max_age, timedelta) or max_age <= timedelta(0)):
-        raise InvalidRepository(f"{label}.max_age: write timedelta(seconds=60), not {max_age!r}.")
+        seconds = max_age if type(max_age) in (int, float) and max_age > 0 else 60
+        raise InvalidRepository(f"{label}.max_age: write timedelta(seconds={seconds}), not {max_age!r}.")
     if type(kept) is not int or kept < 0:
         raise InvalidRepository(f"{label}.rows_kept: write a number of rows, not {kept!r}.")
     unknown = [name for name in repository.indexes if name not in reader.names]

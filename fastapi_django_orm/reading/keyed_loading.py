@@ -9,6 +9,7 @@ from typing import Any
 from django.db import connections
 from django.db.models import CompositePrimaryKey
 
+from ..database.reachable import table_explained
 from ..snapshots.changing import Changing, NewRow, new_rows
 from ..snapshots.pages import Chunk
 from ..snapshots.placing import NotComparable, Order
@@ -80,7 +81,8 @@ class KeyedLoader:
             return None
         try:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
-            chunks = list(self._reader.read(of_keys))
+            with table_explained(queryset.model, queryset.db):
+                chunks = list(self._reader.read(of_keys))
         except _OF_KEYS:
             return None
         return self._changed(queryset, order, before, keys, chunks, began)

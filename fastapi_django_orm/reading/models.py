@@ -8,11 +8,11 @@ from django.db.models import Model, QuerySet
 from ..errors import InvalidRepository, UnknownField, UnknownModel, nearest
 
 
-def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
+def resolve_model(where: str, model: str | type[Model]) -> type[Model]:
     """The model class that a repository means.
 
     Args:
-        owner: the repository's name, for the message.
+        where: the attribute that names it, with the repository's name, for the message.
         model: a label such as ``"bbs.Topic"``, or the class.
 
     Raises:
@@ -20,12 +20,10 @@ def resolve_model(owner: str, model: str | type[Model]) -> type[Model]:
         InvalidRepository: it is something else.
     """
     if isinstance(model, str):
-        return _labelled(model, f"{owner}.model: there")
+        return _labelled(model, f"{where}: there")
     given: Any = model
     if not (isinstance(given, type) and issubclass(given, Model)) or given._meta.abstract:
-        raise InvalidRepository(
-            f"{owner}.model: {model!r} is neither a model's label nor a model with a table."
-        )
+        raise InvalidRepository(f"{where}: {model!r} is neither a model's label nor a model with a table.")
     return model
 
 
@@ -45,8 +43,14 @@ def _labelled(label: str, there: str) -> type[Model]:
     except (LookupError, ValueError):
         labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
         raise UnknownModel(
-            f"{there} is no model {label!r} in INSTALLED_APPS. {nearest(label, labels)}"
+            f"{there} is no model {label!r} in INSTALLED_APPS. {_app_missing(label)}{nearest(label, labels)}"
         ) from None
+
+
+def _app_missing(label: str) -> str:
+    app, _, model = label.partition(".")
+    installed = {config.label for config in apps.get_app_configs()}
+    return f"Is {app!r} in INSTALLED_APPS? " if app and model and app not in installed else ""
 
 
 def unknown_field(where: str, name: str, queryset: "QuerySet[Any, Any]") -> UnknownField:
