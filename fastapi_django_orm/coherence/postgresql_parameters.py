@@ -16,7 +16,7 @@ def libpq_parameters(alias: str, dsn: str | None = None) -> dict[str, Any]:
 
     Args:
         alias: its key in ``DATABASES``.
-        dsn: what is to be different.
+        dsn: what overrides them.
 
     Raises:
         InvalidSettings: the DSN cannot be read.

@@ -49,8 +49,9 @@ def _labelled(label: str, there: str) -> type[Model]:
 
 def _app_missing(label: str) -> str:
     app, _, model = label.partition(".")
-    installed = {config.label for config in apps.get_app_configs()}
-    return f"Is {app!r} in INSTALLED_APPS? " if app and model and app not in installed else ""
+    is_label = app and model and "." not in model
+    installed = {config.label.casefold() for config in apps.get_app_configs()}
+    return f"Is {app!r} in INSTALLED_APPS? " if is_label and app.casefold() not in installed else ""
 
 
 def unknown_field(where: str, name: str, queryset: "QuerySet[Any, Any]") -> UnknownField:
