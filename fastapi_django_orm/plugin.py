@@ -28,6 +28,7 @@ from .database.driver_pool import fit_driver_pools
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
+from .dependencies import dependencies_of
 from .errors import InvalidRepository
 from .handlers import handlers_instrumented
 from .publishing.routes import publications, published
@@ -184,7 +185,7 @@ class DjangoORM:
             What loads those that keep their rows, by name; and the aliases of the databases that are read.
         """
         if self._repositories is None:
-            repository.check_models(app.dependency_overrides)
+            repository.check_models(dependencies_of(app))
             classes = repository.declared()
         else:
             classes = list(self._repositories)
@@ -254,7 +255,7 @@ async def _first_loads(
 
 @contextmanager
 def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveContext) -> Iterator[None]:
-    build = app.build_middleware_stack
+    build, is_own = app.build_middleware_stack, "build_middleware_stack" in vars(app)
 
     def build_middleware_stack() -> ASGIApp:
         return build() if here.ended else RequestContext(build(), here, threads)
@@ -268,10 +269,10 @@ def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveCo
         yield
     finally:
         if vars(app).get("build_middleware_stack") is build_middleware_stack:
-            if getattr(build, "__func__", None) is type(app).build_middleware_stack:
-                del app.build_middleware_stack
-            else:
+            if is_own:
                 app.build_middleware_stack = build  # type: ignore[method-assign]
+            else:
+                del app.build_middleware_stack
         stack: Any = app.middleware_stack  # somebody may have built it again
         app.middleware_stack = stack.app if isinstance(stack, RequestContext) else before
 

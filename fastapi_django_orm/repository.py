@@ -6,7 +6,7 @@ Django's. The plugin makes its instance at startup.
 
 import re
 import sys
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import update_wrapper
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
@@ -27,27 +27,24 @@ from .snapshots.snapshot import RowT
 # starts its own server) declares the same repository again, and the later one is meant.
 _declared: dict[tuple[str, str], "type[Repository[Any]]"] = {}
 
-# Classes without a model of which somebody has taken ``current``, and so means to read. Others are what
-# repositories inherit from.
-_without_model: dict[tuple[str, str], "type[Repository[Any]]"] = {}
-
 
 def declared() -> "list[type[Repository[Any]]]":
     """Every repository class that names a model, in the order of declaration."""
     return list(_declared.values())
 
 
-def check_models(overridden: Collection[Any] = ()) -> None:
+def check_models(dependencies: Iterable[Callable[..., Any]]) -> None:
     """Refuse what is a dependency and names no model: nothing would be there for the first request.
 
     Args:
-        overridden: dependencies that the application replaces by others.
+        dependencies: of an application's handlers.
 
     Raises:
         InvalidRepository: there is such a class.
     """
-    for cls in _without_model.values():
-        if _names_no_model(cls) and cls.current not in overridden:
+    for function in dependencies:
+        cls: type[Repository[Any]] | None = getattr(function, "repository", None)
+        if cls is not None and _names_no_model(cls):
             raise no_model(cls)
 
 
@@ -83,9 +80,8 @@ class _FunctionOfClass:
                 return await method()
 
             del update_wrapper(function, method).__wrapped__  # or FastAPI would ask the method as well
+            function.repository = owner  # type: ignore[attr-defined]
             owner._current = function
-            if _names_no_model(owner) and not owner.__module__.startswith(f"{__package__}."):
-                _without_model[_written_at(owner)] = owner
         return function
 
 
@@ -133,7 +129,6 @@ class Repository(Generic[RowT]):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
         if not _names_no_model(cls):
             _declared[_written_at(cls)] = cls
-            _without_model.pop(_written_at(cls), None)
 
     def __init__(self) -> None:
         self._reader: Reader | None = None

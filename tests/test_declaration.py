@@ -203,8 +203,11 @@ def test_attributes_of_the_users_own_are_nobodys_business() -> None:
     class Topics(Mixin, CachedRepository):
         model = "board.Topic"
         names = ("a", "b")
-        publisher = "O'Reilly"
+        publisher = "O'Reilly/Springer"
+        publish_to = "/topics/"
         published = True
+        orderings = ("pk", "-pk")
+        schema2 = Schema
         modes = ("r", "w")
         mode = "r"
         field = "slug"

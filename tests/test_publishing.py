@@ -15,6 +15,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 from django.db import connection, models
+from django.db.models import Window
+from django.db.models.functions import Rank
 from django.test.utils import isolate_apps, override_settings
 from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Request, WebSocket
 from fastapi.middleware.cors import CORSMiddleware
@@ -903,6 +905,18 @@ def test_middleware_that_is_put_there_in_another_way_applies(make: Callable[...,
             assert client.get(path).status_code == 401
 
 
+def test_middleware_that_is_put_into_every_stack_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tracers do, who replace the method of the class."""
+    build = FastAPI.build_middleware_stack
+    monkeypatch.setattr(
+        FastAPI,
+        "build_middleware_stack",
+        lambda app: BaseHTTPMiddleware(build(app), dispatch=refuse),
+    )
+    with serving(application()) as client:
+        assert client.get("/topics/").status_code == 401
+
+
 @pytest.mark.parametrize("place", ["inside", "outside"])
 def test_middleware_sees_which_route_it_was(place: str) -> None:
     """The scope has what the router leaves there, whoever has answered."""
@@ -1077,6 +1091,26 @@ def test_everything_goes_when_the_application_ends() -> None:
         assert app.router.middleware_stack == router
         assert dict(vars(APIRouter)) == class_of_routers
         assert list(app.openapi()["paths"]) == ["/own"]
+
+
+def test_rows_that_depend_on_others_have_no_path_of_their_own() -> None:
+    """Where a row alone would be another one than in the list, the list is published alone."""
+    ranked = type(
+        "Ranked",
+        (Repository,),
+        {
+            "__module__": __name__,
+            "model": "board.Topic",
+            "publish": "/ranked/",
+            "queryset": lambda self: Topic.objects.annotate(rank=Window(Rank(), order_by="comment")),
+        },
+    )
+    (topic,) = add_topics("one")
+    app = application(ranked)
+    with serving(app) as client:
+        assert client.get("/ranked/").json()["ranked"][0]["rank"] == 1
+        assert client.get(f"/ranked/{topic.pk}").status_code == 404
+        assert "/ranked/{pk}" not in client.get("/openapi.json").json()["paths"]
 
 
 def test_no_rows_stay_when_the_application_ends() -> None:

@@ -144,7 +144,9 @@ class Coherence:
             {name: self._connecting(name) if wait else [] for name in names}, wait
         )
 
-    def _needed(self, listener: Listener, repositories: Mapping[str, Any]) -> frozenset[str] | None:
+    def _needed(
+        self, listener: Listener, repositories: Mapping[str, DeclaredCached]
+    ) -> frozenset[str] | None:
         """Labels of the models of whose writes nothing but this transport tells; None: it was asked for."""
         if is_named(self._settings, listener):
             return None

@@ -140,7 +140,8 @@ DECLARE
 BEGIN
     FOR unused IN
         SELECT p.oid FROM pg_catalog.pg_proc p
-        WHERE p.proname LIKE '{CHANNEL}\\_%' AND p.prorettype = 'pg_catalog.trigger'::pg_catalog.regtype
+        WHERE pg_catalog.starts_with(p.proname::pg_catalog.text, '{CHANNEL}_')
+            AND p.prorettype = 'pg_catalog.trigger'::pg_catalog.regtype
             AND pg_catalog.pg_has_role(p.proowner, 'USAGE')
             AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgfoid = p.oid)
     LOOP

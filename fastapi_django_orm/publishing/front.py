@@ -175,7 +175,7 @@ class BeforeRouter:
         self._directory = directory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or let the router do it, which alone tells telemetry of the route that was taken."""
+        """Answer, or let the router do it, which alone tells FastAPI's telemetry what it does."""
         if scope["type"] == "http" and "fastapi.telemetry" not in scope:
             asked = self._directory.find(scope)
             if asked is not None:
@@ -193,13 +193,19 @@ class BeforeApplication:
     Attributes:
         stack: the middleware that was looked at.
         spared: what was found.
+        answers: how many requests it has been spared since.
     """
 
     def __init__(self, layer: BeforeRouter) -> None:
         """Look for anything around this layer."""
         self._layer = layer
+        self.look_again()
+
+    def look_again(self) -> None:
+        """Look with the next request: telemetry may be configured while the application runs."""
         self.stack: ASGIApp | None = None
         self.spared = False
+        self.answers = 0
 
     def is_spared(self, app: FastAPI) -> bool:
         """Whether there is nothing around the layer but what FastAPI has put there."""
@@ -211,7 +217,12 @@ class BeforeApplication:
 
     def _is_bare(self, app: FastAPI) -> bool:
         # Tracers replace these.
-        calls = FastAPI.__call__, starlette.applications.Starlette.__call__, type(app.router).__call__
+        calls = (
+            FastAPI.__call__,
+            FastAPI.build_middleware_stack,
+            starlette.applications.Starlette.__call__,
+            type(app.router).__call__,
+        )
         if app.router.middleware_stack is not self._layer or not all(map(_is_unpatched, calls)):
             return False
         layers = _layers(app)
@@ -281,8 +292,9 @@ def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication)
             answer = directory.at_once(scope)
             if answer is not None:
                 here.requests += 1
-                if here.requests % LOOK_AGAIN == 0:
-                    place.stack = None
+                place.answers += 1
+                if place.answers >= LOOK_AGAIN:
+                    place.look_again()
                 scope["app"] = self  # as Starlette does
                 status, headers, body = answer
                 # A list of its own, since what is around the application may change it.

@@ -97,6 +97,8 @@ class OwnRoutes:
             method: GET, or HEAD, which a route for GET alone counts for, too.
         """
         self._look()
+        if not self._patterns:  # as mostly
+            return False
         return any(
             pattern.match(path) for pattern, for_head in self._patterns if not for_head or method == "HEAD"
         )
@@ -106,8 +108,7 @@ class OwnRoutes:
         return self.serve(path, method) or bool(self._hosts)
 
     def serve_host(self, scope: Scope) -> bool:
-        """Whether one of them serves the host of a request."""
-        self._look()
+        """Whether one of them serves the host of a request, as they were at the last look."""
         return any(host.matches(scope)[0] is not Match.NONE for host in self._hosts)
 
     def serve_rows(self) -> bool:
@@ -146,17 +147,18 @@ class PublishedRoute(APIRoute):
     """A route that the plugin adds for a published repository.
 
     Attributes:
-        own: routes that go first.
+        own: routes that go first; None if FastAPI has made it again, for a router that includes this one.
     """
 
-    own: OwnRoutes
+    own: OwnRoutes | None = None
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match what none of the application's own routes matches."""
         # Every request of the application is looked at here, and FastAPI's own look is long.
         if scope["type"] != "http" or self._beginning not in scope["path"]:
             return Match.NONE, {}
-        if self.own.serve(get_route_path(scope), scope["method"]) or self.own.serve_host(scope):
+        own = self.own
+        if own is not None and (own.serve(get_route_path(scope), scope["method"]) or own.serve_host(scope)):
             return Match.NONE, {}
         match, child_scope = super().matches(scope)
         if match is Match.PARTIAL and scope["method"] == "HEAD":

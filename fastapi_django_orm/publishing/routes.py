@@ -19,7 +19,7 @@ from django.utils import timezone
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
-from ..errors import InvalidRepository, NotFound
+from ..errors import InvalidRepository, NotFound, NotLoaded
 from ..repository import Repository
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
@@ -159,7 +159,7 @@ def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Rout
         offset: Annotated[int, Query(ge=0, description="How many rows to leave out.")] = 0,
         limit: Annotated[int | None, Query(ge=1, description="How many rows to give at most.")] = None,
     ) -> Response:
-        return response_to(await sources[base].read((offset, limit), None))
+        return response_to(await _source(sources, base, name).read((offset, limit), None))
 
     return (
         publication.path,
@@ -180,7 +180,7 @@ def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route
     name, base = publication.repository.name, publication.base
 
     async def row(pk: Any) -> Response:
-        source = sources[base]
+        source = _source(sources, base, name)
         key = _in_zone(source.repository, pk) if isinstance(pk, datetime) else pk
         return response_to(await source.read(None, key))
 
@@ -198,6 +198,12 @@ def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route
             "tags": [name],
         },
     )
+
+
+def _source(sources: Mapping[str, Source], base: str, name: str) -> Source:
+    if (source := sources.get(base)) is None:  # the application ends
+        raise NotLoaded.of(name)
+    return source
 
 
 def _in_zone(repository: Repository[Any], moment: datetime) -> datetime:

@@ -12,7 +12,7 @@ from django.db.models.query import ValuesIterable
 from pydantic import BaseModel, ConfigDict, create_model
 
 from ..cached import CachedRepository
-from ..reading.readers import is_final, names_of_dicts
+from ..reading.readers import depends_on_others, is_final, names_of_dicts
 from ..repository import Repository
 
 _TYPES: dict[str, type[Any]] = {
@@ -64,8 +64,9 @@ def key_type(repository: Repository[Any]) -> Any:
     key = model._meta.pk
     if not key.concrete or getattr(key, "columns", None):
         return None  # several columns
-    if not isinstance(repository, CachedRepository) and is_final(queryset):
-        return None
+    is_live = not isinstance(repository, CachedRepository)
+    if is_live and (is_final(queryset) or depends_on_others(queryset)):
+        return None  # fetch() refuses to look for one
     if repository.schema is None and not {key.attname, key.name, "pk"} & {*_names(repository, queryset)}:
         # Rows of .values() without their key; those of `fields` have it nevertheless.
         return _type(key) if _is_of_instances(queryset) else None

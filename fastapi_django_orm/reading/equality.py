@@ -10,6 +10,7 @@ from django.db.models import CompositePrimaryKey, Field
 # How types begin whose equal values have one form, or are equal in Python, too.
 _PLAIN = (
     "big",
+    "blob",
     "bool",
     "bytea",
     "date",
@@ -17,7 +18,7 @@ _PLAIN = (
     "double",
     "float",
     "inet",
-    "int",
+    "int",  # and interval
     "numeric",
     "real",
     "serial",
@@ -26,7 +27,7 @@ _PLAIN = (
     "tinyint",
     "uuid",
 )
-_EXACT = ("postgresql", "sqlite")
+_EXACT = {"postgresql": ("varchar", "text"), "sqlite": ("varchar", "text", "char")}
 
 
 def is_loose(field: "Field[Any, Any]", alias: str) -> bool:
@@ -50,7 +51,7 @@ def is_loose(field: "Field[Any, Any]", alias: str) -> bool:
     # A text that Django has made is compared byte by byte, where the database does so by default. What the
     # project has made, or a type of its own, may have any collation, or pad with spaces as char(n) does.
     default = field.model._meta.managed and getattr(field, "db_collation", None) is None
-    return not (default and connection.vendor in _EXACT and kind.startswith(("varchar", "text")))
+    return not (default and kind.startswith(_EXACT.get(connection.vendor, ())))
 
 
 def storable(values: Collection[Hashable], alias: str) -> list[Hashable]:

@@ -4,7 +4,7 @@ A misspelled ``fields`` would serve every column. What a project may well mean i
 with an underscore, values of a kind that the attribute cannot have.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
 from typing import Any
@@ -41,10 +41,12 @@ def check_spelling(cls: type[Any]) -> None:
 def _spelling_error(cls: type[Any]) -> InvalidRepository | None:
     package = __package__.partition(".")[0]
     known = next(each for each in cls.__mro__ if each.__module__.partition(".")[0] == package)
-    for each in cls.__mro__[: cls.__mro__.index(known)]:
+    own = cls.__mro__[: cls.__mro__.index(known)]
+    written = {name for each in own for name in vars(each)}
+    for each in own:
         if not issubclass(each, known):
             continue  # a mixin, which may be for other classes too
-        for name, meant in _misspelled(vars(each), known):
+        for name, meant in _misspelled(vars(each), known, written):
             return InvalidRepository(
                 f"{each.__qualname__}.{name}: a repository has no such attribute. Did you mean {meant!r}? "
                 f"If it is one of your own, call it _{name}."
@@ -52,14 +54,18 @@ def _spelling_error(cls: type[Any]) -> InvalidRepository | None:
     return None
 
 
-def _misspelled(attributes: Mapping[str, Any], known: type[Any]) -> Iterator[tuple[str, str]]:
+def _misspelled(
+    attributes: Mapping[str, Any], known: type[Any], written: Container[str]
+) -> Iterator[tuple[str, str]]:
     names = [name for name in _CAN_BE if name == "model" or hasattr(known, name)]
     for name, value in attributes.items():
         if name.startswith("_") or name in names or hasattr(known, name):
             continue
         for meant in get_close_matches(name, names, n=1, cutoff=0.8):
-            # What is there under its right name as well was not misspelled.
-            if meant not in attributes and _is_meant(name, value, meant):
+            # What is there under its right name as well was not misspelled. `orderings` is a plural, and
+            # `max_agee` a slip.
+            is_longer = name.startswith(meant) and name != meant + meant[-1]
+            if meant not in written and not is_longer and _is_meant(name, value, meant):
                 yield name, meant
 
 

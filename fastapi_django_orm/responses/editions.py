@@ -14,8 +14,10 @@ from typing import Any, Self, TypeAlias
 from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import MINIMUM, Variants
 
-ROWS = 10_000  # rows that are kept with their headers, if they are too short to be compressed
-PIECE = 2**20  # bytes: windows of a list and longer rows are kept, with their compressed forms, up to this,
+ROWS = 10_000  # rows that are kept with their headers,
+ROW = 1024  # bytes, if they are not larger than this
+LONG_ROW = 16 * 2**10  # bytes from which a row is compressed, which takes longer than to send a shorter one
+PIECE = 2**20  # bytes: windows of a list and long rows are kept, with their compressed forms, up to this,
 PIECES = 8 * 2**20  # bytes, of all together
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
@@ -174,8 +176,9 @@ class Content:
 
     def parts(self, snapshot: Snapshot[Any] | None) -> Iterable[bytes]:
         """The bytes as they are, in parts."""
-        if None in self.answers:
-            return (self.answers[None][2],)
+        form = self.made(None)
+        if form is not None and form[1] is not None:
+            return (form[1],)
         assert snapshot is not None, "nothing else is kept in parts"
         return snapshot.parts() if self._span is None else snapshot.window_parts(*self._span)
 
@@ -241,13 +244,16 @@ class Edition:
         tag = b"%b-%d-%d" % (self.whole.tag, span[0], sum(span))
         if size > PIECE:
             return Content(self.stamp, tag, None, size, None, span=span)
+        if size < MINIMUM:  # as quickly cut as kept
+            return Content(self.stamp, tag, b"".join(snapshot.window_parts(*span)), size, None)
         return self._keep(
             span, Content(self.stamp, tag, b"".join(snapshot.window_parts(*span)), size, Variants())
         )
 
     def _keep(self, name: Hashable, piece: "Content") -> "Content":
         with self._lock:
-            self._kept += piece.size - (self._pieces[name].size if name in self._pieces else 0)
+            before = self._pieces.pop(name, None)
+            self._kept += piece.size - (0 if before is None else before.size)
             self._pieces[name] = piece
             while self._kept > PIECES:
                 self._kept -= self._pieces.pop(next(iter(self._pieces))).size
@@ -263,9 +269,9 @@ class Edition:
 
     def _make_row(self, snapshot: Snapshot[Any], key: Hashable) -> "Content":
         body = snapshot.row_json(key)
-        if len(body) > PIECE:
+        if ROW < len(body) < LONG_ROW or len(body) > PIECE:
             return Content.plain(self.stamp, body)
-        if len(body) >= MINIMUM:
+        if len(body) >= LONG_ROW:
             return self._keep(("row", key), Content(self.stamp, tag_of(body), body, len(body), Variants()))
         row = Content.plain(self.stamp, body)
         if len(self._rows) >= ROWS:

@@ -88,6 +88,7 @@ class DatabaseProbe:
 
 async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refresher[Any]]) -> Health:
     """The state of the application now."""
+    probes, refreshers = dict(probes), list(refreshers)  # an application that ends forgets them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
     databases = dict(zip(probes, answers, strict=True))
     repositories = {refresher.name: _state(refresher) for refresher in refreshers}

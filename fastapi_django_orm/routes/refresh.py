@@ -14,7 +14,7 @@ from ..coherence.roll_call import Attendance
 from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_ROLL_CALL
-from ..errors import NotFound, RefreshFailed, UnknownModel, nearest
+from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
 from ..reading.models import model_named
 from ..reading.refresh import Load, Refresher
 from ..rows.encoding import combine
@@ -174,7 +174,8 @@ def _all_of(label: str) -> Hint:
 
 def _coherence() -> Coherence:
     coherence = running.find("The refresh route").coherence
-    assert coherence is not None, "there is one before there is a route"
+    if coherence is None:
+        raise NotStarted("The application ends.")
     return coherence
 
 

@@ -134,7 +134,10 @@ class Command(BaseCommand):
             for leftover in found:
                 leftovers.remove(alias, leftover)
                 self._tell_of(alias, leftover, "removed")
-            if not leftovers.remove_unused_functions(alias) and not found:
+            functions = leftovers.remove_unused_functions(alias)
+            for function in functions:
+                self.stdout.write(f"{function} (database {alias}): removed")
+            if not functions and not found:
                 self.stdout.write(f"Database {alias}: nothing is there")
 
     def _databases(self, database: str | None) -> list[str]:
