@@ -67,7 +67,7 @@ class Asked:
         key: of the row.
         route: the route that it would have come to.
         endpoint: the route's.
-        params: what stands in the path.
+        text: the key as it stands in the path.
     """
 
     source: Source
@@ -75,13 +75,13 @@ class Asked:
     key: Hashable
     route: PublishedRoute
     endpoint: Callable[..., Any]
-    params: dict[str, str]
+    text: str | None = None
 
     def tell(self, scope: Scope) -> None:
         """Leave in the scope what the router would: logs and metrics call a request by its route."""
         scope["route"] = self.route
         scope["endpoint"] = self.endpoint
-        params = {**self.params}
+        params = {} if self.text is None else {"pk": self.text}
         scope["path_params"] = {**scope["path_params"], **params} if "path_params" in scope else params
 
 
@@ -124,7 +124,7 @@ class Directory:
                 return None
             assert published.list_route is not None
             route = published.list_route
-            return Asked(published.source, window, None, route, route.endpoint, {})
+            return Asked(published.source, window, None, route, route.endpoint)
         base, _, text = path.rpartition("/")
         if (published := self._rows.get(base)) is None or not text or query:
             return None
@@ -133,7 +133,7 @@ class Directory:
             return None
         assert published.row_route is not None
         route = published.row_route
-        return Asked(published.source, None, key, route, route.endpoint, {"pk": text})
+        return Asked(published.source, None, key, route, route.endpoint, text)
 
     def at_once(self, scope: Scope) -> Answer | None:
         """The answer to a GET request, if it is there already."""

@@ -71,15 +71,16 @@ class Content:
         size: its length in bytes.
         variants: makes its compressed forms; None if it has none.
         headers: those of the bytes as they are.
-        answers: its forms that are sent in one piece, by coding; None stands for the bytes as they are.
+        as_is: the answer with the bytes as they are; None if these are not sent in one piece.
     """
 
     __slots__ = (
+        "_coded",
         "_large",
         "_span",
         "_unmodified",
         "_varies",
-        "answers",
+        "as_is",
         "headers",
         "size",
         "stamp",
@@ -113,7 +114,8 @@ class Content:
         self.tag = tag
         self.size = size
         self.variants = variants if size >= MINIMUM else None
-        self.answers: dict[str | None, Answer] = {}
+        self.as_is: Answer | None = None
+        self._coded: dict[str, Answer] | None = None
         self._varies = varies
         self._span = span
         self._large: dict[str | None, Form] | None = None
@@ -149,9 +151,15 @@ class Content:
             headers = self._unmodified[coding] = self._tagged(coding)[: 1 + len(self._lasting)]
         return headers
 
+    def answer(self, coding: str | None) -> Answer | None:
+        """The answer in a coding, if it was made and is sent in one piece."""
+        if coding is None:
+            return self.as_is
+        return None if self._coded is None else self._coded.get(coding)
+
     def made(self, coding: str | None) -> Form | None:
         """Headers and body in a coding, if they were made. A body that is None is not kept in one piece."""
-        if (answer := self.answers.get(coding)) is not None:
+        if (answer := self.answer(coding)) is not None:
             return answer[1:]
         return None if self._large is None else self._large.get(coding)
 
@@ -169,7 +177,11 @@ class Content:
 
     def _add(self, coding: str | None, headers: Headers, body: bytes | None) -> Form:
         if body is not None and len(body) <= JOINED:
-            self.answers[coding] = 200, headers, body
+            answer = 200, headers, body
+            if coding is None:
+                self.as_is = answer
+            else:
+                self._coded = {**(self._coded or {}), coding: answer}
         else:
             self._large = {**(self._large or {}), coding: (headers, body)}
         return headers, body

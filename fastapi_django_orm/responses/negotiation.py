@@ -33,7 +33,7 @@ def at_once(content: Content, headers: Headers) -> Answer | None:
         headers: the request's.
     """
     unmodified, coding = _negotiated(content, headers)
-    return content.answers.get(coding) if unmodified is None else (304, unmodified, b"")
+    return content.answer(coding) if unmodified is None else (304, unmodified, b"")
 
 
 async def deliver(
