@@ -17,6 +17,7 @@ from .errors import NotFound, NotStarted
 from .reading import choosing, declaration
 from .reading.batching import Absent
 from .reading.live import LiveReads
+from .reading.live_queries import LiveQueries
 from .reading.models import resolve_model
 from .reading.on_loop import LoopReads, is_plain_manager
 from .reading.readers import Reader
@@ -155,14 +156,10 @@ class Repository(Generic[RowT]):
             self._reader,
             is_constant=self._is_constant,
         )
-        self._live = LiveReads(
-            self.queryset,
-            self.ordered_queryset,
-            self._reader,
-            self._on_loop,
-            name=self.name,
-            label=self.label,
+        queries = LiveQueries(
+            self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
         )
+        self._live = LiveReads(queries, self._reader, self._on_loop, label=self.label)
 
     @property
     def _is_constant(self) -> bool:

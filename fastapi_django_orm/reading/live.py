@@ -13,7 +13,6 @@ from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Absent, Batcher, Outcomes
-from .key_columns import AnyQuerySet
 from .live_queries import LiveQueries, Window
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
@@ -27,27 +26,16 @@ Unique = tuple[str, Hashable]  # a unique field, or "pk", and a value
 class LiveReads:
     """Reads one repository's rows, in batches where no transaction forbids it."""
 
-    def __init__(
-        self,
-        queryset: Callable[[], AnyQuerySet],
-        ordered: Callable[[], AnyQuerySet],
-        reader: Reader,
-        on_loop: LoopReads,
-        *,
-        name: str,
-        label: str,
-    ) -> None:
+    def __init__(self, queries: LiveQueries, reader: Reader, on_loop: LoopReads, *, label: str) -> None:
         """Read nothing yet.
 
         Args:
-            queryset: gives what there is to read.
-            ordered: gives the same in the order of the list.
-            reader: how to read it.
+            queries: what to ask the database.
+            reader: how to read rows.
             on_loop: reads without a thread what can be read so.
-            name: the key of the list in the JSON.
             label: what messages call the repository.
         """
-        self._queries = LiveQueries(queryset, ordered, reader, name=name, label=label)
+        self._queries = queries
         self._reader = reader
         self._on_loop = on_loop
         self._label = label

@@ -256,11 +256,8 @@ class Edition:
         tag = b"%b-%d-%d" % (self.whole.tag, span[0], sum(span))
         if size > PIECE:
             return Content(self.stamp, tag, None, size, None, span=span)
-        if size < MINIMUM:  # as quickly cut as kept
-            return Content(self.stamp, tag, b"".join(snapshot.window_parts(*span)), size, None)
-        return self._keep(
-            span, Content(self.stamp, tag, b"".join(snapshot.window_parts(*span)), size, Variants())
-        )
+        piece = Content(self.stamp, tag, b"".join(snapshot.window_parts(*span)), size, Variants())
+        return piece if size < MINIMUM else self._keep(span, piece)  # a short one is as quickly cut as kept
 
     def _keep(self, name: Hashable, piece: "Content") -> "Content":
         with self._lock:
