@@ -77,7 +77,7 @@ def _is_meant(name: str, value: Any, meant: str) -> bool:
         return not meant.startswith(name)  # field = "slug" is one
     if isinstance(value, str) and meant in ("model", "publish"):
         return ("." if meant == "model" else "/") in value
-    # max_page = 50
+    # `max_page = 50` is the user's own: it has a letter that `max_age` has not.
     return not isinstance(value, int) or set(name) <= set(meant)
 
 
