@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
 from django.db import connections
 
 from ..database.engines import Kind, kind_of
 from ..errors import InvalidSettings
+from ..events import logger
 from ..settings import ORMSettings
 from .concerns import Concern
 from .http import HTTPPublisher
@@ -16,8 +16,6 @@ from .postgresql_parameters import libpq_parameters
 from .process import ProcessListener
 from .sqlite import SQLiteListener, SQLitePublisher
 from .transport import Listener, Publisher
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 _TELLING = ("postgresql", "sqlite")  # the kinds of databases that tell of writes themselves
 

@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import structlog
-
 from .. import running
 from ..errors import RefreshFailed
+from ..events import logger
 from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
@@ -20,8 +19,6 @@ from .process import ProcessListener
 from .roll_call import Attendance, RollCall
 from .transport import Listener
 from .workers import Connecting
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
 

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-import structlog
 from django.conf import settings
 from django.db import connections, transaction
 from django.utils import timezone
@@ -20,13 +19,12 @@ from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
 from ..errors import InvalidRepository, NotFound, NotLoaded
+from ..events import logger
 from ..repository import Repository
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
 from .sources import Source, plain_keys, response_to, source_of
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "What the client has, by `If-None-Match` or `If-Modified-Since`, is what there is."},
