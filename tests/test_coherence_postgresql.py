@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
-from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
+from fastapi_django_orm.coherence.postgresql_parameters import Way, libpq_parameters
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
@@ -177,7 +178,7 @@ def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
 
     async def main() -> None:
         async with hearing(gated(gate), gate=gate) as (_, coherence):
-            publisher = PostgreSQLPublisher("postgresql", libpq_parameters("postgresql"))
+            publisher = PostgreSQLPublisher("postgresql", partial(libpq_parameters, "postgresql"))
             await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
             await gate.load_begun()
             await outside(end_listeners)
@@ -405,7 +406,7 @@ def test_bytes_that_are_no_text(board: PostgreSQL) -> None:
 
     async def main(parameters: dict[str, Any]) -> None:
         receiver = Receiver()
-        listener = PostgreSQLListener("bytes", parameters, {}, 10)
+        listener = PostgreSQLListener("bytes", lambda: Way(parameters, None, "public"), {}, 10)
         listening = asyncio.create_task(listener.listen(receiver))
         await asyncio.wait_for(receiver.up.wait(), DEADLINE)
         for payload in (r"E'\\xff'", """'{"v":1,"m":"board.Topic"}'"""):
