@@ -18,8 +18,8 @@ from django.db import connections
 from ..database.engines import kind_of
 
 # When a server started, and its number of the database. Every role may read that, and no two servers have it
-# in common, unlike the system identifier, which replicas and copies keep. As numbers: how a text comes depends
-# on the session's time zone and encoding.
+# in common, unlike the system identifier, which replicas and copies keep. As numbers, since how a text comes
+# depends on the time zone and the encoding of a session.
 SERVER = """
 SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, oid::bigint
 FROM pg_database WHERE datname = current_database()"""
