@@ -17,6 +17,7 @@ from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
 from fastapi_django_orm.coherence.postgresql_parameters import Way, libpq_parameters
 from fastapi_django_orm.coherence.service import Coherence, seen
+from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.routes.health import report
@@ -185,6 +186,36 @@ def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
             await eventually(lambda: listener(coherence).connected_since is None, "the cut is noticed")
             await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
             await asyncio.to_thread(publisher.close)
+
+    run(main)
+
+
+@pytest.mark.parametrize("label", ["l" * 9000, "no\x00model", "\ud800", ""])
+def test_a_hint_that_is_hard_to_pass_on(board: PostgreSQL, label: str) -> None:
+    """A label of any length and of any characters reaches the other workers, and cuts no connection."""
+
+    async def main() -> None:
+        gate = Gate()
+        async with hearing(gated(gate), gate=gate) as (_, coherence):
+            before = listener(coherence).connected_since
+            for keys in (None, (1,), ("k" * 9000,)):
+                await coherence.tell(Hint(label, keys))
+            assert listener(coherence).connected_since == before
+
+    run(main)
+
+
+def test_a_query_that_the_server_refuses(board: PostgreSQL) -> None:
+    """What cannot be said to other workers is an error of whoever says it, and no end of listening."""
+
+    async def main() -> None:
+        async with hearing(declare()) as (topics, coherence):
+            before = listener(coherence).connected_since
+            with pytest.raises(TransportUnavailable, match="payload string too long"):
+                await listener(coherence).listener.say("elsewhere", b"x" * 9000)
+            await write("one")
+            await follows(topics, "one")
+            assert listener(coherence).connected_since == before
 
     run(main)
 

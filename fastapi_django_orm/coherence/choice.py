@@ -34,7 +34,7 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
     """
     if "off" in settings.coherence:
         return []
-    _check_databases(settings)
+    check_databases(settings)
     found: list[Listener] = [ProcessListener()]
     aliases = sorted({concern.alias for concern in concerns})
     if wants(settings, "postgresql"):
@@ -49,6 +49,21 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
         _redis().RedisListener(name, url, settings.coherence_heartbeat) for name, url in _brokers(settings)
     ]
     return found
+
+
+def check_databases(settings: ORMSettings) -> None:
+    """Refuse the name of a transport that none of Django's databases has.
+
+    Raises:
+        InvalidSettings: one is named.
+    """
+    for kind in _TELLING:
+        if _names(settings, kind) and not any(_of_kind(kind, connections.settings)):
+            databases = ", ".join(f"{alias} is {name_of(alias)}" for alias in connections.settings)
+            raise InvalidSettings(
+                f"DJANGO_ORM_COHERENCE names {kind}, and DATABASES has no such database: {databases}. "
+                "Use auto, which takes what there is, or redis://… for databases that do not announce writes."
+            )
 
 
 def is_named(settings: ORMSettings, listener: Listener) -> bool:
@@ -135,17 +150,6 @@ def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[P
 def wants(settings: ORMSettings, kind: str) -> bool:
     """Whether the databases of this kind are listened to."""
     return "auto" in settings.coherence or _names(settings, kind)
-
-
-def _check_databases(settings: ORMSettings) -> None:
-    """Refuse the name of a transport that none of Django's databases has."""
-    for kind in _TELLING:
-        if _names(settings, kind) and not any(_of_kind(kind, connections.settings)):
-            databases = ", ".join(f"{alias} is {name_of(alias)}" for alias in connections.settings)
-            raise InvalidSettings(
-                f"DJANGO_ORM_COHERENCE names {kind}, and DATABASES has no such database: {databases}. "
-                "Use auto, which takes what there is, or redis://… for databases that do not announce writes."
-            )
 
 
 def _names(settings: ORMSettings, kind: str) -> bool:

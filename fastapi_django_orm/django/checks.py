@@ -54,9 +54,10 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
 
 
 def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
-    """E001: the settings cannot be read, so this process tells nobody of anything."""
+    """E001: the settings cannot be read or used, so this process tells nobody of anything."""
     try:
-        choice.publishers(read_settings())
+        choice.check_databases(settings := read_settings())
+        choice.publishers(settings)
     except DjangoORMError as error:
         return [checks.Error(str(error), id="fastapi_django_orm.E001")]
     return []
