@@ -68,8 +68,8 @@ def looked_at(*repositories: type[Any], **settings: Any) -> Health:
     """What the health route says of an application that has just started."""
 
     async def main() -> Health:
-        async with hearing(*repositories, **settings) as (topics, _):
-            return await health(topics)
+        async with hearing(*repositories, **settings):
+            return await health(*[await each.current() for each in repositories])
 
     return asyncio.run(main())
 
@@ -105,6 +105,7 @@ def test_a_max_age_covers_every_write(database: str) -> None:
     assert looked_at(declare(max_age=MINUTE)).status == "ok"
     both = looked_at(declare(), declare("Bounded", max_age=MINUTE))
     assert both.status == "degraded"
+    assert both.repositories["bounded"].unheard is None
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
@@ -197,6 +198,8 @@ def test_a_replica_whose_hints_come_from_elsewhere(server: PostgreSQL, postgresq
     elsewhere = f"host=127.0.0.1 port={postgresql.port} dbname=postgres"
     found = looked_at(declare(), declare("Bounded", max_age=MINUTE), coherence_dsn=elsewhere)
     assert "read from a replica" in (found.repositories["topics"].unheard or "")
+    assert found.repositories["bounded"].unheard is None
+    assert looked_at(declare(max_age=MINUTE)).status == "ok"
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

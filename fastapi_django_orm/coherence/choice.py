@@ -55,8 +55,13 @@ def check_databases(settings: ORMSettings) -> None:
     """Refuse the name of a transport that none of Django's databases has.
 
     Raises:
-        InvalidSettings: one is named.
+        InvalidSettings: one is named; or more than one DSN, of which each would be for all databases.
     """
+    if len(_dsns(settings)) > 1:
+        raise InvalidSettings(
+            "DJANGO_ORM_COHERENCE has more than one postgresql:// URL, and one is for all databases. Leave "
+            "them out where DATABASES leads to the servers directly."
+        )
     for kind in _TELLING:
         if _names(settings, kind) and not any(_of_kind(kind, connections.settings)):
             databases = ", ".join(f"{alias} is {name_of(alias)}" for alias in connections.settings)
@@ -179,7 +184,11 @@ def _postgresql(alias: str, settings: ORMSettings, concerns: Collection[Concern]
 def _direct_dsn(settings: ORMSettings) -> str | None:
     if settings.coherence_dsn is not None:
         return settings.coherence_dsn.get_secret_value()
-    return next((url for url in settings.coherence if url.startswith(("postgres://", "postgresql://"))), None)
+    return next(iter(_dsns(settings)), None)
+
+
+def _dsns(settings: ORMSettings) -> list[str]:
+    return [url for url in settings.coherence if url.startswith(("postgres://", "postgresql://"))]
 
 
 def _routes(settings: ORMSettings) -> list[str]:

@@ -64,9 +64,9 @@ class Link:
     def degraded(self) -> bool:
         """Whether hints are missed that should come."""
         unheard = self.listener.unheard
-        return self.connected_since is None or bool(
-            unheard if self._needed is None else unheard & self._needed
-        )
+        if self.connected_since is None:
+            return self.has_been_up or self._needed is None or bool(self._needed)
+        return bool(unheard if self._needed is None else unheard & self._needed)
 
     @property
     def has_been_up(self) -> bool:

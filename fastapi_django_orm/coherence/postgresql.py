@@ -296,7 +296,8 @@ class PostgreSQLPublisher:
 
 async def _look_where_django_looks(session: Session, way: Way) -> None:
     """Have the session find the tables that Django's connections find."""
-    with suppress(psycopg.errors.InsufficientPrivilege):  # then the search path alone has to do
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue):
+        # Else the search path alone has to do.
         if way.role is not None:
             role = sql.SQL("SET ROLE {}").format(sql.Identifier(way.role))
             await session.execute(role, seconds=SESSION_PATIENCE)
