@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,11 @@ class Fleet:
     async def hint(self, comment: str) -> float:
         """Change a row and announce it; the seconds until all serve it."""
         from fastapi_django_orm.coherence.postgresql import PostgreSQLListener
-        from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
+        from fastapi_django_orm.coherence.postgresql_parameters import way_to
 
         receiver = _Receiver(self.followers)
         tables = {"bbs_topic": "bbs.Topic"}
-        listener = PostgreSQLListener("default", libpq_parameters("default"), tables, 30.0)
+        listener = PostgreSQLListener("default", partial(way_to, "default", {}), tables, 30.0)
         listening = asyncio.create_task(listener.listen(receiver))
         try:
             await receiver.ready.wait()

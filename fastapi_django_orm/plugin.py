@@ -13,10 +13,9 @@ from functools import wraps
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-import structlog
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.conf import settings as django_settings
-from django.db import DEFAULT_DB_ALIAS, connections
+from django.db import DEFAULT_DB_ALIAS
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
@@ -25,11 +24,13 @@ from .cached import CachedRepository
 from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
+from .database.engines import is_configured
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
 from .dependencies import dependencies_of
 from .errors import InvalidRepository
+from .events import logger
 from .handlers import handlers_instrumented
 from .publishing.routes import publications, published
 from .reading.refresh import Refresher
@@ -41,8 +42,6 @@ from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
 from .shared import SharedContext
 from .shared_loads.choice import shared_snapshots
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_LOADS_PATIENCE = 10.0  # seconds
 
@@ -191,7 +190,7 @@ class DjangoORM:
             classes = list(self._repositories)
         refreshers: dict[str, Refresher[Any]] = {}
         names, aliases = set(), set()
-        if connections.settings[DEFAULT_DB_ALIAS]["ENGINE"] != "django.db.backends.dummy":
+        if is_configured(DEFAULT_DB_ALIAS):
             aliases.add(DEFAULT_DB_ALIAS)
         for cls in classes:
             instance = cls()

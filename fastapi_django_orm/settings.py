@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-import structlog
 from pydantic import (
     BeforeValidator,
     Field,
@@ -24,6 +23,7 @@ from pydantic_settings import (
 )
 
 from .errors import InvalidSettings, nearest
+from .events import logger
 
 PREFIX = "DJANGO_ORM_"
 
@@ -235,9 +235,7 @@ def _warn_of_unknown() -> None:
     for variable in sorted(found - known - _told_of):
         if variable.startswith(PREFIX):
             _told_of.add(variable)
-            structlog.get_logger("fastapi_django_orm").warning(
-                "unknown_setting", variable=variable, hint=nearest(variable, known)
-            )
+            logger.warning("unknown_setting", variable=variable, hint=nearest(variable, known))
 
 
 def _warn_of_djangos_own(settings: ORMSettings) -> None:
@@ -246,7 +244,7 @@ def _warn_of_djangos_own(settings: ORMSettings) -> None:
     if settings.settings_module or os.environ.get(own):
         return
     if DotEnvSettingsSource(ORMSettings).env_vars.get(own.lower()):
-        structlog.get_logger("fastapi_django_orm").warning(
+        logger.warning(
             "setting_ignored",
             variable=own,
             hint=f"only {PREFIX}… is read from .env: write {PREFIX}SETTINGS_MODULE there",

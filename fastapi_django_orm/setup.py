@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import django
-import structlog
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.db import connections
 
 from . import logs
 from .errors import ConfigurationError, SettingsModuleBroken, SettingsModuleMissing, SetupFailed
+from .events import logger
 
-logger = structlog.get_logger("fastapi_django_orm")
 _lock = threading.RLock()
 _failure: ConfigurationError | None = None
 _check: str | None = None  # the command that shows what Django says of the settings that were imported

@@ -390,12 +390,12 @@ def test_passwords_stay_unsaid(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "hunter2" not in str(error.value)
 
 
-@pytest.mark.parametrize("coherence", ["process", "other", "http://127.0.0.1:9/refresh/"])
+@pytest.mark.parametrize("coherence", ["process", "other"])
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"], indirect=True)
 def test_a_database_that_nobody_listens_to(database: str, coherence: str) -> None:
     """The log names the repositories that hear of no other process, and what to set for their database."""
     kind = connections[database].vendor
-    other = "postgresql" if kind == "sqlite" else "sqlite"
+    other = "process" if kind == "sqlite" else "sqlite"  # which the project has
 
     async def main() -> None:
         async with hearing(declare(), coherence=coherence.replace("other", other)):

@@ -1,8 +1,13 @@
 """Which hints concern a repository: what it declares, and what its SQL reads."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.apps import apps
 from django.db.models import Count, Exists, F, OuterRef, Prefetch, Window
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Rank
@@ -11,6 +16,7 @@ from rest_framework import serializers
 
 from fastapi_django_orm.coherence.concerns import Concern, concern_of
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
+from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.errors import InvalidRepository, UnknownModel
 from tests.project.board.models import Author, Desk, LoudTopic, Page, Poem, Seat, Topic, Writer
 from tests.project.places.models import Guest, Place, Remark
@@ -173,3 +179,51 @@ def test_depends_on_is_checked(depends_on: Any, error: type[Exception], told: st
         concern(declare(depends_on=depends_on))
     assert told in str(failure.value)
     assert "Topics.depends_on" in str(failure.value)
+
+
+def test_what_is_read_is_found_in_the_time_that_it_takes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other models, however many, add nothing: with a repository for each, it would be their square."""
+    installed = apps.get_models(include_auto_created=True)
+    more = [*installed, *(other_model(number) for number in range(600))]
+    repository = declare(fields=("id", "author__name"))
+
+    def calls() -> int:
+        concern(repository)  # what is found out once for all repositories
+        table_of(Topic)
+        with counted_calls() as count:
+            found = concern(repository)
+            table_of(Topic)
+        assert found.tables == {"board_topic": "board.Topic", "board_author": "board.Author"}
+        return count[0]
+
+    alone = calls()
+    monkeypatch.setattr(apps, "get_models", lambda **options: more)
+    assert calls() < alone + 10
+
+
+def other_model(number: int) -> Any:
+    """A class with as much of a model as is looked at."""
+    meta = SimpleNamespace(
+        db_table=f"other_{number}",
+        label=f"other.Model{number}",
+        proxy=False,
+        get_parent_list=list,
+        concrete_model=None,
+    )
+    return type("Other", (), {"_meta": meta})
+
+
+@contextmanager
+def counted_calls() -> Iterator[list[int]]:
+    """How many functions of Python are called within the block."""
+    count = [0]
+
+    def profile(frame: Any, event: str, arg: Any) -> None:
+        count[0] += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield count
+    finally:
+        sys.setprofile(before)

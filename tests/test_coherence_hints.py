@@ -34,6 +34,13 @@ def test_no_message_is_longer_than_the_limit(keys: list[str]) -> None:
     assert all(len(message) <= 7900 for message in encode(Hint("bbs.Topic", tuple(keys))))
 
 
+@pytest.mark.parametrize("keys", [None, (1,), ("k" * 9000,)])
+@pytest.mark.parametrize("label", ["l" * 8000, "\u20ac" * 2000, "\ud800\x00" * 2000])
+def test_a_label_that_no_message_has_room_for(label: str, keys: Any) -> None:
+    """It is said that anything may have changed, and no message is too long for NOTIFY."""
+    assert [decode(message) for message in encode(Hint(label, keys))] == [EVERYTHING]
+
+
 def test_a_hint_for_all_rows() -> None:
     """It has no keys, and is not one for no rows."""
     assert [decode(message) for message in encode(Hint("bbs.Topic"))] == [Hint("bbs.Topic")]

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -14,8 +15,9 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
-from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
+from fastapi_django_orm.coherence.postgresql_parameters import Way, libpq_parameters
 from fastapi_django_orm.coherence.service import Coherence, seen
+from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.routes.health import report
@@ -177,13 +179,43 @@ def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
 
     async def main() -> None:
         async with hearing(gated(gate), gate=gate) as (_, coherence):
-            publisher = PostgreSQLPublisher("postgresql", libpq_parameters("postgresql"))
+            publisher = PostgreSQLPublisher("postgresql", partial(libpq_parameters, "postgresql"))
             await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
             await gate.load_begun()
             await outside(end_listeners)
             await eventually(lambda: listener(coherence).connected_since is None, "the cut is noticed")
             await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
             await asyncio.to_thread(publisher.close)
+
+    run(main)
+
+
+@pytest.mark.parametrize("label", ["l" * 9000, "no\x00model", "\ud800", ""])
+def test_a_hint_that_is_hard_to_pass_on(board: PostgreSQL, label: str) -> None:
+    """A label of any length and of any characters reaches the other workers, and cuts no connection."""
+
+    async def main() -> None:
+        gate = Gate()
+        async with hearing(gated(gate), gate=gate) as (_, coherence):
+            before = listener(coherence).connected_since
+            for keys in (None, (1,), ("k" * 9000,)):
+                await coherence.tell(Hint(label, keys))
+            assert listener(coherence).connected_since == before
+
+    run(main)
+
+
+def test_a_query_that_the_server_refuses(board: PostgreSQL) -> None:
+    """What cannot be said to other workers is an error of whoever says it, and no end of listening."""
+
+    async def main() -> None:
+        async with hearing(declare()) as (topics, coherence):
+            before = listener(coherence).connected_since
+            with pytest.raises(TransportUnavailable, match="payload string too long"):
+                await listener(coherence).listener.say("elsewhere", b"x" * 9000)
+            await write("one")
+            await follows(topics, "one")
+            assert listener(coherence).connected_since == before
 
     run(main)
 
@@ -405,7 +437,7 @@ def test_bytes_that_are_no_text(board: PostgreSQL) -> None:
 
     async def main(parameters: dict[str, Any]) -> None:
         receiver = Receiver()
-        listener = PostgreSQLListener("bytes", parameters, {}, 10)
+        listener = PostgreSQLListener("bytes", lambda: Way(parameters, None, "public"), {}, 10)
         listening = asyncio.create_task(listener.listen(receiver))
         await asyncio.wait_for(receiver.up.wait(), DEADLINE)
         for payload in (r"E'\\xff'", """'{"v":1,"m":"board.Topic"}'"""):

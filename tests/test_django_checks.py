@@ -129,6 +129,24 @@ def test_no_transport(on_sqlite: Project) -> None:
     assert found(check(on_sqlite, "--deploy", DJANGO_ORM_COHERENCE="off")) == []
 
 
+def test_rows_that_are_refreshed_by_their_age(on_sqlite: Project) -> None:
+    """A repository with a `max_age` needs no transport."""
+    main = (on_sqlite.directory / "main.py").read_text()
+    assert 'model = "bbs.Topic"\n' in main
+    with_age = main.replace(
+        'model = "bbs.Topic"\n', 'model = "bbs.Topic"\n    max_age = timedelta(minutes=1)\n'
+    )
+    on_sqlite.write("main.py", f"from datetime import timedelta\n{with_age}")
+    assert found(check(on_sqlite, "--deploy", DJANGO_ORM_COHERENCE="process")) == []
+
+
+def test_a_transport_that_no_database_has(on_sqlite: Project) -> None:
+    """What would end the application's start is an error."""
+    output = check(on_sqlite, "--deploy", DJANGO_ORM_COHERENCE="postgresql")
+    assert found(output) == ["fastapi_django_orm.E001", "fastapi_django_orm.W003"]
+    assert "DATABASES has no such database: default is SQLite" in output
+
+
 def test_mariadb_has_no_transport(on_sqlite: Project, mariadb: MariaDB) -> None:
     """MariaDB tells nobody of writes by itself."""
     on_sqlite.append("config/settings.py", "import pymysql\npymysql.install_as_MySQLdb()\n")

@@ -156,6 +156,30 @@ def test_a_broker_that_is_back_is_told_at_the_end(
     assert destination.failures == 0
 
 
+def test_a_log_that_raises_ends_no_thread(valkey: Valkey) -> None:
+    """What cannot be logged is published all the same, when the broker is back."""
+
+    def full(record: logging.LogRecord) -> bool:
+        raise OSError("no space left on device")
+
+    log = logging.getLogger("fastapi_django_orm")
+    log.addFilter(full)
+    try:
+        outbox = outbox_to(valkey.url())
+        valkey.kill()
+        outbox.put(Hint(TOPICS, (1,)))
+        assert not outbox.flush(0.1)
+        valkey.start()
+        with redis.Redis.from_url(valkey.url()) as client:
+            subscriber = Subscriber(client)
+            assert outbox.flush(DEADLINE)
+            outbox.put(Hint(TOPICS, (2,)))
+            assert subscriber.until(2)
+            subscriber.close()
+    finally:
+        log.removeFilter(full)
+
+
 def test_a_black_hole(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture) -> None:
     """A broker that keeps silent blocks no writer, and is told when it answers again."""
     with TCPProxy("127.0.0.1", valkey.port) as proxy:

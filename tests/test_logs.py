@@ -2,16 +2,26 @@
 
 import asyncio
 import re
+import shutil
+import threading
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
 import structlog
+from django.conf import settings as django_settings
+from django.db import connections
 from fastapi import Depends, FastAPI
 from structlog.testing import LogCapture
 
-from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, run
+from fastapi_django_orm.errors import DatabaseBusy, RefreshFailed
+from tests.databases import default_changed
+from tests.gates import Gate, gated, started
+from tests.hearing import DEADLINE, eventually, follows, hearing, link, write
 from tests.project.board.models import Topic
 from tests.projects import MAIN, Project, events
+from tests.repositories import declare
 from tests.serving import serving
 
 JSON = "\nfrom fastapi_django_orm import logs\n\nlogs.configure(json=True)\n"
@@ -173,6 +183,63 @@ def test_refresh_that_is_settled_is_not_warned_of(lines: list[Any]) -> None:
 
 
 # The request's id
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError("its reader has gone"), OSError("the disk is full")])
+def test_a_log_that_raises_ends_nothing(sqlite: str, tmp_path: Path, error: Exception) -> None:
+    """A transport that was lost is connected again, and a call that waits too long is given up as ever."""
+    lost: set[str] = set()
+
+    def lose(logger: Any, method: str, event: Any) -> Any:
+        lost.add(event["event"])
+        raise error
+
+    async def main() -> None:
+        patience = {"threads": 1, "thread_timeout": 0.2}
+        async with hearing(declare(), coherence_poll=0.02, **patience) as (topics, coherence):
+            structlog.configure(processors=[lose])
+            watch = link(coherence, "sqlite")
+            before = watch.connected_since
+            shutil.copyfile(file, tmp_path / "copy")
+            (tmp_path / "copy").replace(file)
+            await eventually(lambda: watch.connected_since not in (None, before), "it watches again")
+            await write("one")
+            await follows(topics, "one")
+            begun, held = threading.Event(), threading.Event()
+            holding = asyncio.create_task(run(lambda: (begun.set(), held.wait(DEADLINE))))
+            await asyncio.to_thread(begun.wait, DEADLINE)
+            for _ in range(2):  # the second after a call that does not end was to be logged
+                with pytest.raises(DatabaseBusy):
+                    await run(int)
+            held.set()
+            await holding
+
+    file = tmp_path / "board.sqlite3"
+    connections.close_all()
+    shutil.copyfile(django_settings.DATABASES["default"]["NAME"], file)
+    with default_changed(NAME=file):
+        asyncio.run(main())
+        connections.close_all()
+    assert {"coherence_lost", "coherence_connected", "call_does_not_end"} <= lost
+
+
+def test_an_error_that_cannot_be_told_is_named(lines: list[Any]) -> None:
+    """Of an error whose text cannot be made the class is in the log."""
+
+    class Untold(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no text")
+
+    gate = Gate()
+
+    async def main() -> None:
+        async with started(gated(gate), gate=gate) as (topics,):
+            gate.error = Untold()
+            with pytest.raises(RefreshFailed):
+                await topics.refresh()
+
+    asyncio.run(main())
+    assert named(lines, "refresh_failed")[0]["cause"] == "Untold"
 
 
 @pytest.mark.parametrize("path", ["/speak", "/speak/plain"])

@@ -1,25 +1,25 @@
 """Which transports there are, from ``DJANGO_ORM_COHERENCE`` and Django's ``DATABASES``."""
 
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
 from django.db import connections
 
-from ..database.engines import Kind, kind_of
+from ..database.engines import Kind, kind_of, name_of
+from ..database.sqlite_file import database_of
 from ..errors import InvalidSettings
+from ..events import logger
 from ..settings import ORMSettings
 from .concerns import Concern
 from .http import HTTPPublisher
-from .postgresql_parameters import libpq_parameters
+from .postgresql_parameters import libpq_parameters, read_dsn, way_to
 from .process import ProcessListener
 from .sqlite import SQLiteListener, SQLitePublisher
 from .transport import Listener, Publisher
 
-logger = structlog.get_logger("fastapi_django_orm")
-
-_TELLING = ("postgresql", "sqlite")  # the kinds of databases that tell of writes themselves
+_TELLING: tuple[Kind, ...] = ("postgresql", "sqlite")  # the kinds of databases that tell of writes themselves
 
 
 def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[Listener]:
@@ -30,10 +30,11 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
         concerns: of its repositories.
 
     Raises:
-        InvalidSettings: a transport is named whose package is not installed.
+        InvalidSettings: a transport is named whose package is not installed, or that no database has.
     """
     if "off" in settings.coherence:
         return []
+    check_databases(settings)
     found: list[Listener] = [ProcessListener()]
     aliases = sorted({concern.alias for concern in concerns})
     if wants(settings, "postgresql"):
@@ -41,7 +42,7 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
             found += _postgresql(alias, settings, [c for c in concerns if c.alias == alias])
     if wants(settings, "sqlite"):
         found += [
-            SQLiteListener(alias, _file(alias), settings.coherence_poll)
+            SQLiteListener(alias, database_of(connections.create_connection(alias)), settings.coherence_poll)
             for alias in _of_kind("sqlite", aliases)
         ]
     found += [
@@ -50,21 +51,50 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
     return found
 
 
+def check_databases(settings: ORMSettings) -> None:
+    """Refuse the name of a transport that none of Django's databases has.
+
+    Raises:
+        InvalidSettings: one is named; or more than one DSN, of which each would be for all databases.
+    """
+    if len(_dsns(settings)) > 1:
+        raise InvalidSettings(
+            "DJANGO_ORM_COHERENCE has more than one postgresql:// URL, and one is for all databases. Leave "
+            "them out where DATABASES leads to the servers directly."
+        )
+    for kind in _TELLING:
+        if _names(settings, kind) and not any(_of_kind(kind, connections.settings)):
+            databases = ", ".join(f"{alias} is {name_of(alias)}" for alias in connections.settings)
+            raise InvalidSettings(
+                f"DJANGO_ORM_COHERENCE names {kind}, and DATABASES has no such database: {databases}. "
+                "Use auto, which takes what there is, or redis://… for databases that do not announce writes."
+            )
+
+
 def is_named(settings: ORMSettings, listener: Listener) -> bool:
     """Whether a transport was asked for, and not chosen by ``auto``."""
     kind = listener.name.partition(":")[0]
     return "auto" not in settings.coherence or kind == "redis" or _names(settings, kind)
 
 
+def has_route(settings: ORMSettings) -> bool:
+    """Whether a refresh route is named, to which Django's processes post their writes."""
+    return bool(_routes(settings))
+
+
 def is_told_by_django(settings: ORMSettings) -> bool:
     """Whether a broker or a route is named, through which Django's processes tell of their writes."""
-    return any(
-        "://" in item and not item.startswith(("postgres://", "postgresql://")) for item in settings.coherence
-    )
+    return has_route(settings) or any(True for _ in _brokers(settings))
+
+
+def announces(settings: ORMSettings, alias: str) -> bool:
+    """Whether a database itself announces writes, and is listened to."""
+    kind = kind_of(alias)
+    return kind in _TELLING and wants(settings, kind) and (kind != "postgresql" or _why_no_psycopg() is None)
 
 
 def how_to_hear(settings: ORMSettings, alias: str) -> str:
-    """What to set where nothing tells of the writes to a database.
+    """What to set where nothing announces the writes to a database.
 
     Args:
         settings: the application's.
@@ -76,9 +106,11 @@ def how_to_hear(settings: ORMSettings, alias: str) -> str:
             f"Their database does tell, and DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or add {kind}; "
             "or off, if nobody else writes."
         )
+    if kind == "postgresql" and (reason := _why_no_psycopg()):
+        return reason
     return (
         "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes, with "
-        "fastapi_django_orm.django in INSTALLED_APPS; or off, if nobody else writes."
+        "fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; or off, if nobody else writes."
     )
 
 
@@ -89,10 +121,9 @@ def publishers(settings: ORMSettings) -> list[Publisher]:
         InvalidSettings: a transport is named whose package is not installed.
     """
     token = settings.refresh_token
-    posts = [url for url in settings.coherence if urlsplit(url).scheme in ("http", "https")]
     return [
         *(_redis().RedisPublisher(name, url) for name, url in _brokers(settings)),
-        *(HTTPPublisher(url, token.get_secret_value() if token else None) for url in posts),
+        *(HTTPPublisher(url, token.get_secret_value() if token else None) for url in _routes(settings)),
     ]
 
 
@@ -110,11 +141,14 @@ def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[P
     found: list[Publisher] = []
     if wants(settings, "postgresql"):
         found += [
-            _psycopg().PostgreSQLPublisher(alias, libpq_parameters(alias))
+            _psycopg().PostgreSQLPublisher(alias, partial(libpq_parameters, alias))
             for alias in _of_kind("postgresql", aliases)
         ]
     if wants(settings, "sqlite"):
-        found += [SQLitePublisher(alias, _file(alias)) for alias in _of_kind("sqlite", aliases)]
+        found += [
+            SQLitePublisher(alias, database_of(connections.create_connection(alias)))
+            for alias in _of_kind("sqlite", aliases)
+        ]
     return found
 
 
@@ -143,14 +177,22 @@ def _postgresql(alias: str, settings: ORMSettings, concerns: Collection[Concern]
     quote = connections[alias].ops.quote_name
     tables = {quote(table): label for concern in concerns for table, label in concern.tables.items()}
     explained = frozenset[str]().union(*(concern.explained for concern in concerns))
-    parameters = libpq_parameters(alias, _direct_dsn(settings))
-    yield module.PostgreSQLListener(alias, parameters, tables, settings.coherence_heartbeat, explained)
+    way = partial(way_to, alias, read_dsn(_direct_dsn(settings)))
+    yield module.PostgreSQLListener(alias, way, tables, settings.coherence_heartbeat, explained)
 
 
 def _direct_dsn(settings: ORMSettings) -> str | None:
     if settings.coherence_dsn is not None:
         return settings.coherence_dsn.get_secret_value()
-    return next((url for url in settings.coherence if url.startswith(("postgres://", "postgresql://"))), None)
+    return next(iter(_dsns(settings)), None)
+
+
+def _dsns(settings: ORMSettings) -> list[str]:
+    return [url for url in settings.coherence if url.startswith(("postgres://", "postgresql://"))]
+
+
+def _routes(settings: ORMSettings) -> list[str]:
+    return [url for url in settings.coherence if urlsplit(url).scheme in ("http", "https")]
 
 
 def _brokers(settings: ORMSettings) -> Iterator[tuple[str, str]]:
@@ -162,8 +204,12 @@ def _brokers(settings: ORMSettings) -> Iterator[tuple[str, str]]:
             yield next(names), f"{scheme.replace('valkey', 'redis')}://{rest}"
 
 
-def _file(alias: str) -> str:
-    return str(connections.settings[alias]["NAME"])
+def _why_no_psycopg() -> str | None:
+    try:
+        _psycopg()
+    except InvalidSettings as error:
+        return str(error)
+    return None
 
 
 def _psycopg() -> Any:

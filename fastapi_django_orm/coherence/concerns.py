@@ -5,8 +5,9 @@ doubt is decided for the table: its name anywhere in the SQL counts.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 from django.apps import apps
@@ -75,8 +76,10 @@ def concern_of(repository: DeclaredCached) -> Concern:
     followed = {model._meta.label for model in linked if model is not None}
     found = {
         installed._meta.label
-        for installed in _installed()
-        if any(_mentions(each, installed) for each in statements if each is not None)
+        for each in statements
+        if each is not None
+        for installed in _perhaps_in(each)
+        if _mentions(each, installed)
     }
     same_keys = {same._meta.label for same in _same_keys(model)}
     every = found | followed | named | same_keys
@@ -105,9 +108,8 @@ def _concern(
     related: frozenset[str] | None,
     explained: bool,
 ) -> Concern:
-    tables = {
-        model._meta.db_table: model._meta.label for model in _installed() if model._meta.label in labels
-    }
+    known = _tables(_installed())
+    tables = {known[label]: label for label in sorted(labels) if label in known}
     return Concern(
         queryset.db,
         own,
@@ -128,10 +130,39 @@ def _named(repository: DeclaredCached) -> Iterator[str]:
         yield resolve_model(where, model)._meta.concrete_model._meta.label  # type: ignore[union-attr]
 
 
-def _installed() -> Iterator[type[Model]]:
-    for model in apps.get_models(include_auto_created=True):
+def _perhaps_in(statement: str) -> Iterator[type[Model]]:
+    """The models whose tables a statement may name: all words of the table's name are among its own.
+
+    To look for each table in each statement costs models times repositories.
+    """
+    known = _by_word(_installed())
+    for word in {"", *_words(statement)}:
+        yield from known.get(word, ())
+
+
+def _installed() -> tuple[type[Model], ...]:
+    return tuple(apps.get_models(include_auto_created=True))
+
+
+@lru_cache(maxsize=1)
+def _tables(models: Sequence[type[Model]]) -> Mapping[str, str]:
+    """The models' tables, by label."""
+    return {model._meta.label: model._meta.db_table for model in models if not model._meta.proxy}
+
+
+@lru_cache(maxsize=1)
+def _by_word(models: Sequence[type[Model]]) -> Mapping[str, list[type[Model]]]:
+    """Models by the longest word of their table's name, by "" if it has none."""
+    found: dict[str, list[type[Model]]] = {}
+    for model in models:
         if not model._meta.proxy:
-            yield model
+            word = max(_words(model._meta.db_table), key=len, default="")
+            found.setdefault(word, []).append(model)
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
 
 
 def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
@@ -163,8 +194,12 @@ _TABLE = r"""
 
 def _mentions(statement: str, model: type[Model]) -> int:
     """How often a table is read from, perhaps."""
-    name = re.escape(model._meta.db_table.strip('"'))
-    return len(re.findall(_TABLE.format(name=name), statement, re.VERBOSE | re.IGNORECASE))
+    return len(_pattern(model._meta.db_table.strip('"')).findall(statement))
+
+
+@cache  # the one of re keeps 512
+def _pattern(table: str) -> re.Pattern[str]:
+    return re.compile(_TABLE.format(name=re.escape(table)), re.VERBOSE | re.IGNORECASE)
 
 
 def _is_row_by_row(queryset: QuerySet[Any], statement: str) -> bool:

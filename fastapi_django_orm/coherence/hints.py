@@ -46,13 +46,15 @@ def encode(hint: Hint, limit: int = MESSAGE_LIMIT) -> list[bytes]:
     """The messages that say it: JSON ``{"v":1,"m":"bbs.Topic","k":[1,2]}``, without ``k`` for all rows.
 
     Keys are split over as many messages as they need. A hint with too many keys, or with a key that has no
-    form in JSON, becomes one for all rows.
+    form in JSON, becomes one for all rows; one with a label that no message has room for, one for all models.
 
     Args:
         hint: what to say.
         limit: the most bytes of a message.
     """
     every = _message(hint.label)
+    if len(every) > limit:
+        return [_message(EVERYTHING.label)]
     if hint.keys is None or len(hint.keys) > MOST_KEYS_OF_HINT:
         return [every]
     try:

@@ -5,16 +5,12 @@ import random
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import Any
-
-import structlog
 
 from .. import metrics
 from ..backoff import backoff
+from ..events import logger, text_of
 from .hints import EVERYTHING, Hint
 from .transport import Listener
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_DELAY = 0.1  # seconds
 LAST_DELAY = 5.0
@@ -68,9 +64,9 @@ class Link:
     def degraded(self) -> bool:
         """Whether hints are missed that should come."""
         unheard = self.listener.unheard
-        return self.connected_since is None or bool(
-            unheard if self._needed is None else unheard & self._needed
-        )
+        if self.connected_since is None:
+            return self.has_been_up or self._needed is None or bool(self._needed)
+        return bool(unheard if self._needed is None else unheard & self._needed)
 
     @property
     def has_been_up(self) -> bool:
@@ -94,7 +90,7 @@ class Link:
         self.connected_since, self._up_since = datetime.now(UTC), time.monotonic()
         self.error = None
         self.tried.set()
-        _log("info", "coherence_connected", self)
+        logger.info("coherence_connected", transport=self.name)
         self._pass_on(EVERYTHING)
 
     def heard(self, hint: Hint) -> None:
@@ -125,13 +121,9 @@ class Link:
         was_up, self.connected_since = self.connected_since is not None, None
         if was_up or self._failures == 0:  # one line, however long it lasts
             event = "coherence_lost" if self.has_been_up else "coherence_unavailable"
-            _log("error", event, self, error=type(error).__name__, cause=str(error))
+            logger.error(event, transport=self.name, error=type(error).__name__, cause=text_of(error))
         if was_up and time.monotonic() - self._up_since > LAST_DELAY:
             self._failures = 0
         self._failures += 1
         self.error = error
         self.tried.set()
-
-
-def _log(level: str, event: str, link: Link, **fields: Any) -> None:
-    getattr(logger, level)(event, transport=link.listener.name, **fields)

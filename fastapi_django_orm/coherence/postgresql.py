@@ -7,17 +7,21 @@ https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
 import psycopg
+from asgiref.sync import sync_to_async
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
+from ..events import text_of
 from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
+from .origins import SERVER
+from .postgresql_parameters import Way
 from .postgresql_session import SESSION_PATIENCE, Session
 from .postgresql_triggers import TriggerWatch
 from .transport import Receiver, TransportUnavailable
@@ -41,7 +45,7 @@ class PostgreSQLListener:
     def __init__(
         self,
         alias: str,
-        parameters: Mapping[str, Any],
+        way: Callable[[], Way],
         tables: Mapping[str, str],
         heartbeat: float,
         explained: Collection[str] = (),
@@ -50,7 +54,7 @@ class PostgreSQLListener:
 
         Args:
             alias: the database's key in ``DATABASES``.
-            parameters: libpq's.
+            way: says how to connect, each time on a database thread.
             tables: the names, as SQL has them, of those that should have triggers, and their models' labels.
             heartbeat: seconds between two tests of the connection.
             explained: labels whose tables may be views, since what is behind them is among the tables.
@@ -58,7 +62,8 @@ class PostgreSQLListener:
         self.name = f"postgresql:{alias}"
         self.aliases: frozenset[str] | None = frozenset({alias})
         self.worker = new_worker()
-        self._parameters = parameters
+        self.server: tuple[int, ...] | None = None
+        self._way = way
         self._watch = TriggerWatch(self.name, tables, explained)
         self._heartbeat = heartbeat
         self._private = f"{CHANNEL}_{uuid4().hex}"  # for messages to itself
@@ -81,9 +86,11 @@ class PostgreSQLListener:
                 let notifications through.
         """
         try:
-            connection = await AsyncConnection.connect(**self._parameters, autocommit=True)
+            # Not on the event loop: an engine may ask a vault for a password.
+            way = await sync_to_async(self._way)()
+            connection = await AsyncConnection.connect(**way.parameters, autocommit=True)
             async with Session(connection, lambda notify: self._hear(notify, receiver)) as session:
-                await self._subscribe(session, receiver)
+                await self._subscribe(session, way, receiver)
                 self._session = session
                 await self._stay(session, receiver)
         except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -91,7 +98,7 @@ class PostgreSQLListener:
         except (psycopg.Error, OSError) as error:
             raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
         finally:
-            self._session = None
+            self._session = self.server = None
             self._answer(False)
             self._give_up_errands()
 
@@ -122,20 +129,22 @@ class PostgreSQLListener:
         self._session.wake()
         return await errand.rows
 
-    async def _subscribe(self, session: Session, receiver: Receiver) -> None:
+    async def _subscribe(self, session: Session, way: Way, receiver: Receiver) -> None:
         for channel in (CHANNEL, self._private, EVERY_WORKER, channel_of(self.worker)):
             listen = sql.SQL("LISTEN {}").format(sql.Identifier(channel))
             await session.execute(listen, seconds=SESSION_PATIENCE)
-        await self._test_from_elsewhere(session)
+        await self._test_from_elsewhere(session, way)
+        await _look_where_django_looks(session, way)
         await self._watch.look(session)
+        (self.server,) = await session.execute(SERVER, seconds=SESSION_PATIENCE)
         # Not before it hears: whoever is seen is expected to answer.
         name = sql.SQL("SET application_name TO {}").format(APPLICATION + self.worker)
         await session.execute(name, seconds=SESSION_PATIENCE)
         receiver.connected()
 
-    async def _test_from_elsewhere(self, session: Session) -> None:
+    async def _test_from_elsewhere(self, session: Session, way: Way) -> None:
         """Find out whether an idle session hears, which one behind PgBouncer's transaction mode does not."""
-        connection = await AsyncConnection.connect(**self._parameters, autocommit=True)
+        connection = await AsyncConnection.connect(**way.parameters, autocommit=True)
         async with Session(connection, lambda notify: None) as other:
             await other.execute("SELECT pg_notify(%s, 'test')", [self._private], seconds=SESSION_PATIENCE)
         if not await self._comes(session, b"test"):
@@ -165,8 +174,15 @@ class PostgreSQLListener:
                 continue
             try:
                 rows = await session.execute(errand.query, errand.parameters, seconds=SESSION_PATIENCE)
+            except psycopg.Error as error:
+                if session.is_lost:
+                    self._errands += errands  # listen() gives them up
+                    raise
+                # The server has refused this one query. Hints come on, and their way stays.
+                errand.rows.set_exception(TransportUnavailable(f"{self.name}: {text_of(error)}"))
+                continue
             except BaseException:
-                self._errands += errands  # listen() gives them up
+                self._errands += errands
                 raise
             if not errand.rows.done():
                 errand.rows.set_result(rows)
@@ -225,12 +241,12 @@ class _Errand:
 class PostgreSQLPublisher:
     """Notifies without triggers: for ``manage.py refresh``, and for those who may not create any."""
 
-    def __init__(self, alias: str, parameters: Mapping[str, Any]) -> None:
+    def __init__(self, alias: str, parameters: Callable[[], Mapping[str, Any]]) -> None:
         """Connect to nothing yet.
 
         Args:
             alias: the database's key in ``DATABASES``.
-            parameters: libpq's.
+            parameters: gives libpq's, whenever it connects.
         """
         self.name = f"postgresql:{alias}"
         self._parameters = parameters
@@ -272,10 +288,21 @@ class PostgreSQLPublisher:
 
     def _notify(self, messages: list[str]) -> None:
         if self._connection is None:
-            self._connection = psycopg.connect(**self._parameters, autocommit=True)
+            self._connection = psycopg.connect(**self._parameters(), autocommit=True)
         self._connection.execute(
             "SELECT pg_notify(%s, message) FROM unnest(%s::text[]) AS message", [CHANNEL, messages]
         )
+
+
+async def _look_where_django_looks(session: Session, way: Way) -> None:
+    """Have the session find the tables that Django's connections find."""
+    with suppress(psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue):
+        # Else the search path alone has to do.
+        if way.role is not None:
+            role = sql.SQL("SET ROLE {}").format(sql.Identifier(way.role))
+            await session.execute(role, seconds=SESSION_PATIENCE)
+    path = "SELECT set_config('search_path', %s, false)"
+    await session.execute(path, [way.search_path], seconds=SESSION_PATIENCE)
 
 
 def _answer(asking: list["asyncio.Future[bool]"], answer: bool) -> None:

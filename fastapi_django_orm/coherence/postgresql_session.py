@@ -54,6 +54,11 @@ class Session:
         self._socket.close()
         await self._connection.close()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection has ended, and not only a query of it failed."""
+        return self._connection.closed
+
     def wake(self) -> None:
         """Have ``wait()`` return now."""
         self._woken.set()

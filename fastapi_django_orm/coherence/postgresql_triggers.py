@@ -7,13 +7,11 @@ been announced to nobody.
 import json
 from collections.abc import Collection, Iterable, Mapping
 
-import structlog
 from django.apps import apps
 
+from ..events import logger
 from .hints import CHANNEL, REKEY
 from .postgresql_session import SESSION_PATIENCE, Session
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 APP = "fastapi_django_orm.django"  # which has the command
 

@@ -35,6 +35,7 @@ class ProcessListener:
     name = "process"
     aliases: frozenset[str] | None = None
     unheard: frozenset[str] = frozenset()
+    server: tuple[int, ...] | None = None
 
     async def listen(self, receiver: Receiver) -> None:
         """Listen until cancelled."""

@@ -28,6 +28,7 @@ class RedisListener:
 
     aliases: frozenset[str] | None = None
     unheard: frozenset[str] = frozenset()
+    server: tuple[int, ...] | None = None
 
     def __init__(self, name: str, url: str, heartbeat: float) -> None:
         """Connect to nothing yet.

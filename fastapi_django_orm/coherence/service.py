@@ -1,27 +1,25 @@
 """Coherence of one application: its transports, and its repositories that follow the hints they bring."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
-
-import structlog
 
 from .. import running
 from ..errors import RefreshFailed
+from ..events import logger
 from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
-from .choice import how_to_hear, is_named, is_told_by_django, listeners
+from .choice import is_named, is_told_by_django, listeners
 from .concerns import concern_of
+from .coverage import is_elsewhere, why_unheard
 from .follower import Follower
 from .hints import Hint
 from .link import Link
-from .process import ProcessListener
+from .origins import Origins
 from .roll_call import Attendance, RollCall
 from .transport import Listener
 from .workers import Connecting
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
 
@@ -48,6 +46,10 @@ class Coherence:
         self._settings = settings
         self._spread = settings.coherence_spread
         self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
+        self._of_alias: dict[str, list[str]] = {}
+        for name, concern in self._concerns.items():
+            self._of_alias.setdefault(concern.alias, []).append(name)
+        self._bounded_by_age = {name for name, each in repositories.items() if each.max_age is not None}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.hear)
@@ -63,20 +65,23 @@ class Coherence:
         for link in self.links:
             if isinstance(link.listener, Connecting):
                 link.listener.worker = self.roll_call.worker
+        self._origins = Origins(self._of_alias, settings.coherence_heartbeat, self._moved)
 
     async def start(self) -> None:
         """Listen. Returns when all transports are up, or are known to be down, or after some seconds."""
         self._loop = asyncio.get_running_loop()
+        if not self.links:  # off
+            return
         for link in self.links:
             link.start()
-        tried = [asyncio.create_task(link.tried.wait()) for link in self.links]
-        if tried:
-            _, slow = await asyncio.wait(tried, timeout=FIRST_CONNECTIONS_PATIENCE)
-            for task in slow:
-                task.cancel()
-            await asyncio.gather(*slow, return_exceptions=True)
-        if self.links:
-            self._tell_of_deaf()
+        self._origins.start()
+        known = [link.tried for link in self.links] + [self._origins.looked]
+        tried = [asyncio.create_task(event.wait()) for event in known]
+        _, slow = await asyncio.wait(tried, timeout=FIRST_CONNECTIONS_PATIENCE)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+        self._tell_of_deaf(self._concerns)
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
         """Have these follow the hints that come from now on. Their first loads must begin later.
@@ -92,9 +97,19 @@ class Coherence:
 
     async def stop(self) -> None:
         """Stop listening, and follow nothing more."""
-        await asyncio.gather(*(link.stop() for link in self.links))
+        await asyncio.gather(self._origins.stop(), *(link.stop() for link in self.links))
         await self.roll_call.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
+
+    def why_unheard(self, name: str) -> str | None:
+        """Why writes elsewhere may not reach a repository, and what to do; None if they do.
+
+        Nothing is missed where nothing is expected: with ``off``, or with a ``max_age``.
+        """
+        if not self.links or name in self._bounded_by_age:
+            return None
+        concern = self._concerns[name]
+        return why_unheard(self._settings, concern, self.links, self._origins.known.get(concern.alias))
 
     def hear(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
@@ -172,27 +187,34 @@ class Coherence:
         await follower.settle()
         return follower.refresher.error is None
 
-    def _tell_of_deaf(self) -> None:
-        deaf: dict[str, list[str]] = {}  # by what helps
-        for name, concern in self._concerns.items():
-            if not self._hears_elsewhere(name):
-                deaf.setdefault(how_to_hear(self._settings, concern.alias), []).append(name)
-        for hint, names in deaf.items():
-            logger.warning("writes_elsewhere_unheard", repositories=names, hint=hint)
+    def _moved(self, alias: str) -> None:
+        """Distrust what was read of a database whose rows come from elsewhere now."""
+        names = self._of_alias[alias]
+        self._tell_of_deaf(names)
+        for name in names:
+            if (follower := self._followers.get(name)) is not None:
+                follower.follow(None)
 
-    def _hears_elsewhere(self, name: str) -> bool:
-        """Whether a transport is there that carries writes of other processes."""
-        alias = self._concerns[name].alias
-        listeners = [link.listener for link in self.links if not isinstance(link.listener, ProcessListener)]
-        return any(listener.aliases is None or alias in listener.aliases for listener in listeners)
+    def _tell_of_deaf(self, names: Iterable[str]) -> None:
+        deaf: dict[str, list[str]] = {}  # by what helps
+        for name in names:
+            if (reason := self.why_unheard(name)) is not None:
+                deaf.setdefault(reason, []).append(name)
+        for hint, repositories in deaf.items():
+            logger.warning("writes_elsewhere_unheard", repositories=repositories, hint=hint)
 
     def _orderly(self, name: str) -> Link | None:
         """A transport that carries all writes that concern a repository, in the order of commits."""
         concern = self._concerns[name]
+        origin = self._origins.known.get(concern.alias)
         labels = frozenset(concern.tables.values())
+        if origin is not None and origin.is_replica:  # which may have a commit later than its hint comes
+            return None
         for link in self.links:
             aliases = link.listener.aliases
             if aliases is None or concern.alias not in aliases or link.connected_since is None:
+                continue
+            if is_elsewhere(link, origin):
                 continue
             if concern.related is not None and labels.isdisjoint(link.listener.unheard):
                 return link

@@ -6,13 +6,13 @@ https://www.sqlite.org/pragma.html#pragma_data_version
 """
 
 import asyncio
-import os
 import sqlite3
 import threading
 from collections import deque
 from contextlib import closing, suppress
 from pathlib import Path
 
+from ..database.sqlite_file import Files, files_at, path_of
 from .hints import EVERYTHING, Hint
 from .transport import Receiver, TransportUnavailable
 
@@ -23,6 +23,7 @@ class SQLiteListener:
     """Watches a database file."""
 
     unheard: frozenset[str] = frozenset()
+    server: tuple[int, ...] | None = None
 
     def __init__(self, alias: str, database: str, interval: float) -> None:
         """Watch nothing yet.
@@ -62,6 +63,7 @@ class _Watch:
 
     def __init__(self, database: str, interval: float, receiver: Receiver) -> None:
         self._database = database
+        self._path = path_of(database)
         self._interval = interval
         self._receiver = receiver
         self._loop = asyncio.get_running_loop()
@@ -96,15 +98,20 @@ class _Watch:
             self._loop.call_soon_threadsafe(self._end, error)
 
     def _look_again_and_again(self) -> None:
+        # Before it is opened: one that takes the file's place in between is found at the first look.
+        before = self._files()
         with closing(_open(self._database)) as connection:
-            identity, version = _identity(self._database), _version(connection)
+            version = _version(connection)  # which makes -wal, if nothing else has
+            files = self._files()
+            if before.replaced_by(files):
+                raise FileNotFoundError("another has taken its place")
             self._loop.call_soon_threadsafe(self._receiver.connected)
             while not self._stopping:
                 self._woken.wait(self._interval)
                 self._woken.clear()
                 # Taken before the look: who asks during it may have committed after it.
                 asking = [self._asking.popleft() for _ in range(len(self._asking))]
-                if _identity(self._database) != identity:
+                if files.replaced_by(self._files()):
                     self._asking.extend(asking)
                     raise FileNotFoundError("another has taken its place")
                 now = _version(connection)
@@ -113,6 +120,9 @@ class _Watch:
                     self._loop.call_soon_threadsafe(self._receiver.heard, EVERYTHING)
                 for asked in asking:
                     self._loop.call_soon_threadsafe(_answer, asked, True)
+
+    def _files(self) -> Files:
+        return Files(None, None) if self._path is None else files_at(self._path)
 
     def _end(self, error: Exception | None) -> None:
         for asked in self._asking:
@@ -174,10 +184,3 @@ def _open(database: str, mode: str = "ro") -> sqlite3.Connection:
 def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA data_version").fetchone()
     return int(version)
-
-
-def _identity(database: str) -> tuple[int, int] | None:
-    if database.startswith("file:"):
-        return None
-    status = os.stat(database)
-    return status.st_dev, status.st_ino

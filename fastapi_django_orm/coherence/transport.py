@@ -62,6 +62,8 @@ class Listener(Protocol):
         name: for logs and the health route, without a password.
         aliases: the databases whose writes it carries; None: any.
         unheard: labels of models whose writes should be heard and at present are not.
+        server: the database that it listens to, as ``origins.SERVER`` tells it from others; None: it listens
+            to none, or it is not connected.
     """
 
     @property
@@ -70,6 +72,8 @@ class Listener(Protocol):
     def aliases(self) -> frozenset[str] | None: ...  # noqa: D102
     @property
     def unheard(self) -> frozenset[str]: ...  # noqa: D102
+    @property
+    def server(self) -> tuple[int, ...] | None: ...  # noqa: D102
 
     async def listen(self, receiver: Receiver) -> None:
         """Connect, say so, and pass on what comes, until cancelled or the connection is lost.

@@ -7,6 +7,8 @@ itself it opens at least four at once, and hands out connections that the server
 
 from django.db import connections
 
+from .engines import takes_driver_options
+
 MIN_SIZE = 4  # psycopg's default
 
 
@@ -18,8 +20,9 @@ def fit_driver_pools(limit: int) -> None:
 
     Source: https://docs.djangoproject.com/en/stable/ref/databases/#connection-pool
     """
-    for settings in connections.settings.values():
-        if pool := settings["OPTIONS"].get("pool"):
+    for alias, settings in connections.settings.items():
+        pool = settings["OPTIONS"].get("pool")
+        if pool and takes_driver_options(alias, "postgresql"):  # Oracle's pool has other options
             options = {} if pool is True else pool
             most = min(options.get("max_size") or limit, limit)
             least = min(options.get("min_size", MIN_SIZE), most)

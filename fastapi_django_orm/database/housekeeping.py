@@ -9,15 +9,13 @@ from pathlib import Path
 from types import FrameType
 
 import asgiref
-import structlog
 
+from ..events import logger
 from . import calls
 from .calls import Call, running_calls
 from .network import cut
 from .pool import Pool
 from .threads import DatabaseThreads, Job
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 INTERVAL = 1.0  # seconds
 

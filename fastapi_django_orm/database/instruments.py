@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import anyio.from_thread
 import anyio.to_thread
-import structlog
 from anyio import CancelScope, CapacityLimiter
 
+from ..events import logger
 from . import calls
 from .blocks import Block, enter_block, entered_block
 from .calls import Call
@@ -26,8 +26,6 @@ from .transaction import new_transaction
 from .turns import ThreadTurn, asking_block
 
 T = TypeVar("T")
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 _lock = threading.Lock()
 RunSync = Callable[..., Awaitable[Any]]

@@ -15,7 +15,7 @@ from typing import Any
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .engines import kind_of
+from .engines import takes_driver_options
 from .liveness import socket_of
 
 # libpq's parameters: seconds, but for the milliseconds of tcp_user_timeout. Together: 25 s at most.
@@ -36,10 +36,9 @@ def notice_dead_networks(call_timeout: float) -> None:
         call_timeout: seconds that a call may use a connection; 0: as long as it likes.
     """
     for alias, settings in connections.settings.items():
-        kind = kind_of(alias)
-        if kind == "postgresql":
+        if takes_driver_options(alias, "postgresql"):
             settings["OPTIONS"] = {**POSTGRESQL_PATIENCE, **settings["OPTIONS"]}
-        elif kind == "mysql" and call_timeout:
+        elif call_timeout and takes_driver_options(alias, "mysql"):
             # PyMySQL's connect_timeout is over when something has accepted; for the server's greeting it
             # waits for ever, and there is no connection yet that cut() could end.
             settings["OPTIONS"] = {"read_timeout": ceil(call_timeout), **settings["OPTIONS"]}

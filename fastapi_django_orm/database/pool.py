@@ -18,6 +18,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import DatabaseBusy
 from .cursors import has_open_cursor, watch_cursors
 from .liveness import died_idle, is_ready
+from .sqlite_file import OpenedFiles
 
 
 class Pool:
@@ -114,8 +115,12 @@ class Pool:
         """Close a connection that is too old, broken or dead, so that its next use opens another.
 
         Django does this when a request begins. Unlike Django, it also notices a connection that the server
-        has closed while it was idle.
+        has closed while it was idle, and one to an SQLite file that another has replaced.
         """
+        files: OpenedFiles = connection.opened_files  # type: ignore[attr-defined]
+        if files.were_replaced():
+            self._close(connection)  # a loop over its rows or not: what was written there would be lost
+        files.expect()
         if connection.connection is not None and died_idle(connection):
             self._close(connection)
             connection.connection = None
@@ -198,6 +203,7 @@ class Pool:
     def _create(self) -> BaseDatabaseWrapper:
         connection: BaseDatabaseWrapper = connections.create_connection(self.alias)
         connection.lender = self  # type: ignore[attr-defined]
+        connection.opened_files = OpenedFiles(connection)  # type: ignore[attr-defined]
         watch_cursors(connection)
         connection.inc_thread_sharing()  # lent from thread to thread, and never to two at a time
         return connection

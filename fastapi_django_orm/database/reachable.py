@@ -10,7 +10,7 @@ from django.db import DatabaseError, Error, connections
 from django.db.models import Model
 
 from ..errors import ColumnMissing, DatabaseUnreachable, PrivateDatabase, TableMissing
-from .engines import kind_of
+from .engines import kind_of, name_of
 
 
 def check_reachable(alias: str, *, starting: bool = True) -> None:
@@ -38,9 +38,10 @@ def check_reachable(alias: str, *, starting: bool = True) -> None:
 
 def _place(alias: str) -> str:
     settings = connections.settings[alias]
-    kind = settings["ENGINE"].rsplit(".", 1)[-1]
     host = settings["HOST"] and f" at {settings['HOST']}:{settings['PORT'] or 'its default port'}"
-    return f"{kind} {str(settings['NAME'])!r}{host}"
+    service = settings["OPTIONS"].get("service")
+    name = f"service {service!r}" if service and not settings["NAME"] else repr(str(settings["NAME"]))
+    return f"{name_of(alias)} {name}{host}"
 
 
 def check_shareable(alias: str) -> None:

@@ -11,9 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
-import structlog
 from django.db import connections
 
+from ..events import logger
 from ..shared import SharedContext
 from . import blocks, calls
 from .blocks import break_off_all
@@ -23,8 +23,6 @@ from .housekeeping import keep_house
 from .instruments import calls_instrumented
 from .pool import Pool
 from .threads import DatabaseThreads, forget_threads
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 SHUTDOWN_TIMEOUT = 10.0  # seconds that queries have to end before their threads are left behind
 

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-import structlog
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import running
+from ..events import logger
 from .pool import Pool
 from .threads import DatabaseThreads, Job, Worker
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 
 class Transaction:

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.core import checks
-from django.db import DatabaseError, connections, models, router
+from django.db import DatabaseError, models, router
 from django.db.models import Model
 
 from ..cached import CachedRepository, declared_cached
 from ..coherence import choice
 from ..coherence.concerns import Concern, concern_of
 from ..coherence.transport import TransportUnavailable
+from ..database.engines import kind_of, name_of
 from ..errors import DjangoORMError
 from ..settings import ORMSettings, read_settings
 from . import selection, triggers
@@ -23,6 +24,7 @@ from .application import import_application
 from .triggers import State
 
 Messages = Iterator[checks.CheckMessage]
+Read = list[tuple[type[CachedRepository[Any]], Concern]]  # repositories, and what they read
 
 # Since Django 6.1. The database follows these by itself, and Django sends no signal.
 _BY_DATABASE = [
@@ -33,7 +35,7 @@ _BY_DATABASE = [
 def register() -> None:
     """Register the checks with Django."""
     checks.register(check_triggers, checks.Tags.database)
-    for check in (check_settings, check_transports, check_relations, check_many_to_many):
+    for check in (check_settings, check_repositories):
         checks.register(check, deploy=True)
 
 
@@ -42,65 +44,73 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
     settings = _settings()
     if not databases or settings is None or not choice.wants(settings, "postgresql"):
         return []
-    read = selection.named(sorted({label for concern in _concerns() for label in concern.tables.values()}))
-    found = selection.by_database(read, None)
+    found = selection.by_database(_models(_read()), None)
     return [
         message
         for alias in databases
-        if connections[alias].vendor == "postgresql"
+        if kind_of(alias) == "postgresql"
         for message in _without_triggers(alias, found.get(alias, []))
     ]
 
 
 def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
-    """E001: the settings cannot be read, so this process tells nobody of anything."""
+    """E001: the settings cannot be read or used, so this process tells nobody of anything."""
     try:
-        choice.publishers(read_settings())
+        choice.check_databases(settings := read_settings())
+        choice.publishers(settings)
     except DjangoORMError as error:
         return [checks.Error(str(error), id="fastapi_django_orm.E001")]
     return []
 
 
-def check_transports(**kwargs: Any) -> list[checks.CheckMessage]:
-    """W002: a transport does not answer. W003: a repository is without any."""
+def check_repositories(**kwargs: Any) -> list[checks.CheckMessage]:
+    """What is looked for in all repositories, which are found once for it.
+
+    W002: a transport does not answer. W003: a repository is without any. W004, I001: what it does not hear.
+    """
     settings = _settings()
-    if settings is None or "off" in settings.coherence:
+    if settings is None:
         return []
-    publishers = choice.publishers(settings)
-    return [*_unreachable(publishers), *([] if publishers else _without_transport(settings))]
+    read = _read()
+    found = [*_many_to_many(read), *_relations(settings, read)]
+    if "off" not in settings.coherence:
+        publishers = choice.publishers(settings)
+        found += [*_unreachable(publishers), *([] if publishers else _without_transport(settings, read))]
+    return found
 
 
-def check_relations(**kwargs: Any) -> list[checks.CheckMessage]:
+def _relations(settings: ORMSettings, read: Read) -> Messages:
     """W004: the database changes rows by itself, and only signals would tell of it."""
-    return [
-        checks.Warning(
-            f"{model._meta.label}.{field.name} has the database change rows by itself, of which Django sends "
-            "no signal: FastAPI's workers do not hear of it.",
-            hint="Use Django's own CASCADE or SET_NULL, or give the repository a `max_age`.",
-            obj=model,
-            id="fastapi_django_orm.W004",
-        )
-        for model in _heard_by_signals()
-        for field in model._meta.concrete_fields
-        if field.remote_field is not None and getattr(field.remote_field, "on_delete", None) in _BY_DATABASE
-    ]
+    for model in _heard_by_signals(settings, read):
+        for field in model._meta.concrete_fields:
+            if (
+                field.remote_field is not None
+                and getattr(field.remote_field, "on_delete", None) in _BY_DATABASE
+            ):
+                yield checks.Warning(
+                    f"{model._meta.label}.{field.name} has the database change rows by itself, of which "
+                    "Django sends no signal: FastAPI's workers do not hear of it.",
+                    hint="Use Django's own CASCADE or SET_NULL, or give the repository a `max_age`.",
+                    obj=model,
+                    id="fastapi_django_orm.W004",
+                )
 
 
-def check_many_to_many(**kwargs: Any) -> list[checks.CheckMessage]:
+def _many_to_many(read: Read) -> Messages:
     """I001: a repository with a schema does not follow a many-to-many relation of its model."""
-    return [
-        checks.Info(
-            f"{_name(cls)} is not refreshed when {field.name} of a {cls().model_class._meta.label} changes: "
-            "that is stored in a table of its own.",
-            hint=f"If its rows show it, write depends_on = ({_through(field)._meta.label!r},).",
-            obj=cls,
-            id="fastapi_django_orm.I001",
-        )
-        for cls, concern in _read()
-        if cls.schema is not None and concern.related is not None
-        for field in cls().model_class._meta.many_to_many
-        if _through(field)._meta.db_table not in concern.tables
-    ]
+    for cls, concern in read:
+        if cls.schema is None or concern.related is None:
+            continue
+        model = cls().model_class
+        for field in model._meta.many_to_many:
+            if _through(field)._meta.db_table not in concern.tables:
+                yield checks.Info(
+                    f"{_name(cls)} is not refreshed when {field.name} of a {model._meta.label} changes: "
+                    "that is stored in a table of its own.",
+                    hint=f"If its rows show it, write depends_on = ({_through(field)._meta.label!r},).",
+                    obj=cls,
+                    id="fastapi_django_orm.I001",
+                )
 
 
 def _through(field: Any) -> type[Model]:
@@ -114,7 +124,7 @@ def _settings() -> ORMSettings | None:
         return None  # which E001 reports
 
 
-def _read() -> list[tuple[type[CachedRepository[Any]], Concern]]:
+def _read() -> Read:
     """What the repositories of the application read; nothing where there is no application."""
     try:
         import_application()
@@ -127,8 +137,8 @@ def _name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _concerns() -> list[Concern]:
-    return [concern for _, concern in _read()]
+def _models(read: Read) -> list[type[Model]]:
+    return selection.named(sorted({label for _, concern in read for label in concern.tables.values()}))
 
 
 def _without_triggers(alias: str, tables: Iterable[Any]) -> Messages:
@@ -161,12 +171,12 @@ def _unreachable(publishers: Iterable[Any]) -> Messages:
             publisher.close()
 
 
-def _without_transport(settings: ORMSettings) -> Messages:
-    for cls, concern in _read():
-        if not choice.database_publishers(settings, [concern.alias]):
+def _without_transport(settings: ORMSettings, read: Read) -> Messages:
+    for cls, concern in read:
+        if cls.max_age is None and not choice.announces(settings, concern.alias):
             yield checks.Warning(
                 f"{_name(cls)} does not hear of writes by other processes: nothing carries them from the "
-                f"database {concern.alias!r} ({connections[concern.alias].display_name}).",
+                f"database {concern.alias!r} ({name_of(concern.alias)}).",
                 hint="Let DJANGO_ORM_COHERENCE name a Redis or Valkey, redis://host, here and for FastAPI; "
                 "or give the repository a `max_age`.",
                 obj=cls,
@@ -174,14 +184,6 @@ def _without_transport(settings: ORMSettings) -> Messages:
             )
 
 
-def _heard_by_signals() -> list[type[Model]]:
+def _heard_by_signals(settings: ORMSettings, read: Read) -> list[type[Model]]:
     """The models that repositories read from databases that tell nothing by themselves."""
-    settings = _settings()
-    labels = {label for concern in _concerns() for label in concern.tables.values()}
-    if settings is None:
-        return []
-    return [
-        model
-        for model in selection.named(sorted(labels))
-        if not choice.database_publishers(settings, [router.db_for_write(model)])
-    ]
+    return [model for model in _models(read) if not choice.announces(settings, router.db_for_write(model))]

@@ -3,7 +3,6 @@
 Hints wait while it is down, merged, and are sent when it is back.
 """
 
-import logging
 import threading
 import time
 from contextlib import suppress
@@ -11,10 +10,8 @@ from contextlib import suppress
 from ..backoff import backoff
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
+from ..events import django_logger as logger
 from .waiting import Waiting
-
-# Not structlog's, whose default is standard output, where a management command writes what it was asked for.
-logger = logging.getLogger("fastapi_django_orm")
 
 FIRST_RETRY = 0.5  # seconds
 # As the workers' own: one that is back reads everything at once, and hears of later writes only through this.

@@ -7,7 +7,6 @@ it away, even if ``migrate`` fails later. One that was lost with its column is m
 at the end of ``migrate``; until then the function finds no key, and tells of all rows.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -20,11 +19,10 @@ from django.db.models.signals import post_migrate, pre_migrate
 
 from ..coherence.hints import REKEY
 from ..errors import DjangoORMError
+from ..events import django_logger as logger
 from . import triggers
 from .tables import table_of
 from .trigger_sql import rekey_trigger
-
-logger = logging.getLogger("fastapi_django_orm")
 
 # As Django's schema editor writes them. Django 6.1 drops columns without CASCADE.
 _STATEMENT = re.compile(

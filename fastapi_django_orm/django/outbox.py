@@ -2,7 +2,6 @@
 
 import atexit
 import encodings.idna  # noqa: F401 - or a fork during the first look-up of a host leaves half of it
-import logging
 import os
 import threading
 import time
@@ -10,9 +9,8 @@ from collections.abc import Callable, Sequence
 
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
+from ..events import django_logger as logger
 from .destination import Destination
-
-logger = logging.getLogger("fastapi_django_orm")
 
 FLUSH_PATIENCE = 2.0  # seconds that the end of the process waits
 
@@ -70,5 +68,5 @@ class Outbox:
         try:
             return [Destination(publisher) for publisher in self._publishers()]
         except Exception:
-            logger.exception("FastAPI's workers cannot be told of writes")
+            logger.error("FastAPI's workers cannot be told of writes", exc_info=True)
             return []

@@ -4,7 +4,6 @@ A receiver of ``post_delete`` makes Django fetch the rows that it deletes, of an
 only while there is somebody to tell.
 """
 
-import logging
 from collections.abc import Collection
 from typing import Any
 
@@ -16,12 +15,11 @@ from django.db.models.signals import m2m_changed, post_delete, post_save
 from ..coherence import choice, process
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
+from ..events import django_logger as logger
 from ..settings import read_settings
 from .outbox import Outbox
 from .tables import announced
 from .waiting import Waiting
-
-logger = logging.getLogger("fastapi_django_orm")
 
 _outbox: Outbox | None = None
 _UID = "fastapi_django_orm"

@@ -6,7 +6,7 @@ model, so whoever writes a table announces every model that has something in it.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from django.apps import apps
@@ -101,12 +101,21 @@ def _concrete(model: type[Model]) -> type[Model]:
 
 def _concerned(own: type[Model]) -> Iterator[type[Model]]:
     """The model, its parents, and all that have something in its table."""
-    yield from lineage(own)
-    for other in apps.get_models(include_auto_created=True):
-        if other is own or other._meta.proxy or other in lineage(own):
-            continue
-        if own._meta.db_table in {part._meta.db_table for part in lineage(other)}:
+    yield from (family := lineage(own))
+    for other in _by_table(tuple(apps.get_models(include_auto_created=True))).get(own._meta.db_table, ()):
+        if other not in family:
             yield other
+
+
+@lru_cache(maxsize=1)
+def _by_table(models: tuple[type[Model], ...]) -> dict[str, list[type[Model]]]:
+    """The models with something in each table. To ask every model for each table costs their square."""
+    found: dict[str, list[type[Model]]] = {}
+    for model in models:
+        if not model._meta.proxy:
+            for table in dict.fromkeys(part._meta.db_table for part in lineage(model)):
+                found.setdefault(table, []).append(model)
+    return found
 
 
 def _has_plain_key(model: type[Model]) -> bool:

@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Annotated, Any
 
-import structlog
 from django.conf import settings
 from django.db import connections, transaction
 from django.utils import timezone
@@ -20,13 +19,12 @@ from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
 from ..errors import InvalidRepository, NotFound, NotLoaded
+from ..events import logger
 from ..repository import Repository
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
 from .sources import Source, plain_keys, response_to, source_of
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "What the client has, by `If-None-Match` or `If-Modified-Since`, is what there is."},
@@ -105,19 +103,24 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
         stack.callback(sources.clear)
         for routes in own.values():
             stack.enter_context(told_of_additions(routes.forget))
+        # All are looked at before any is added: a route that is added has every one look at all routes again.
+        with_rows = [
+            each
+            for each in sorted(found, key=lambda each: each.base.count("/"))
+            if each.key_type is not None and not _is_taken(each, each.row_path, own[each.base])
+        ]
+        beside = {each.base: f"; the rows are at {each.row_path}" for each in with_rows}
+        with_list = [
+            each
+            for each in found
+            if not _is_taken(each, each.path, own[each.base], beside.get(each.base, ""))
+        ]
         # What comes later stands in front: rows below shallow paths, rows below deep ones, and then the
         # lists, since a key could be the last part of a list's path.
-        for publication in sorted(found, key=lambda each: each.base.count("/")):
-            if publication.key_type is not None and not _is_taken(
-                publication, publication.row_path, own[publication.base]
-            ):
-                route = _row_route(publication, sources)
-                rows[publication.base] = _put_first(app, route, own[publication.base], stack)
-        for publication in found:
-            beside = f"; the rows are at {publication.row_path}" if publication.base in rows else ""
-            if not _is_taken(publication, publication.path, own[publication.base], beside):
-                route = _list_route(publication, sources)
-                lists[publication.base] = _put_first(app, route, own[publication.base], stack)
+        for each in with_rows:
+            rows[each.base] = _put_first(app, _row_route(each, sources), own[each.base], stack)
+        for each in with_list:
+            lists[each.base] = _put_first(app, _list_route(each, sources), own[each.base], stack)
         # The application's own dependencies guard these routes, and so does what is around its router. The
         # layer would pass both by.
         if found and not app.router.dependencies and app.router.middleware_stack == app.router.app:

@@ -9,19 +9,17 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 from uuid import UUID
 
-import structlog
 from django.db import InterfaceError, OperationalError
 
 from ..cached import CachedRepository
 from ..errors import NotFound, NotLoaded, ReadFailed
+from ..events import logger
 from ..reading.batching import Absent
 from ..reading.live_queries import Window
 from ..repository import Repository
 from ..responses.editions import Content, Edition, Stamp
 from ..responses.representation import RepositoryResponse
 from ..snapshots.snapshot import Snapshot
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 Served: TypeAlias = tuple[Content, Snapshot[Any] | None]
 

@@ -9,7 +9,7 @@ unless somebody who waits with them wants everything.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,10 +22,9 @@ from django.db import DatabaseError
 from .. import metrics
 from ..backoff import backoff
 from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
+from ..events import logger, text_of
 from ..snapshots.snapshot import RowT, Snapshot
 from .pacing import switching_sooner
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0
@@ -267,8 +266,7 @@ class Refresher(Generic[RowT]):
 
     def _succeeded(self, load: Load[RowT]) -> None:
         self.snapshot, self.error, self._failures = load.snapshot, None, 0
-        _log(
-            logger.info,
+        logger.info(
             "repository_loaded" if load.snapshot.version == 1 else "repository_refreshed",
             repository=self.name,
             rows=len(load.snapshot),
@@ -284,20 +282,13 @@ class Refresher(Generic[RowT]):
         # What a database or this package says is told in a line. A traceback would say no more, and some log
         # renderers print the variables of its frames, where the driver has the password.
         expected = isinstance(error, DatabaseError | DjangoORMError)
-        _log(
-            logger.error,
+        logger.error(
             "refresh_failed",
             repository=self.name,
             trigger=trigger,
             failures=self._failures,
             error=type(error).__name__,
-            cause=str(error).strip(),
+            cause=text_of(error),
             serving=None if self.snapshot is None else self.snapshot.version,
             **({} if expected else {"exc_info": error}),
         )
-
-
-def _log(level: Callable[..., Any], event: str, **fields: Any) -> None:
-    # A log that cannot be written (its reader has gone) must not be the end of refreshing.
-    with suppress(Exception):
-        level(event, **fields)

@@ -4,13 +4,12 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 
-import structlog
 from django.conf import settings as django_settings
 from fastapi import Depends, HTTPException
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
-logger = structlog.get_logger("fastapi_django_orm")
+from ..events import logger
 
 HOW_TO_ALLOW = "set DJANGO_ORM_REFRESH_TOKEN and send `Authorization: Bearer <token>`"
 

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-import structlog
 from django.db import connections, transaction
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.routing import iter_route_contexts
@@ -11,11 +10,10 @@ from starlette._utils import get_route_path
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
+from ..events import logger
 from ..settings import ORMSettings
 from .health import DatabaseProbe, Health, report
 from .refresh import Refreshers, add_refresh
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 
 def build_router(

@@ -15,10 +15,10 @@ from hashlib import blake2b
 from typing import Any
 
 import redis
-import structlog
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
+from ..events import logger, text_of
 from ..reading.declaration import Declared
 from ..reading.loading import Loader
 from ..reading.readers import Reader
@@ -28,8 +28,6 @@ from ..snapshots.snapshot import Snapshot
 from .format import NotGenuine, NotPortable, is_portable, pack, unpack
 from .identity import Identity, secret
 from .store import Alone, LoadTurn, Lost, Room, SharedStore, Take
-
-logger = structlog.get_logger("fastapi_django_orm")
 
 LONGEST_WAIT_FOR_OTHERS = 30.0  # seconds to wait for others
 REST = 10.0  # seconds without another attempt after a failure
@@ -73,7 +71,7 @@ class SharedSnapshots:
         with self._lock:
             was, self._failed_at = self._failed_at, time.monotonic()
         if was is None:
-            cause = str(error) or type(error).__name__
+            cause = text_of(error) or type(error).__name__
             logger.error("shared_snapshots_lost", error=type(error).__name__, cause=cause)
 
     def worked(self) -> None:

@@ -1,0 +1,112 @@
+"""Where the rows of a database come from now: which server answers Django, and whether it is a replica.
+
+Hints and rows travel on two connections. If those lead to two servers, hints say nothing about the rows; and
+the hint of a commit may reach a worker before a replica has the commit. Neither shows in an error. So
+Django's own connection is asked at the start and with every heartbeat: a proxy, a name or a failover may lead
+it elsewhere at any time.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from asgiref.sync import sync_to_async
+from django.db import connections
+
+from ..database.engines import kind_of
+
+# When a server started, and its number of the database. Every role may read that, and no two servers have it
+# in common, unlike the system identifier, which replicas and copies keep. As numbers, since how a text comes
+# depends on the time zone and the encoding of a session.
+SERVER = """
+SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, oid::bigint
+FROM pg_database WHERE datname = current_database()"""
+
+_POSTGRESQL = f"SELECT pg_is_in_recovery(), here.* FROM ({SERVER}) AS here"
+# A replica of MariaDB or MySQL need not be read-only. One that is not does not show, except to who may
+# administer it. Since MariaDB 12 the value is a word.
+_MYSQL = """
+SELECT CONCAT(@@global.read_only) NOT IN ('0', 'OFF')
+    OR CONCAT(@@global.innodb_read_only) NOT IN ('0', 'OFF')"""
+
+
+Server: TypeAlias = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where rows come from.
+
+    Attributes:
+        server: what tells this server and database from others; None: not known.
+        is_replica: whether rows come there from another server, and later.
+    """
+
+    server: Server | None
+    is_replica: bool
+
+
+def origin_of(alias: str) -> Origin | None:
+    """Where the rows of a database come from; None if a database of its kind does not say.
+
+    Args:
+        alias: its key in ``DATABASES``.
+
+    Raises:
+        DatabaseError: it does not answer.
+    """
+    queries = {"postgresql": _POSTGRESQL, "mysql": _MYSQL}
+    query = queries.get(kind_of(alias) or "")
+    if query is None:
+        return None
+    with connections[alias].cursor() as cursor:
+        cursor.execute(query)
+        is_replica, *server = cursor.fetchone()
+    return Origin(tuple(server) or None, bool(is_replica))
+
+
+class Origins:
+    """Keeps an eye on where the rows of some databases come from."""
+
+    def __init__(self, aliases: Iterable[str], interval: float, moved: Callable[[str], None]) -> None:
+        """Look at nothing yet.
+
+        Args:
+            aliases: the databases' keys in ``DATABASES``.
+            interval: seconds between two looks.
+            moved: called on the event loop with an alias whose rows come from elsewhere now.
+        """
+        self.known: Mapping[str, Origin] = {}
+        self.looked = asyncio.Event()  # set after the first look
+        self._aliases = sorted(alias for alias in aliases if kind_of(alias) in ("postgresql", "mysql"))
+        self._interval = interval
+        self._moved = moved
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look, until stopped."""
+        self._task = asyncio.create_task(self._run(), name="where rows come from")
+
+    async def stop(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while self._aliases:
+            await asyncio.gather(*map(self._look, self._aliases))
+            self.looked.set()
+            await asyncio.sleep(self._interval)
+        self.looked.set()
+
+    async def _look(self, alias: str) -> None:
+        # A database that does not answer now is a matter for what reads it; what was known of it stays.
+        with suppress(Exception):
+            found = await sync_to_async(origin_of)(alias)
+            if found is not None and found != (before := self.known.get(alias)):
+                self.known = {**self.known, alias: found}
+                if before is not None:
+                    self._moved(alias)

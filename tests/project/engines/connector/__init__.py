@@ -1,0 +1,1 @@
+"""MySQL, through another driver."""

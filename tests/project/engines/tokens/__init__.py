@@ -1,0 +1,1 @@
+"""PostgreSQL, with passwords that are tokens."""
