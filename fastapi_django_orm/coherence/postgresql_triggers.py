@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 import structlog
 from django.apps import apps
 
-from .hints import CHANNEL, REKEY
+from .hints import CHANNEL
 from .postgresql_session import SESSION_PATIENCE, Session
 
 logger = structlog.get_logger("fastapi_django_orm")
@@ -26,8 +26,7 @@ SELECT wanted.number, COALESCE(found.complete, false), found.identity, c.relkind
 FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (name, label, number)
 LEFT JOIN pg_catalog.pg_class c ON c.oid = to_regclass(wanted.name)
 LEFT JOIN LATERAL (
-    SELECT bit_or(t.tgtype) FILTER (WHERE t.tgtype & 1 = 0) & 60 = 60
-            AND (bool_or(t.tgname = '{REKEY}') OR NOT bool_or(strpos(p.prosrc, '{REKEY}') > 0)) AS complete,
+    SELECT bit_or(t.tgtype) & 60 = 60 AS complete,
         string_agg(t.oid || ' ' || t.xmin, ',' ORDER BY t.oid) AS identity
     FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
     WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, '{CHANNEL}')
