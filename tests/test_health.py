@@ -63,7 +63,13 @@ def test_an_application_with_fresh_rows_is_ok(database: str) -> None:
     assert health["status"] == "ok"
     assert health["databases"] == dict.fromkeys({"default", database}, True)
     assert health["repositories"]["topics"].pop("age") >= 0
-    assert health["repositories"]["topics"] == {"rows": 2, "version": 1, "stale": False, "error": None}
+    assert health["repositories"]["topics"] == {
+        "rows": 2,
+        "version": 1,
+        "stale": False,
+        "error": None,
+        "unheard": None,
+    }
     assert health["repositories"]["authors"]["rows"] == 0
     assert health["repositories"]["authors"]["stale"] is False
 
@@ -149,6 +155,7 @@ def test_an_application_without_rows_is_unavailable(sqlite: str) -> None:
             "age": None,
             "stale": True,
             "error": "OperationalError",
+            "unheard": None,
         }
         assert "hunter2" not in answer.text
         assert client.get("/").status_code == 503

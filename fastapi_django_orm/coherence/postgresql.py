@@ -17,7 +17,7 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
-from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
+from .hints import CHANNEL, Hint, decode, encode
 from .postgresql_session import SESSION_PATIENCE, Session
 from .postgresql_triggers import TriggerWatch
 from .transport import Receiver, TransportUnavailable
@@ -33,6 +33,7 @@ _WORKERS = """
 SELECT convert_to(application_name, 'UTF8') FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database() AND starts_with(application_name, %s)"""
 APPLICATION = "fastapi-django-orm "  # and the worker's name
+POLL = 1.0  # seconds between two looks at materialized views, whose REFRESH notifies nobody
 
 
 class PostgreSQLListener:
@@ -146,17 +147,26 @@ class PostgreSQLListener:
 
     async def _stay(self, session: Session, receiver: Receiver) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._heartbeat
+        due = loop.time() + self._interval
         while True:
             await session.wait(due - loop.time())
             await self._do_errands(session)
             if self._asking:
+                if self._watch.polls:  # or who asks would not get what a REFRESH has committed
+                    await self._look(session, receiver)
                 await self._beat(session)
             if loop.time() >= due:
                 await self._beat(session)
-                if await self._watch.look(session):  # what was written without them is unknown
-                    receiver.heard(EVERYTHING)
-                due = loop.time() + self._heartbeat
+                await self._look(session, receiver)
+                due = loop.time() + self._interval
+
+    @property
+    def _interval(self) -> float:
+        return min(POLL, self._heartbeat) if self._watch.polls else self._heartbeat
+
+    async def _look(self, session: Session, receiver: Receiver) -> None:
+        for label in await self._watch.look(session):  # what was written meanwhile is unknown
+            receiver.heard(Hint(label))
 
     async def _do_errands(self, session: Session) -> None:
         errands, self._errands = self._errands, []

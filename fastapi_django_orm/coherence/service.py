@@ -2,9 +2,12 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import structlog
+from asgiref.sync import sync_to_async
 
 from .. import running
 from ..errors import RefreshFailed
@@ -12,10 +15,10 @@ from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
 from .choice import how_to_hear, is_named, is_told_by_django, listeners
-from .concerns import concern_of
 from .follower import Follower
 from .hints import Hint
 from .link import Link
+from .planned import concerns_of
 from .process import ProcessListener
 from .roll_call import Attendance, RollCall
 from .transport import Listener
@@ -24,6 +27,11 @@ from .workers import Connecting
 logger = structlog.get_logger("fastapi_django_orm")
 
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
+
+LATE = (
+    "Its database was away when the application started, and further tables that it reads were found later. "
+    "Restart the application.",
+)
 
 
 class Coherence:
@@ -46,8 +54,11 @@ class Coherence:
             InvalidRepository: a ``depends_on`` cannot be used.
         """
         self._settings = settings
+        self._repositories = repositories
+        self._asking: asyncio.Task[None] | None = None
         self._spread = settings.coherence_spread
-        self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
+        self._concerns = concerns_of(repositories)
+        self._aged = {name for name, repository in repositories.items() if repository.max_age is not None}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.hear)
@@ -77,6 +88,7 @@ class Coherence:
             await asyncio.gather(*slow, return_exceptions=True)
         if self.links:
             self._tell_of_deaf()
+        self._asking = asyncio.create_task(self._ask_again(), name="ask what queries read")
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
         """Have these follow the hints that come from now on. Their first loads must begin later.
@@ -92,6 +104,9 @@ class Coherence:
 
     async def stop(self) -> None:
         """Stop listening, and follow nothing more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         await asyncio.gather(*(link.stop() for link in self.links))
         await self.roll_call.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
@@ -144,6 +159,18 @@ class Coherence:
             {name: self._connecting(name) if wait else [] for name in names}, wait
         )
 
+    def why_unheard(self, name: str) -> str | None:
+        """Why changes of what a repository reads may not be heard of, and what to do; None if they are.
+
+        Args:
+            name: the repository's.
+        """
+        if name in self._aged or not self.links:  # none with "off": the settings say that nobody else writes
+            return None
+        concern = self._concerns[name]
+        listening = f"postgresql:{concern.alias}" in {link.name for link in self.links}
+        return concern.why_unannounced(listening, told=is_told_by_django(self._settings))
+
     def _needed(
         self, listener: Listener, repositories: Mapping[str, DeclaredCached]
     ) -> frozenset[str] | None:
@@ -172,6 +199,17 @@ class Coherence:
         await follower.settle()
         return follower.refresher.error is None
 
+    async def _ask_again(self) -> None:
+        """Ask a database that was away at the start, or a table that was locked, what its queries read."""
+        while left := {name: self._repositories[name] for name, known in self._concerns.items() if not known.asked}:
+            await asyncio.sleep(self._settings.coherence_heartbeat)
+            with suppress(Exception):  # whatever it is, the next time may do
+                for name, found in (await sync_to_async(concerns_of)(left)).items():
+                    if found.asked:
+                        # The transports look at the tables that were known when they were made.
+                        late = found.tables.keys() - self._concerns[name].tables.keys()
+                        self._concerns[name] = replace(found, unannounced=LATE if late else found.unannounced)
+
     def _tell_of_deaf(self) -> None:
         deaf: dict[str, list[str]] = {}  # by what helps
         for name, concern in self._concerns.items():
@@ -193,6 +231,8 @@ class Coherence:
         for link in self.links:
             aliases = link.listener.aliases
             if aliases is None or concern.alias not in aliases or link.connected_since is None:
+                continue
+            if concern.why_unannounced(listening=True, told=False) is not None:
                 continue
             if concern.related is not None and labels.isdisjoint(link.listener.unheard):
                 return link

@@ -42,8 +42,7 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
     settings = _settings()
     if not databases or settings is None or not choice.wants(settings, "postgresql"):
         return []
-    read = selection.named(sorted({label for concern in _concerns() for label in concern.tables.values()}))
-    found = selection.by_database(read, None)
+    found = selection.by_database(_models_read(), None)
     return [
         message
         for alias in databases
@@ -101,6 +100,14 @@ def check_many_to_many(**kwargs: Any) -> list[checks.CheckMessage]:
         for field in cls().model_class._meta.many_to_many
         if _through(field)._meta.db_table not in concern.tables
     ]
+
+
+def _models_read() -> list[type[Model]]:
+    """The models that repositories read, through views as well: the database is asked."""
+    try:
+        return selection.read_by_repositories(None).models
+    except Exception:  # an application that cannot be imported has errors of its own to show
+        return []
 
 
 def _through(field: Any) -> type[Model]:

@@ -150,12 +150,12 @@ OURS = f"""\
     AND NOT t.tgisinternal AND t.tgparentid = 0"""
 
 # Whether it is there for another table, a parent or a child of its own: its name begins with the function's.
-_FOR_RELATIVE = "pg_catalog.starts_with(t.tgname::pg_catalog.text, p.proname::pg_catalog.text || '_')"
+FOR_RELATIVE = "pg_catalog.starts_with(t.tgname::pg_catalog.text, p.proname::pg_catalog.text || '_')"
 
 # Whether it is there for a given table, as it should be or otherwise.
 OF_TABLE = f"""\
 {OURS} AND (t.tgfoid = pg_catalog.to_regprocedure({{function}})
-    OR t.tgrelid = pg_catalog.to_regclass({{table}}) AND NOT {_FOR_RELATIVE})"""
+    OR t.tgrelid = pg_catalog.to_regclass({{table}}) AND NOT {FOR_RELATIVE})"""
 
 _DROP = """\
 DO $drop$
@@ -202,9 +202,8 @@ DROP_ALL = _DROP.format(which=OURS)
 # What only triggers of an earlier version, of a renamed table or of a removed model may have needed.
 DROP_UNUSED = (
     _DROP.format(
-        which=f"{OURS} AND {_FOR_RELATIVE} AND NOT EXISTS ("
-        "SELECT FROM pg_catalog.pg_trigger own WHERE own.tgfoid = p.oid AND NOT "
-        "pg_catalog.starts_with(own.tgname::pg_catalog.text, p.proname::pg_catalog.text || '_'))"
+        which=f"{OURS} AND {FOR_RELATIVE} AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t"
+        f" WHERE t.tgfoid = p.oid AND NOT {FOR_RELATIVE})"
     )
     + f""";
 DO $unused$

@@ -26,10 +26,10 @@ _REASONS = {
 # Of the table, its parents and its children: what they are, and each trigger that is there for the table.
 _STATE = f"""\
 {FAMILY}, ours AS (
-    SELECT t.*, p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE {OF_TABLE}
+    SELECT t.*, p.proname, p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE {OF_TABLE}
 )
 SELECT c.oid::regclass::text, c.relkind::text, c.oid = to_regclass({{table}}), t.tgname::text,
-    ARRAY[t.tgtype, t.tgoldtable, t.tgnewtable, t.tgenabled, t.tgqual, t.prosrc]::text[]
+    ARRAY[t.tgtype, t.tgoldtable, t.tgnewtable, t.tgenabled, t.tgqual, t.proname, t.prosrc]::text[]
 FROM family JOIN pg_class c ON c.oid = family.relation FULL JOIN ours t ON t.tgrelid = c.oid"""
 
 
@@ -107,7 +107,7 @@ def state(alias: str, table: AnnouncedTable) -> State:
     _check_kind(alias, table, sql, kinds, {name for name, _, is_own, *_ in rows if is_own})
     found = {(name, trigger): tuple(described) for name, _, _, trigger, described in rows if trigger}
     wanted = {
-        (name, trigger): (str(event.type), event.old, event.new, "A", None, sql.source)
+        (name, trigger): (str(event.type), event.old, event.new, "A", None, sql.function, sql.source)
         for name, is_own in {(name, is_own) for name, kind, is_own, *_ in rows if kind}
         for trigger, event in sql.named(is_own).items()
     }
@@ -168,7 +168,7 @@ def uninstall(alias: str, table: AnnouncedTable) -> State:
 
 
 def _read(alias: str, sql: TriggerSQL) -> list[tuple[Any, ...]]:
-    """For each of our triggers: the table's kind, its name, when it fires, its function's comment."""
+    """The rows of ``_STATE``."""
     with connections[alias].cursor() as cursor:
         cursor.execute(_STATE.format(**sql.literals))
         return list(cursor.fetchall())

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 
 from .. import running
 from ..coherence.link import Link
+from ..coherence.service import Coherence
 from ..database.reachable import check_reachable
 from ..errors import DatabaseUnreachable
 from ..reading.refresh import Refresher
@@ -25,6 +26,9 @@ class RepositoryHealth(BaseModel):
     age: float | None = Field(description="Seconds since the rows were read.")
     stale: bool = Field(description="Missing, older than max_age, or with a failed refresh behind it.")
     error: str | None = Field(description="The class of the last refresh's error, if it failed.")
+    unheard: str | None = Field(
+        description="Why writes elsewhere may not reach it, and what to do; null if they do."
+    )
 
 
 class TransportHealth(BaseModel):
@@ -91,11 +95,12 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
     probes, refreshers = dict(probes), list(refreshers)  # an application that ends forgets them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
     databases = dict(zip(probes, answers, strict=True))
-    repositories = {refresher.name: _state(refresher) for refresher in refreshers}
-    status: Literal["ok", "degraded", "unavailable"] = "ok"
     coherence = running.find("The health route").coherence
+    repositories = {refresher.name: _state(refresher, coherence) for refresher in refreshers}
+    status: Literal["ok", "degraded", "unavailable"] = "ok"
     links = coherence.links if coherence is not None else []
-    if any(state.stale for state in repositories.values()) or any(link.degraded for link in links):
+    doubtful = any(state.stale or state.unheard for state in repositories.values())
+    if doubtful or any(link.degraded for link in links):
         status = "degraded"
     if not all(answers) or any(state.rows is None for state in repositories.values()):
         status = "unavailable"
@@ -103,7 +108,7 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
     return Health(status=status, databases=databases, repositories=repositories, transports=transports)
 
 
-def _state(refresher: Refresher[Any]) -> RepositoryHealth:
+def _state(refresher: Refresher[Any], coherence: Coherence | None) -> RepositoryHealth:
     snapshot = refresher.snapshot
     return RepositoryHealth(
         rows=None if snapshot is None else len(snapshot),
@@ -112,6 +117,7 @@ def _state(refresher: Refresher[Any]) -> RepositoryHealth:
         stale=refresher.stale,
         # The class and never the text, which may hold a host, a user or a row's values.
         error=None if refresher.error is None else type(refresher.error).__name__,
+        unheard=None if coherence is None else coherence.why_unheard(refresher.name),
     )
 
 
