@@ -21,6 +21,7 @@ from tests.project.board.models import Author, Topic
 
 DEADLINE = 20.0  # seconds
 
+
 def install_triggers(*models: type[Any]) -> None:
     """Have the tables announce every write, but those under session_replication_role = replica."""
     for model in models or (Topic, Author):

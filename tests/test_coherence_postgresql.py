@@ -697,7 +697,7 @@ def test_what_nothing_announces(board: PostgreSQL, what: str) -> None:
     queryset, sentence = UNANNOUNCED[what]
 
     async def main() -> None:
-        async with hearing(of(queryset), coherence="auto") as (topics, coherence):
+        async with hearing(of(queryset), coherence="auto") as (topics, _):
             health = await report({}, [topics.refresher])
             assert health.status == "degraded"
             assert sentence in (health.repositories["topics"].unheard or "")

@@ -450,7 +450,7 @@ def test_children_by_inherits(exotic: Ear) -> None:
 
 
 def test_a_model_of_a_child(exotic: Ear) -> None:
-    """A table and its child may both have models: each gets its triggers, and keeps them without the other's."""
+    """A table and its child may both have models: each keeps its triggers without the other's."""
     execute(
         "DROP TABLE places_piece; CREATE TABLE places_piece (part int PRIMARY KEY, name text)"
         " PARTITION BY RANGE (part)",
@@ -481,7 +481,8 @@ SPOILT = {
     "under a condition": "CREATE OR REPLACE TRIGGER fastapi_django_orm_truncate AFTER TRUNCATE ON board_topic"
     " WHEN (false) EXECUTE FUNCTION {function}()",
     "another function": "CREATE FUNCTION mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
-    " CREATE OR REPLACE TRIGGER fastapi_django_orm_truncate AFTER TRUNCATE ON board_topic EXECUTE FUNCTION mine()",
+    " CREATE OR REPLACE TRIGGER fastapi_django_orm_truncate AFTER TRUNCATE ON board_topic "
+    " EXECUTE FUNCTION mine()",
     "a function replaced by hand": "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql"
     " AS 'BEGIN RETURN NULL; END'",
     "made for another table": "ALTER FUNCTION {function}() RENAME TO fastapi_django_orm_other",
@@ -509,8 +510,8 @@ def _ours() -> set[tuple[str, str, str]]:
     """All triggers of the tests' tables, with their functions."""
     with connections[router.chosen].cursor() as cursor:
         cursor.execute(
-            "SELECT tgrelid::regclass::text, tgname, proname FROM pg_trigger t JOIN pg_proc p ON p.oid = tgfoid"
-            " WHERE NOT tgisinternal"
+            "SELECT tgrelid::regclass::text, tgname, proname"
+            " FROM pg_trigger JOIN pg_proc p ON p.oid = tgfoid WHERE NOT tgisinternal"
         )
         return set(cursor.fetchall())
 
@@ -528,7 +529,9 @@ def test_the_key_gets_another_type(topics: Ear) -> None:
     execute("UPDATE board_topic SET comment = 'planned' WHERE id = 1")
     topics.messages()
     with plain_connection() as connection:
-        connection.execute("ALTER TABLE board_topic ALTER id DROP IDENTITY; ALTER TABLE board_topic ALTER id TYPE text")
+        connection.execute(
+            "ALTER TABLE board_topic ALTER id DROP IDENTITY; ALTER TABLE board_topic ALTER id TYPE text"
+        )
     try:
         execute("UPDATE board_topic SET id = 'x' WHERE id = '1'")
         assert keys(topics.hints()) == ["1", "x"]

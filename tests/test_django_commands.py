@@ -243,16 +243,22 @@ class Migration(migrations.Migration):
 
 # What becomes of the key, the column and the statement that changes a key then.
 MIGRATIONS = {
-    "another type": ('AlterField("Topic", "id", models.CharField(max_length=9, primary_key=True))', "id = '7'"),
-    "another column": ('RemoveField("Topic", "id"), migrations.AddField('
-        '"Topic", "number", models.BigAutoField(primary_key=True))', "number = 7"),
+    "another type": (
+        'AlterField("Topic", "id", models.CharField(max_length=9, primary_key=True))',
+        "id = '7'",
+    ),
+    "another column": (
+        'RemoveField("Topic", "id"), migrations.AddField('
+        '"Topic", "number", models.BigAutoField(primary_key=True))',
+        "number = 7",
+    ),
     "another name": ('RenameField("Topic", "id", "number")', "number = 7"),
 }
 
 
 @pytest.mark.parametrize("how", MIGRATIONS)
 def test_migrations_of_the_key(board: Project, connection: psycopg.Connection, how: str) -> None:
-    """No trigger is in the way of a migration, and what was installed announces every write until it is new."""
+    """No trigger is in the way of a migration, and those that were installed go on announcing."""
     operation, changes = MIGRATIONS[how]
     migration = MIGRATION.format(before="0001_initial", operations=f"migrations.{operation}")
     board.write("bbs/migrations/0002_key.py", migration)
@@ -462,10 +468,12 @@ def test_tables_that_can_have_no_triggers(board: Project, connection: psycopg.Co
     for action in ("install", "status"):
         output = refused(board, "coherence", action)
         assert "auth.Group (auth_group, database default): installed" in output
-        assert "contenttypes.ContentType: \"django_content_type\" (contenttypes.ContentType) is a mat" in output
+        assert 'contenttypes.ContentType: "django_content_type" (contenttypes.ContentType) is a mat' in output
         assert "auth.Permission: its repositories' max_age refreshes its rows." in output
         _, _, error = output.partition("CommandError")
-        assert 'bbs.Topic: The database \'default\' has no table "bbs_topic" for bbs.Topic. Create it' in error
+        assert (
+            "bbs.Topic: The database 'default' has no table \"bbs_topic\" for bbs.Topic. Create it" in error
+        )
         assert "auth" not in error
     connection.execute(TABLE)
     manage(board, "coherence", "install")
@@ -485,7 +493,8 @@ def test_a_foreign_table(board: Project, connection: psycopg.Connection) -> None
     """Rows in another database announce nothing here."""
     connection.execute(
         "DROP TABLE bbs_topic; CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;"
-        " CREATE FOREIGN TABLE bbs_topic (id bigint, comment text) SERVER files OPTIONS (filename '/dev/null')"
+        " CREATE FOREIGN TABLE bbs_topic (id bigint, comment text) SERVER files"
+        " OPTIONS (filename '/dev/null')"
     )
     output = refused(board, "coherence", "install")
     assert '"bbs_topic" (bbs.Topic) is a foreign table: its rows change in another database' in output

@@ -6,7 +6,7 @@ query is explained once, without being executed, and the locks are released at o
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -55,20 +55,20 @@ FROM unnest(%s::text[], %s::text[]) AS wanted (name, label) WHERE to_regclass(wa
 _FUNCTION = re.compile(r'(\w+)"?\(')  # in a plan; every name counts that could be one
 
 _NO_MODEL = (
-    "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table a "
-    "model (`managed = False` in its Meta) and run manage.py coherence install; or give the repository a max_age."
+    "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table a model "
+    "(`managed = False` in its Meta) and run manage.py coherence install, or give the repository a max_age."
 )
 _FOREIGN = (
     "It reads the foreign table {name}, whose rows change in another database, which announces nothing here. "
     "Give the repository a max_age."
 )
 _MATERIALIZED = (
-    "It reads the materialized view {name}, of no installed model, and nothing announces that it was refreshed. "
-    "Give it a model (`managed = False` in its Meta), or the repository a max_age."
+    "It reads the materialized view {name}, of no installed model, and nothing announces its REFRESH. Give it a "
+    "model (`managed = False` in its Meta), or the repository a max_age."
 )
 _CALLED = (
-    "Its query calls the function {name}(), which may read tables. Name their models in depends_on, declare the "
-    "function IMMUTABLE if it reads none, or give the repository a max_age."
+    "Its query calls the function {name}(), which may read tables. Name their models in depends_on, declare "
+    "the function IMMUTABLE if it reads none, or give the repository a max_age."
 )
 
 
@@ -145,7 +145,7 @@ def _reads(connection: BaseDatabaseWrapper, statements: Iterable[Statement | Non
     return found
 
 
-def _planned(connection: BaseDatabaseWrapper, sql: str, params: Iterable[Any]) -> Iterator[_Read]:
+def _planned(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Iterator[_Read]:
     with connection.cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         cursor.execute(f"EXPLAIN (VERBOSE) {sql}", params)

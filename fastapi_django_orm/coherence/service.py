@@ -201,7 +201,9 @@ class Coherence:
 
     async def _ask_again(self) -> None:
         """Ask a database that was away at the start, or a table that was locked, what its queries read."""
-        while left := {name: self._repositories[name] for name, known in self._concerns.items() if not known.asked}:
+        while left := {
+            name: self._repositories[name] for name, known in self._concerns.items() if not known.asked
+        }:
             await asyncio.sleep(self._settings.coherence_heartbeat)
             with suppress(Exception):  # whatever it is, the next time may do
                 for name, found in (await sync_to_async(concerns_of)(left)).items():

@@ -78,10 +78,9 @@ def read_by_repositories(application: str | None) -> Selection:
         NoRepository: it has no repository.
     """
     concerns = concerns_of({cls: cls() for cls in declared_by(application)})
-    labels, aged = (
-        {label for cls, concern in concerns.items() if which(cls) for label in concern.tables.values()}
-        for which in (lambda cls: cls.max_age is None, lambda cls: cls.max_age is not None)
-    )
+    labels, aged = set[str](), set[str]()
+    for cls, concern in concerns.items():
+        (labels if cls.max_age is None else aged).update(concern.tables.values())
     return Selection(
         named(sorted(labels | aged)),
         explained=frozenset[str]().union(*(concern.explained for concern in concerns.values())),

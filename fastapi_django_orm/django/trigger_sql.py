@@ -194,7 +194,8 @@ $create$"""
 _CREATE_ONE = """\
         EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER %I AFTER {event} ON %s {referencing}'
             'FOR EACH STATEMENT EXECUTE FUNCTION {function}()', name || '_{suffix}', relative);
-        EXECUTE pg_catalog.format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I', relative, name || '_{suffix}');"""
+        EXECUTE pg_catalog.format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I',
+            relative, name || '_{suffix}');"""
 
 # Whatever they were installed for, so that it also serves whoever cannot look into the database.
 DROP_ALL = _DROP.format(which=OURS)

@@ -218,7 +218,9 @@ def _selected(labels: list[str], application: str | None) -> selection.Selection
     return selection.read_by_repositories(application)
 
 
-def _tables(wanted: selection.Selection, database: str | None, sql: bool) -> Iterator[tuple[str, AnnouncedTable]]:
+def _tables(
+    wanted: selection.Selection, database: str | None, sql: bool
+) -> Iterator[tuple[str, AnnouncedTable]]:
     for alias, tables in selection.by_database(wanted.models, database).items():
         triggers.check_postgresql(alias)
         if not sql:  # which executes nothing, and may be for a database elsewhere
