@@ -22,8 +22,8 @@ from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.routes.health import report
-from tests.announcing import announced, exotic_tables
-from tests.databases import BOARD, DEADLINE
+from tests.announcing import announced, exotic_tables, plain_connection
+from tests.databases import BOARD, DEADLINE, wait_until
 from tests.gates import Gate, comments, gated
 from tests.hearing import (
     create,
@@ -715,6 +715,34 @@ def test_what_nothing_announces(board: PostgreSQL, what: str) -> None:
     finally:
         connections["postgresql"].close()
         execute("DROP EXTENSION file_fdw CASCADE; DROP TABLE unmodelled; DROP FUNCTION how_many")
+
+
+def test_a_table_that_is_locked_at_the_start(board: PostgreSQL) -> None:
+    """What a query reads is asked for again, if a migration that runs just then stands in the way."""
+    raw = of(lambda: Topic.objects.annotate(n=RawSQL("SELECT count(*) FROM unmodelled", ())))
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query NOT LIKE 'EXPLAIN%'"
+
+    def unlock_for_the_load(locking: psycopg.Connection, looking: psycopg.Connection) -> None:
+        wait_until(lambda: looking.execute(waiting).fetchone() is not None, "the load waits")
+        locking.rollback()
+
+    async def main(locking: psycopg.Connection, looking: psycopg.Connection) -> None:
+        unlocked = asyncio.create_task(asyncio.to_thread(unlock_for_the_load, locking, looking))
+        async with hearing(raw, coherence_heartbeat=HEARTBEAT) as (_, coherence):
+            await unlocked
+            await eventually(lambda: coherence.why_unheard("topics"), "it is known what is read")
+
+    with plain_connection() as locking, plain_connection() as looking:
+        locking.execute("CREATE TABLE unmodelled (number int)")
+        try:
+            locking.autocommit = False
+            locking.execute("LOCK TABLE unmodelled")
+            asyncio.run(main(locking, looking))
+        finally:
+            locking.rollback()
+            connections["postgresql"].close()
+            locking.execute("DROP TABLE unmodelled")
+            locking.commit()
 
 
 class TopicWithNames(BaseModel):

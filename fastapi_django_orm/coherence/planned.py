@@ -55,16 +55,16 @@ FROM unnest(%s::text[], %s::text[]) AS wanted (name, label) WHERE to_regclass(wa
 _FUNCTION = re.compile(r'(\w+)"?\(')  # in a plan; every name counts that could be one
 
 _NO_MODEL = (
-    "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table a model "
-    "(`managed = False` in its Meta) and run manage.py coherence install, or give the repository a max_age."
+    "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table a "
+    "model (`managed = False`) and run manage.py coherence install, or give the repository a max_age."
 )
 _FOREIGN = (
     "It reads the foreign table {name}, whose rows change in another database, which announces nothing here. "
     "Give the repository a max_age."
 )
 _MATERIALIZED = (
-    "It reads the materialized view {name}, of no installed model, and nothing announces its REFRESH. Give it a "
-    "model (`managed = False` in its Meta), or the repository a max_age."
+    "It reads the materialized view {name}, of no installed model, and nothing announces its REFRESH. Give "
+    "it a model (`managed = False`), or the repository a max_age."
 )
 _CALLED = (
     "Its query calls the function {name}(), which may read tables. Name their models in depends_on, declare "

@@ -62,8 +62,8 @@ class NoTable(TriggersRefused):
 _ADVICE = {
     "view": "the triggers belong on the tables that it reads. Name the models of those, or no model, since "
     "`coherence install` finds them for the repositories of an application.",
-    "materialized view": "it needs no triggers. Workers that listen to this database look once a second whether "
-    "it was refreshed.",
+    "materialized view": "it needs no triggers. Workers that listen to this database look once a second "
+    "whether it was refreshed.",
     "foreign table": "its rows change in another database, which announces nothing here. Give the repository "
     "a `max_age`, or run `manage.py refresh` after each change.",
 }
