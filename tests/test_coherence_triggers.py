@@ -358,7 +358,7 @@ def test_several_at_once(database: str) -> None:
     """Commands that run at the same time, as on the machines of a deployment, do not fail one another."""
     table, together = table_of(Topic), threading.Barrier(4)
 
-    def change(action: Callable[[str, Any], triggers.State]) -> None:
+    def change(action: Callable[[str, Any], object]) -> None:
         try:
             connections[database].ensure_connection()
             together.wait(DEADLINE)
@@ -434,6 +434,32 @@ def test_a_new_partition(exotic: Ear) -> None:
         execute("INSERT INTO places_reading_top VALUES (4, 250)")
         assert exotic.messages() == []
         execute("DROP TABLE places_reading_top")
+
+
+def test_a_foreign_partition(exotic: Ear) -> None:
+    """PostgreSQL refuses to collect its rows, so a table with one is left alone, and can be freed."""
+    execute(
+        "CREATE EXTENSION file_fdw",
+        "CREATE SERVER files FOREIGN DATA WRAPPER file_fdw",
+        "CREATE TABLE partitioned (part int) PARTITION BY RANGE (part)",
+        "DROP TABLE places_piece",
+        "ALTER TABLE partitioned RENAME TO places_piece",
+    )
+    try:
+        triggers.install("postgresql", table_of(Piece))
+        execute(
+            "CREATE FOREIGN TABLE far PARTITION OF places_piece FOR VALUES FROM (1) TO (9)"
+            " SERVER files OPTIONS (filename '/dev/null')"
+        )
+        with pytest.raises(triggers.NoTable, match="foreign table"):
+            triggers.state("postgresql", table_of(Piece))
+        assert triggers.uninstall("postgresql", table_of(Piece))
+        assert not triggers.uninstall("postgresql", table_of(Piece))
+        with pytest.raises(triggers.NoTable, match="foreign table"):
+            triggers.install("postgresql", table_of(Piece))
+    finally:
+        connections["postgresql"].close()
+        execute("DROP EXTENSION file_fdw CASCADE")
 
 
 def test_children_by_inherits(exotic: Ear) -> None:

@@ -153,19 +153,22 @@ def install(alias: str, table: AnnouncedTable) -> State:
     return before
 
 
-def uninstall(alias: str, table: AnnouncedTable) -> State:
-    """Remove a table's triggers, of whatever version.
+def uninstall(alias: str, table: AnnouncedTable) -> bool:
+    """Remove a table's triggers, of whatever version, and whatever the table is by now.
 
     Returns:
-        What was there before.
+        Whether there were any.
 
     Raises:
+        NotPostgreSQL: the database has no ``NOTIFY``.
         TriggersRefused: this user may not, or the table stays locked.
     """
-    before = state(alias, table)
-    if before is not State.MISSING:
-        execute(alias, table.label, [*TriggerSQL(table, connections[alias]).uninstall(), DROP_UNUSED])
-    return before
+    check_postgresql(alias)
+    sql = TriggerSQL(table, connections[alias])
+    found = any(trigger for *_, trigger, _ in _read(alias, sql))
+    if found:
+        execute(alias, table.label, [*sql.uninstall(), DROP_UNUSED])
+    return found
 
 
 def _read(alias: str, sql: TriggerSQL) -> list[tuple[Any, ...]]:

@@ -129,8 +129,7 @@ class Command(BaseCommand):
 
     def _uninstall(self, tables: Tables) -> None:
         for alias, table in tables:
-            missing = triggers.uninstall(alias, table) is triggers.State.MISSING
-            self._tell(alias, table, "not there" if missing else "removed")
+            self._tell(alias, table, "removed" if triggers.uninstall(alias, table) else "not there")
 
     def _uninstall_all(self, database: str | None, sql: bool) -> None:
         """Remove whatever bears this package's name: what it was installed for may be gone."""
