@@ -128,7 +128,7 @@ def _installed(connection: BaseDatabaseWrapper) -> dict[int, list[str]]:
 
 
 def _reads(connection: BaseDatabaseWrapper, statements: Iterable[Statement | None]) -> set[_Read] | None:
-    """What statements read; None if a table is locked now, by a migration perhaps."""
+    """What statements read; None if that cannot be told now: a table is missing, or locked by a migration."""
     found: set[_Read] = set()
     for statement in statements:
         try:
@@ -140,8 +140,8 @@ def _reads(connection: BaseDatabaseWrapper, statements: Iterable[Statement | Non
             if getattr(error.__cause__, "sqlstate", None) != LOCK_NOT_AVAILABLE:
                 raise
             return None
-        except DatabaseError:
-            pass  # a table that is missing, or that this user may not read, is the loads' own matter
+        except DatabaseError:  # which the loads have to explain
+            return None
     return found
 
 

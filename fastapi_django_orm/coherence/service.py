@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import structlog
 from asgiref.sync import sync_to_async
@@ -15,6 +15,7 @@ from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
 from .choice import how_to_hear, is_named, is_told_by_django, listeners
+from .concerns import Concern, concern_of
 from .follower import Follower
 from .hints import Hint
 from .link import Link
@@ -42,8 +43,11 @@ class Coherence:
         roll_call: asks the other workers, and answers them.
     """
 
-    def __init__(self, settings: ORMSettings, repositories: Mapping[str, DeclaredCached]) -> None:
-        """Find out which hints concern which repositories. On a database thread.
+    @classmethod
+    async def of(cls, settings: ORMSettings, repositories: Mapping[str, DeclaredCached]) -> Self:
+        """Find out which hints concern which repositories, from the databases as well.
+
+        A database that does not answer within some seconds keeps nothing from starting, and is asked again.
 
         Args:
             settings: the application's.
@@ -53,11 +57,38 @@ class Coherence:
             InvalidSettings: a transport is named whose package is not installed.
             InvalidRepository: a ``depends_on`` cannot be used.
         """
+        asking = asyncio.create_task(sync_to_async(concerns_of)(repositories))
+        await asyncio.wait([asking], timeout=FIRST_CONNECTIONS_PATIENCE)
+        concerns = asking.result() if asking.done() else {}
+        coherence = await sync_to_async(cls)(settings, repositories, concerns)
+        # It owns the question, too, whose thread may wait for the database for a while yet.
+        coherence._asking = asyncio.create_task(coherence._ask_again(asking), name="ask what queries read")
+        return coherence
+
+    def __init__(
+        self,
+        settings: ORMSettings,
+        repositories: Mapping[str, DeclaredCached],
+        concerns: Mapping[str, Concern],
+    ) -> None:
+        """Choose the transports. On a database thread.
+
+        Args:
+            settings: the application's.
+            repositories: by name.
+            concerns: what they read, by name, of those of which it is known.
+
+        Raises:
+            InvalidSettings: a transport is named whose package is not installed.
+            InvalidRepository: a ``depends_on`` cannot be used.
+        """
         self._settings = settings
         self._repositories = repositories
         self._asking: asyncio.Task[None] | None = None
         self._spread = settings.coherence_spread
-        self._concerns = concerns_of(repositories)
+        self._concerns = {
+            name: concerns.get(name) or concern_of(repository) for name, repository in repositories.items()
+        }
         self._aged = {name for name, repository in repositories.items() if repository.max_age is not None}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -88,7 +119,6 @@ class Coherence:
             await asyncio.gather(*slow, return_exceptions=True)
         if self.links:
             self._tell_of_deaf()
-        self._asking = asyncio.create_task(self._ask_again(), name="ask what queries read")
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
         """Have these follow the hints that come from now on. Their first loads must begin later.
@@ -199,18 +229,25 @@ class Coherence:
         await follower.settle()
         return follower.refresher.error is None
 
-    async def _ask_again(self) -> None:
-        """Ask a database that was away at the start, or a table that was locked, what its queries read."""
-        while left := {
-            name: self._repositories[name] for name, known in self._concerns.items() if not known.asked
-        }:
-            await asyncio.sleep(self._settings.coherence_heartbeat)
+    async def _ask_again(self, asking: "asyncio.Task[dict[str, Concern]]") -> None:
+        """Ask a database that was away at the start, or about a table that was locked, until all is known."""
+        while True:
             with suppress(Exception):  # whatever it is, the next time may do
-                for name, found in (await sync_to_async(concerns_of)(left)).items():
-                    if found.asked:
-                        # The transports look at the tables that were known when they were made.
-                        late = found.tables.keys() - self._concerns[name].tables.keys()
-                        self._concerns[name] = replace(found, unannounced=LATE if late else found.unannounced)
+                self._learn(await asking)
+            left = {
+                name: self._repositories[name] for name, known in self._concerns.items() if not known.asked
+            }
+            if not left:
+                return
+            await asyncio.sleep(self._settings.coherence_heartbeat)
+            asking = asyncio.create_task(sync_to_async(concerns_of)(left))
+
+    def _learn(self, concerns: Mapping[str, Concern]) -> None:
+        for name, found in concerns.items():
+            if found.asked and not self._concerns[name].asked:
+                # The transports look at the tables that were known when they were made.
+                late = found.tables.keys() - self._concerns[name].tables.keys()
+                self._concerns[name] = replace(found, unannounced=LATE if late else found.unannounced)
 
     def _tell_of_deaf(self) -> None:
         deaf: dict[str, list[str]] = {}  # by what helps
