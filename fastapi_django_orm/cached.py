@@ -14,6 +14,7 @@ from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
 from .reading import declaration
 from .reading.loading import Loader
+from .reading.observed import Observed, ObservingLoader
 from .reading.pacing import Pace
 from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
@@ -69,6 +70,7 @@ class CachedRepository(Repository[RowT]):
 
     def __init__(self) -> None:
         super().__init__()
+        self.observed = Observed()
         self._refresher: Refresher[RowT] | None = None
 
     def prepare(self) -> None:
@@ -92,6 +94,8 @@ class CachedRepository(Repository[RowT]):
             pace=Pace(here.requests_so_far),
         )
         loader: RowLoader[RowT] = own if here.shared is None else here.shared.loader(own, self, self._reader)
+        if self._reader.codec is None:  # made of instances, whose code may query
+            loader = ObservingLoader(loader, self.observed, self.queryset().db)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

@@ -220,7 +220,7 @@ async def _coherence(
 ) -> AsyncIterator[None]:
     cached = [each for each in here.repositories.values() if isinstance(each, CachedRepository)]
     repositories = {repository.name: repository for repository in cached}
-    here.coherence = coherence = await sync_to_async(Coherence)(settings, repositories)
+    here.coherence = coherence = await Coherence.of(settings, repositories)
     try:
         # Before the first loads, so that nothing which is committed between is lost.
         await coherence.start()

@@ -11,6 +11,9 @@ from django.db import connections, transaction
 from fastapi_django_orm import running
 from fastapi_django_orm.coherence.link import Link
 from fastapi_django_orm.coherence.service import Coherence
+from fastapi_django_orm.django import triggers
+from fastapi_django_orm.django.tables import table_of
+from fastapi_django_orm.django.trigger_sql import EVENTS
 from tests.gates import comments, started
 from tests.playing import outside
 from tests.project import router
@@ -18,44 +21,19 @@ from tests.project.board.models import Author, Topic
 
 DEADLINE = 20.0  # seconds
 
-_FUNCTION = """
-CREATE OR REPLACE FUNCTION fastapi_django_orm_{table}() RETURNS trigger LANGUAGE plpgsql AS $$
-DECLARE keys json;
-BEGIN
-    IF TG_OP <> 'TRUNCATE' THEN
-        SELECT json_agg(id) INTO keys FROM changed;
-    END IF;
-    PERFORM pg_notify('fastapi_django_orm',
-        json_strip_nulls(json_build_object('v', 1, 'm', '"{label}"'::json, 'k', keys))::text);
-    RETURN NULL;
-END $$"""
-
-_TRIGGER = """
-CREATE OR REPLACE TRIGGER fastapi_django_orm_{event} AFTER {event} ON {table} {rows}
-FOR EACH STATEMENT EXECUTE FUNCTION fastapi_django_orm_{table}()"""
-
-_EVENTS = {
-    "insert": "REFERENCING NEW TABLE AS changed",
-    "update": "REFERENCING NEW TABLE AS changed",
-    "delete": "REFERENCING OLD TABLE AS changed",
-    "truncate": "",
-}
-
 
 def install_triggers(*models: type[Any]) -> None:
-    """The least that announces every kind of write."""
+    """Have the tables announce every write, but those under session_replication_role = replica."""
     for model in models or (Topic, Author):
-        table = model._meta.db_table
-        execute(_FUNCTION.format(table=table, label=model._meta.label))
-        for event, rows in _EVENTS.items():
-            execute(_TRIGGER.format(table=table, event=event, rows=rows))
+        triggers.install(router.chosen, table_of(model))
+        for event in EVENTS:
+            execute(f"ALTER TABLE {model._meta.db_table} ENABLE TRIGGER fastapi_django_orm_{event}")
 
 
 def uninstall_triggers() -> None:
-    """None."""
+    """Have no table announce anything."""
     for model in (Topic, Author):
-        for event in (*_EVENTS, "rekey"):
-            execute(f"DROP TRIGGER IF EXISTS fastapi_django_orm_{event} ON {model._meta.db_table}")
+        triggers.uninstall(router.chosen, table_of(model))
 
 
 def execute(statement: str, *values: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db.models import Count, Exists, F, OuterRef, Prefetch, Window
+from django.db.models import Count, Exists, F, OuterRef, Prefetch, QuerySet, Window
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Rank
 from pydantic import AliasChoices, AliasPath, BaseModel, Field
@@ -132,6 +132,31 @@ def test_rows_that_depend_on_other_rows_are_all_refreshed(repository: Any) -> No
     """The keys in a hint do not suffice then; the model's own label in `depends_on` says so."""
     assert concern(repository).is_hit(Hint("board.Topic", (1,)))
     assert concern(repository).keys(Hint("board.Topic", (1,))) is None
+
+
+class Reached(QuerySet[Any]):
+    """A queryset class that is not Django's, as django-polymorphic's."""
+
+
+class PlaceOut(BaseModel):
+    id: int
+    serves: str | None = None
+
+
+def test_children_of_instances_that_others_read() -> None:
+    """Where a class that is not Django's reads instances, they may be those of the model's children."""
+    places = of(lambda: Reached(Place), model="places.Place", schema=PlaceOut)
+    found = concern(places)
+    assert {"places_restaurant", "places_bar", "places_place"} <= found.tables.keys()
+    assert found.keys(Hint("places.Restaurant", (1,))) == {1}  # whose key is the place's
+    assert found.is_hit(Hint("places.Bar", ("a",)))
+    assert found.keys(Hint("places.Bar", ("a",))) is None
+    for plain in (
+        of(lambda: Place.objects.all(), model="places.Place", schema=PlaceOut),
+        of(lambda: Reached(Place), model="places.Place"),
+        of(lambda: Reached(Place).values("id"), model="places.Place"),
+    ):
+        assert "places_restaurant" not in concern(plain).tables
 
 
 UNKNOWN = {

@@ -11,6 +11,9 @@ import psycopg
 import pytest
 from django.conf import settings as django_settings
 from django.db import connections
+from django.db.models import Func, IntegerField
+from django.db.models.expressions import RawSQL
+from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
@@ -21,8 +24,8 @@ from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.routes.health import report
-from tests.announcing import EXOTIC_TABLES, WITHOUT_EXOTIC_TABLES, announced
-from tests.databases import BOARD, DEADLINE
+from tests.announcing import announced, exotic_tables, plain_connection
+from tests.databases import BOARD, DEADLINE, wait_until
 from tests.gates import Gate, comments, gated
 from tests.hearing import (
     create,
@@ -40,7 +43,7 @@ from tests.hearing import (
 from tests.playing import outside
 from tests.project import router
 from tests.project.board.models import Author, Topic
-from tests.project.places.models import Elsewhere, Overview, Place
+from tests.project.places.models import Elsewhere, Overview, Place, Reading
 from tests.projects import Project
 from tests.repositories import declare, of
 from tests.servers import PgBouncer, PostgreSQL, TCPProxy
@@ -560,10 +563,10 @@ def test_triggers_that_are_lost_under_a_max_age(board: PostgreSQL) -> None:
     [
         "DROP TRIGGER fastapi_django_orm_update ON board_topic",
         "ALTER TABLE board_topic DISABLE TRIGGER USER",
-        # Another one for some updates only, such as those of the key, does not make up for it.
-        "DROP TRIGGER fastapi_django_orm_update ON board_topic;"
-        "CREATE TRIGGER fastapi_django_orm_rekey AFTER UPDATE ON board_topic FOR EACH ROW"
-        " WHEN (OLD.id <> NEW.id) EXECUTE FUNCTION fastapi_django_orm_board_topic()",
+        # Whatever it does now, the label is in it.
+        "DO $$ BEGIN EXECUTE 'CREATE OR REPLACE FUNCTION ' || (SELECT tgfoid::regprocedure FROM pg_trigger"
+        " WHERE tgname = 'fastapi_django_orm_update' AND tgrelid = 'board_topic'::regclass)"
+        " || ' RETURNS trigger LANGUAGE plpgsql AS $f$BEGIN RETURN NULL; -- \"board.Topic\"\nEND$f$'; END $$",
         # As of a model that has another name now.
         "CREATE FUNCTION fastapi_django_orm_other() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN RETURN NULL; END'; CREATE OR REPLACE TRIGGER fastapi_django_orm_update AFTER UPDATE"
@@ -590,25 +593,6 @@ def test_triggers_that_go_and_come_back(board: PostgreSQL, removal: str) -> None
     run(main)
 
 
-def test_the_trigger_of_a_key_that_goes(board: PostgreSQL) -> None:
-    """Of a row whose key becomes another only that one tells, so that it is missed like the others."""
-
-    async def main() -> None:
-        async with hearing(declare(), coherence_heartbeat=HEARTBEAT) as (topics, coherence):
-            (pk,) = await write("one")
-            await follows(topics, "one")
-            assert not listener(coherence).degraded
-            await outside(lambda: execute("DROP TRIGGER fastapi_django_orm_rekey ON board_topic"))
-            await eventually(lambda: listener(coherence).degraded, "the missing trigger is noticed")
-            await outside(lambda: execute("UPDATE board_topic SET id = id + 1000"))
-            await outside(lambda: triggers.install("postgresql", table_of(Topic)))
-            await eventually(lambda: [row["id"] for row in topics.all()] == [pk + 1000], "one row")
-            assert not listener(coherence).degraded
-
-    with announced(Topic):
-        run(main)
-
-
 def test_triggers_that_were_off_for_a_moment(board: PostgreSQL) -> None:
     """What was written meanwhile, as by a restore in one transaction, is served after a heartbeat."""
 
@@ -629,24 +613,194 @@ def test_triggers_that_were_off_for_a_moment(board: PostgreSQL) -> None:
 
 
 def test_tables_whose_triggers_are_looked_for(board: PostgreSQL) -> None:
-    """One in another schema is found; a view needs none if `depends_on` says what is behind it."""
+    """One in another schema is found; of a view those that it reads."""
     elsewhere = of(Elsewhere.objects.all, model="places.Elsewhere", name="elsewhere")
-    view = {"queryset": lambda self: Overview.objects.all(), "model": "places.Overview"}
+    view = of(Overview.objects.all, model="places.Overview", name="view")
 
     async def main() -> None:
-        explained = declare(name="explained", depends_on=("places.Place",), **view)
-        async with hearing(explained, elsewhere) as (_, coherence):
-            assert listener(coherence).listener.unheard == set()
-        async with hearing(declare(**view)) as (_, coherence):
-            assert listener(coherence).listener.unheard == {"places.Overview"}
+        async with hearing(view, elsewhere) as (overview, coherence):
+            assert listener(coherence).listener.unheard < {"places.Place", "places.PlaceName"}  # of one table
+            assert listener(coherence).degraded
+            await outside(lambda: triggers.install("postgresql", table_of(Place)))
+            await outside(lambda: Place.objects.create(name="one"))
+            await eventually(lambda: [row["name"] for row in overview] == ["one"], "the view's row")
 
-    execute(EXOTIC_TABLES)
-    try:
-        with announced(Place, Elsewhere):
+    with exotic_tables(), announced(Elsewhere):
+        run(main)
+
+
+def test_partitions_that_come_and_go(board: PostgreSQL) -> None:
+    """Rows that ATTACH and DETACH bring and take are followed, and one without triggers is told."""
+    readings = of(Reading.objects.all, model="places.Reading", name="readings")
+
+    async def main() -> None:
+        async with hearing(readings, coherence_heartbeat=HEARTBEAT) as (found, coherence):
+            await outside(lambda: execute("ALTER TABLE places_reading DETACH PARTITION places_reading_low"))
+            await eventually(lambda: not found.all(), "its row is gone")
+            await outside(lambda: execute("DROP TABLE places_reading_low"))
+            assert not listener(coherence).degraded
+            await outside(
+                lambda: execute(
+                    "CREATE TABLE more (LIKE places_reading); INSERT INTO more VALUES (2, 50);"
+                    "ALTER TABLE places_reading ATTACH PARTITION more FOR VALUES FROM (0) TO (100)"
+                )
+            )
+            await eventually(lambda: [row["id"] for row in found] == [2], "the new row")
+            await eventually(lambda: listener(coherence).degraded, "it lacks triggers")
+            await outside(lambda: triggers.install("postgresql", table_of(Reading)))
+            await eventually(lambda: not listener(coherence).degraded, "it has them")
+
+    with exotic_tables(), announced(Reading):
+        execute("INSERT INTO places_reading VALUES (1, 50)")
+        run(main)
+
+
+@pytest.mark.parametrize("how", ["", "CONCURRENTLY"])
+def test_a_materialized_view(board: PostgreSQL, how: str) -> None:
+    """REFRESH fires no trigger, and is followed, by who waits for it at once; nothing is degraded."""
+    view = of(Overview.objects.all, model="places.Overview", name="view")
+
+    async def main() -> None:
+        async with hearing(view) as (overview, coherence):
+            assert not listener(coherence).degraded
+            assert coherence.why_unheard("view") is None
+            await outside(lambda: Place.objects.create(name="one"))
+            await outside(lambda: execute(f"REFRESH MATERIALIZED VIEW {how} places_overview"))
+            await seen("view")
+            assert [row["name"] for row in overview] == ["one"]
+            await outside(lambda: Place.objects.update(name="two"))
+            await outside(lambda: execute(f"REFRESH MATERIALIZED VIEW {how} places_overview"))
+            await eventually(lambda: [row["name"] for row in overview] == ["two"], "the second refresh")
+
+    with exotic_tables():
+        execute(
+            "DROP VIEW places_overview; CREATE MATERIALIZED VIEW places_overview AS"
+            " SELECT id, name FROM places_place; CREATE UNIQUE INDEX ON places_overview (id)"
+        )
+        try:
             run(main)
+        finally:
+            execute("DROP MATERIALIZED VIEW places_overview; CREATE VIEW places_overview AS SELECT 1")
+
+
+def test_logical_replication(board: PostgreSQL, logs: list[Any]) -> None:
+    """A table that a subscription fills changes without firing triggers, whatever is installed."""
+    execute("CREATE SUBSCRIPTION incoming CONNECTION '' PUBLICATION elsewhere WITH (connect = false)")
+    execute(
+        "INSERT INTO pg_subscription_rel SELECT oid, 'board_topic'::regclass, 'r', NULL FROM pg_subscription"
+    )
+
+    async def main() -> None:
+        async with hearing(declare()) as (_, coherence):
+            assert listener(coherence).degraded
+            assert (await report({}, [])).status == "degraded"
+
+    try:
+        run(main)
+    finally:
+        execute("ALTER SUBSCRIPTION incoming SET (slot_name = NONE)")
+        execute("DROP SUBSCRIPTION incoming")
+    assert "logical replication" in next(e["hint"] for e in logs if e["event"] == "writes_unannounced")
+
+
+UNANNOUNCED = {
+    "raw SQL": (
+        lambda: Topic.objects.annotate(n=RawSQL("SELECT count(*) FROM unmodelled", ())),
+        "It reads unmodelled, the table of no installed model",
+    ),
+    "extra": (
+        lambda: Topic.objects.extra(tables=["unmodelled"]),
+        "It reads unmodelled, the table of no installed model",
+    ),
+    "a function": (
+        lambda: Topic.objects.annotate(n=Func("id", function="how_many", output_field=IntegerField())),
+        "calls the function how_many(), which may read tables",
+    ),
+    "a foreign table": (
+        lambda: Topic.objects.annotate(n=RawSQL("SELECT count(*) FROM far", ())),
+        "It reads the foreign table far",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNANNOUNCED)
+def test_what_nothing_announces(board: PostgreSQL, what: str) -> None:
+    """What a query reads beside the tables of models is told in a sentence, until a max_age is there."""
+    queryset, sentence = UNANNOUNCED[what]
+
+    async def main() -> None:
+        async with hearing(of(queryset), coherence="auto") as (topics, _):
+            health = await report({}, [topics.refresher])
+            assert health.status == "degraded"
+            assert sentence in (health.repositories["topics"].unheard or "")
+        async with hearing(of(queryset, max_age=MINUTE)) as (topics, _):
+            assert (await report({}, [topics.refresher])).status == "ok"
+
+    execute(
+        "CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;"
+        "CREATE FOREIGN TABLE far (line text) SERVER files OPTIONS (filename '/dev/null');"
+        "CREATE TABLE unmodelled (number int); CREATE FUNCTION how_many(bigint) RETURNS int LANGUAGE plpgsql"
+        " STABLE AS 'BEGIN RETURN (SELECT count(*) FROM unmodelled); END'"
+    )
+    try:
+        run(main)
     finally:
         connections["postgresql"].close()
-        execute(WITHOUT_EXOTIC_TABLES)
+        execute("DROP EXTENSION file_fdw CASCADE; DROP TABLE unmodelled; DROP FUNCTION how_many")
+
+
+def test_a_table_that_is_locked_at_the_start(board: PostgreSQL) -> None:
+    """What a query reads is asked for again, if a migration that runs just then stands in the way."""
+    raw = of(lambda: Topic.objects.annotate(n=RawSQL("SELECT count(*) FROM unmodelled", ())))
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query NOT LIKE 'EXPLAIN%'"
+
+    def unlock_for_the_load(locking: psycopg.Connection, looking: psycopg.Connection) -> None:
+        wait_until(lambda: looking.execute(waiting).fetchone() is not None, "the load waits")
+        locking.rollback()
+
+    async def main(locking: psycopg.Connection, looking: psycopg.Connection) -> None:
+        unlocked = asyncio.create_task(asyncio.to_thread(unlock_for_the_load, locking, looking))
+        async with hearing(raw, coherence_heartbeat=HEARTBEAT) as (_, coherence):
+            await unlocked
+            await eventually(lambda: coherence.why_unheard("topics"), "it is known what is read")
+
+    with plain_connection() as locking, plain_connection() as looking:
+        locking.execute("CREATE TABLE unmodelled (number int)")
+        try:
+            locking.autocommit = False
+            locking.execute("LOCK TABLE unmodelled")
+            asyncio.run(main(locking, looking))
+        finally:
+            locking.rollback()
+            connections["postgresql"].close()
+            locking.execute("DROP TABLE unmodelled")
+            locking.commit()
+
+
+class TopicWithNames(BaseModel):
+    """Reads another table in a property, which no query shows."""
+
+    id: int
+    names: list[str]
+
+
+def test_what_python_reads(board: PostgreSQL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that only Python code reads is followed from then on, and told until `depends_on` names it."""
+    names = property(lambda self: list(Author.objects.order_by("name").values_list("name", flat=True)))
+    monkeypatch.setattr(Topic, "names", names, raising=False)
+
+    async def main() -> None:
+        await write("one")
+        async with hearing(declare(schema=TopicWithNames)) as (topics, coherence):
+            await outside(lambda: Author.objects.create(name="a"))
+            await eventually(lambda: topics.all()[0].names == ["a"], "the author's name")
+            assert "depends_on = ('board.Author',)" in coherence.why_unheard("topics")
+            assert (await report({}, [topics.refresher])).status == "degraded"
+        depends = declare(schema=TopicWithNames, depends_on=("board.Author",))
+        async with hearing(depends) as (topics, coherence):
+            assert (await report({}, [topics.refresher])).status == "ok"
+
+    run(main)
 
 
 # Processes

@@ -65,7 +65,7 @@ def test_outdated_triggers(board: Project, postgresql: PostgreSQL) -> None:
     """Triggers of another version are told of, too."""
     manage(board, "coherence", "install")
     with psycopg.connect(postgresql.url(DATABASE), autocommit=True) as connection:
-        connection.execute("DROP TRIGGER fastapi_django_orm_rekey ON bbs_topic")
+        connection.execute("DROP TRIGGER fastapi_django_orm_update ON bbs_topic")
     assert "The triggers of bbs_topic are outdated" in check(board, "--database", "default")
 
 

@@ -219,132 +219,77 @@ def test_install_twice(board: Project, connection: psycopg.Connection) -> None:
     assert connection.execute("SELECT oid, xmin FROM pg_trigger ORDER BY oid").fetchall() == before
 
 
-SPOILT = {
-    "disabled": "ALTER TABLE bbs_topic DISABLE TRIGGER fastapi_django_orm_update",
-    "dropped": "DROP TRIGGER fastapi_django_orm_update ON bbs_topic",
-    "another version": "COMMENT ON FUNCTION {function}() IS 'fastapi_django_orm 0'",
-    "made for another table": "COMMENT ON FUNCTION {function}() IS 'fastapi_django_orm 1 other';"
-    " ALTER FUNCTION {function}() RENAME TO fastapi_django_orm_other",
-}
-
-
-@pytest.mark.parametrize("how", SPOILT)
-def test_outdated(board: Project, connection: psycopg.Connection, how: str) -> None:
+def test_outdated(board: Project, connection: psycopg.Connection) -> None:
     """Triggers that are not those of this version are told from missing ones, and replaced without a rest."""
     manage(board, "coherence", "install")
     before = ours(connection)
     (function,) = (name for name in before if " " not in name)
-    connection.execute(SPOILT[how].format(function=function).encode())
+    by_hand = "RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    connection.execute(f"CREATE OR REPLACE FUNCTION {function}() {by_hand}".encode())
     assert "outdated" in refused(board, "coherence", "status")
     assert "brought up to date" in manage(board, "coherence", "install")
     assert "installed" in manage(board, "coherence", "status")
     assert ours(connection) == before
-    connection.execute("UPDATE bbs_topic SET comment = 'new'")
 
 
-KEY = """\
+MIGRATION = """\
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("bbs", "{before}")]
-    operations = [migrations.AlterField("Topic", "id", models.{field}(primary_key=True))]
-"""
-
-
-def test_a_migration_of_the_key(board: Project, connection: psycopg.Connection) -> None:
-    """A key may get another type: its trigger makes way and comes back, and does not come where none was."""
-    connection.execute("DROP TABLE bbs_topic")
-    board.write("bbs/migrations/0002_small.py", KEY.format(before="0001_initial", field="AutoField"))
-    board.write("bbs/migrations/0003_big.py", KEY.format(before="0002_small", field="BigAutoField"))
-    manage(board, "migrate", "bbs", "0001")
-    manage(board, "coherence", "install")
-    before = ours(connection)
-    manage(board, "migrate", "bbs", "0002")
-    assert ours(connection) == before
-    assert "installed" in manage(board, "coherence", "status")
-    manage(board, "coherence", "uninstall")
-    manage(board, "migrate", "bbs")
-    assert ours(connection) == []
-
-
-ABORTED = """\
-from django.db import migrations, models
-
-
-class Migration(migrations.Migration):
-    atomic = {atomic}
     dependencies = [("bbs", "{before}")]
     operations = [{operations}]
 """
-TO_TEXT = 'migrations.AlterField("Topic", "id", models.CharField(max_length=9, primary_key=True))'
-TO_INTEGER = 'migrations.AlterField("Topic", "id", models.BigIntegerField(primary_key=True))'
-FAIL = 'migrations.RunSQL("SELECT 1 / 0")'
+
+# What becomes of the key, the column and the statement that changes a key then.
+MIGRATIONS = {
+    "another type": (
+        'AlterField("Topic", "id", models.CharField(max_length=9, primary_key=True))',
+        "id = '7'",
+    ),
+    "another column": (
+        'RemoveField("Topic", "id"), migrations.AddField('
+        '"Topic", "number", models.BigAutoField(primary_key=True))',
+        "number = 7",
+    ),
+    "another name": ('RenameField("Topic", "id", "number")', "number = 7"),
+}
 
 
-@pytest.mark.parametrize("atomic", [True, False])
-def test_a_migration_of_the_key_that_aborts(
-    board: Project, connection: psycopg.Connection, atomic: bool
-) -> None:
-    """What follows the change of the key fails, in a migration without a transaction or in the next one."""
-    migrations = [("0002_text", "0001_initial", TO_TEXT), ("0003_fail", "0002_text", f"{TO_INTEGER}, {FAIL}")]
-    for name, before, operations in migrations:
-        board.write(
-            f"bbs/migrations/{name}.py", ABORTED.format(atomic=atomic, before=before, operations=operations)
-        )
-    connection.execute("DROP TABLE bbs_topic")
-    manage(board, "migrate", "bbs", "0001")
+@pytest.mark.parametrize("how", MIGRATIONS)
+def test_migrations_of_the_key(board: Project, connection: psycopg.Connection, how: str) -> None:
+    """No trigger is in the way of a migration, and those that were installed go on announcing."""
+    operation, changes = MIGRATIONS[how]
+    migration = MIGRATION.format(before="0001_initial", operations=f"migrations.{operation}")
+    board.write("bbs/migrations/0002_key.py", migration)
+    manage(board, "migrate", "bbs", "0001", "--fake")
     manage(board, "coherence", "install")
     before = ours(connection)
-    connection.execute("INSERT INTO bbs_topic VALUES (1, 'old')")
-    code, output = board.run("manage.py", "migrate", "bbs")
-    assert code == 1
-    assert "division by zero" in output
-    assert ours(connection) == before
-    ear = Ear(connection)
-    connection.execute("UPDATE bbs_topic SET id = '2'")
-    assert Hint("bbs.Topic") in ear.hints()
-
-
-def test_migrate_brings_back_what_is_lost(board: Project, connection: psycopg.Connection) -> None:
-    """A key's trigger that is away, and only that, comes back with the next migrate."""
-    manage(board, "migrate", "bbs", "--fake")
-    manage(board, "coherence", "install")
-    before = ours(connection)
-    connection.execute("DROP TRIGGER fastapi_django_orm_rekey ON bbs_topic")
-    manage(board, "migrate")
-    assert ours(connection) == before
-    connection.execute("ALTER TABLE bbs_topic DISABLE TRIGGER fastapi_django_orm_update")
-    manage(board, "migrate")
-    assert "outdated" in refused(board, "coherence", "status")
-
-
-OTHER_KEY = """\
-from django.db import migrations, models
-
-
-class Migration(migrations.Migration):
-    dependencies = [("bbs", "0001_initial")]
-    operations = [
-        migrations.RemoveField("Topic", "id"),
-        migrations.AddField("Topic", "number", models.BigAutoField(primary_key=True)),
-    ]
-"""
-
-
-def test_a_migration_to_another_key(board: Project, connection: psycopg.Connection) -> None:
-    """The trigger is not in the way when its column goes, and is there for the new one in the end."""
-    manage(board, "migrate", "bbs", "--fake")
-    manage(board, "coherence", "install")
-    before = ours(connection)
-    board.write("bbs/models.py", MODELS + "    number = models.BigAutoField(primary_key=True)\n")
-    board.write("bbs/migrations/0002_number.py", OTHER_KEY)
+    connection.execute("INSERT INTO bbs_topic (comment) VALUES ('planned with the key as it was')")
     manage(board, "migrate", "bbs")
     assert ours(connection) == before
     ear = Ear(connection)
-    connection.execute("INSERT INTO bbs_topic (comment) VALUES ('new')")
-    connection.execute("UPDATE bbs_topic SET number = 7")
-    assert ear.hints() == [Hint("bbs.Topic", (1,)), Hint("bbs.Topic"), Hint("bbs.Topic", (7,))]
+    connection.execute(f"UPDATE bbs_topic SET {changes}")
+    (hint,) = ear.hints()
+    assert hint.keys is None or set(hint.keys) == {"1", "7"}
+
+
+def test_a_migration_of_the_table(board: Project, connection: psycopg.Connection) -> None:
+    """Triggers stay with a table that gets another name; for the model's new table they are outdated."""
+    manage(board, "migrate", "bbs", "0001", "--fake")
+    manage(board, "coherence", "install")
+    before = ours(connection)
+    operation = 'migrations.AlterModelTable("Topic", "other name")'
+    board.write("bbs/migrations/0002_table.py", MIGRATION.format(before="0001_initial", operations=operation))
+    board.write("bbs/models.py", MODELS + "\n    class Meta:\n        db_table = 'other name'\n")
+    manage(board, "migrate", "bbs")
+    ear = Ear(connection)
+    connection.execute("""INSERT INTO "other name" (comment) VALUES ('new')""")
+    assert ear.hints() == [Hint("bbs.Topic", (1,))]
+    assert "outdated" in refused(board, "coherence", "status")
+    manage(board, "coherence", "install")
+    assert len(ours(connection)) == len(before)
+    assert "installed" in manage(board, "coherence", "status")
 
 
 def test_printed_sql(board: Project, connection: psycopg.Connection) -> None:
@@ -468,26 +413,91 @@ def test_no_table(board: Project, connection: psycopg.Connection) -> None:
     assert "Create it with `python manage.py migrate`." in refused(board, "coherence", "install")
 
 
-def test_a_view(board: Project, connection: psycopg.Connection) -> None:
-    """A view has no triggers that tell of rows; the models behind it are to be named."""
+def test_a_view_of_a_table_without_a_model(board: Project, connection: psycopg.Connection) -> None:
+    """Nothing announces what is behind it, and the table is named, unless a max_age refreshes the rows."""
     connection.execute("ALTER TABLE bbs_topic RENAME TO behind")
     connection.execute("CREATE VIEW bbs_topic AS SELECT * FROM behind")
-    assert "`depends_on`" in refused(board, "coherence", "install")
+    assert "topics: It reads behind, the table of no installed model" in refused(board, "coherence", "status")
+    aged = MAIN.replace('"bbs.Topic"', '"bbs.Topic"\n    max_age = timedelta(hours=1)')
+    board.write("main.py", f"from datetime import timedelta\n{aged}")
+    assert "no model" not in manage(board, "coherence", "status")
 
 
-def test_a_view_that_is_explained(board: Project, connection: psycopg.Connection) -> None:
-    """Where the models behind a view are named, the commands pass it over."""
+def test_a_view(board: Project, connection: psycopg.Connection) -> None:
+    """It is left out, and the tables that it reads get the triggers, in all of the commands."""
     with_users(board)
     connection.execute("DROP TABLE bbs_topic")
     connection.execute("CREATE VIEW bbs_topic AS SELECT id, name AS comment FROM auth_group")
-    board.write("main.py", MAIN.replace('"bbs.Topic"', '"bbs.Topic"\n    depends_on = ("auth.Group",)'))
     for action in ("install", "status"):
         output = manage(board, "coherence", action)
-        assert "bbs.Topic (bbs_topic, database default): no ordinary table" in output
-        assert "auth.Group (auth_group, database default): " in output
+        assert "bbs.Topic (bbs_topic, database default): left out" in output
+        assert "bbs.Topic: no ordinary table but a view" in output
+        assert "auth.Group (auth_group, database default): installed" in output
     assert "auth.Group (auth_group, database default): removed" in manage(board, "coherence", "uninstall")
     connection.execute(manage(board, "coherence", "install", "--sql").encode())
     assert "auth.Group (auth_group, database default): installed" in manage(board, "coherence", "status")
+
+
+OTHERS = """
+from datetime import timedelta
+
+
+class Groups(CachedRepository):
+    model = "auth.Group"
+
+
+class Permissions(CachedRepository):
+    model = "auth.Permission"
+    max_age = timedelta(hours=1)
+
+
+class Types(CachedRepository):
+    model = "contenttypes.ContentType"
+"""
+
+
+def test_tables_that_can_have_no_triggers(board: Project, connection: psycopg.Connection) -> None:
+    """`install` goes on after them, and says in the end which they are and what keeps their rows current."""
+    with_users(board)
+    board.append("main.py", OTHERS)
+    connection.execute(
+        "DROP TABLE bbs_topic CASCADE; DROP TABLE auth_permission CASCADE;"
+        " ALTER TABLE django_content_type RENAME TO behind;"
+        " CREATE MATERIALIZED VIEW django_content_type AS SELECT * FROM behind"
+    )
+    for action in ("install", "status"):
+        output = refused(board, "coherence", action)
+        assert "auth.Group (auth_group, database default): installed" in output
+        assert 'contenttypes.ContentType: "django_content_type" (contenttypes.ContentType) is a mat' in output
+        assert "auth.Permission: its repositories' max_age refreshes its rows." in output
+        _, _, error = output.partition("CommandError")
+        assert (
+            "bbs.Topic: The database 'default' has no table \"bbs_topic\" for bbs.Topic. Create it" in error
+        )
+        assert "auth" not in error
+    connection.execute(TABLE)
+    manage(board, "coherence", "install")
+    manage(board, "coherence", "status")
+
+
+def test_an_unmanaged_model_without_a_table(board: Project, connection: psycopg.Connection) -> None:
+    """Nobody is sent to `migrate`, which will never make that table."""
+    connection.execute("DROP TABLE bbs_topic")
+    board.write("bbs/models.py", MODELS + "\n    class Meta:\n        managed = False\n")
+    output = refused(board, "coherence", "install")
+    assert "so `migrate` does not create it" in output
+    assert "python manage.py migrate" not in output
+
+
+def test_a_foreign_table(board: Project, connection: psycopg.Connection) -> None:
+    """Rows in another database announce nothing here."""
+    connection.execute(
+        "DROP TABLE bbs_topic; CREATE EXTENSION file_fdw; CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;"
+        " CREATE FOREIGN TABLE bbs_topic (id bigint, comment text) SERVER files"
+        " OPTIONS (filename '/dev/null')"
+    )
+    output = refused(board, "coherence", "install")
+    assert '"bbs_topic" (bbs.Topic) is a foreign table: its rows change in another database' in output
 
 
 def test_not_postgresql(project: Project) -> None:

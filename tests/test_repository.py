@@ -181,6 +181,7 @@ def test_an_empty_table_is_healthy_and_counts_its_versions() -> None:
             "age": 0,
             "stale": False,
             "error": None,
+            "unheard": None,
         }
         report = client.post("/refresh/", headers={"Authorization": "Bearer t"}).json()
         assert (report["topics"]["rows"], report["topics"]["version"]) == (0, 2)

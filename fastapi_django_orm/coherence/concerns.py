@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from django.apps import apps
 from django.core.exceptions import EmptyResultSet
@@ -19,8 +19,24 @@ from django.db.models.query import ValuesIterable
 from ..errors import InvalidRepository
 from ..reading.declaration import DeclaredCached, ordered
 from ..reading.models import resolve_model
+from ..reading.observed import Observed
 from .hints import Hint
-from .relations import prefetched, related_models
+from .relations import children_of, prefetched, related_models
+
+Statement: TypeAlias = tuple[str, tuple[Any, ...]]  # SQL and its parameters
+
+# Django keeps these rows for the life of the process, and nobody changes them.
+_NEVER_CHANGES = frozenset({"contenttypes.ContentType"})
+
+_BESIDE = (
+    "Loading its rows also reads {labels}, by Python code that the query does not show. Write depends_on = "
+    "({names},) and run manage.py coherence install; or give the repository a max_age."
+)
+
+_POLLED = (
+    "It reads a materialized view ({labels}), and only workers that listen to PostgreSQL see when it is "
+    "refreshed. Let DJANGO_ORM_COHERENCE contain auto, or give the repository a max_age."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +49,13 @@ class Concern:
         related: labels of the other models; None: they are not known, and any may be one.
         tables: those of all these models that are known, with the models' labels.
         to_key: makes a row's key of what a hint has.
-        explained: labels of those that may be views, since `depends_on` says what is behind them.
+        explained: labels of those that may be views, since what is behind them is among the tables.
         embedded: whether that database is a file, and no server.
+        depends: whether `depends_on` says what cannot be found.
+        unannounced: a sentence for each thing that changes without being announced, and what to do.
+        polled: labels of materialized views, which workers that listen to PostgreSQL look at.
+        asked: whether PostgreSQL itself has been asked what the queries read; true for other databases.
+        observed: the SQL that loading executes; Python code may read what no query shows.
     """
 
     alias: str
@@ -44,10 +65,37 @@ class Concern:
     to_key: Callable[[Any], Any]
     explained: frozenset[str]
     embedded: bool
+    depends: bool
+    unannounced: tuple[str, ...]
+    polled: frozenset[str]
+    asked: bool
+    observed: Observed
 
     def is_hit(self, hint: Hint) -> bool:
         """Whether rows may have changed."""
-        return not hint.label or self.related is None or hint.label in self.own | self.related
+        if not hint.label or self.related is None or hint.label in self.own | self.related:
+            return True
+        return hint.label in self.beside()
+
+    def beside(self) -> frozenset[str]:
+        """Labels of models that loading has read and that nothing names."""
+        read = self.observed.found(_models_in)
+        return read - _NEVER_CHANGES - frozenset(self.tables.values())
+
+    def why_unannounced(self, listening: bool, told: bool) -> str | None:
+        """Why rows may change without an announcement, and what to do; None: they do not.
+
+        Args:
+            listening: whether somebody listens to PostgreSQL itself.
+            told: whether Django's processes announce what they write, of any model.
+        """
+        if self.unannounced:
+            return self.unannounced[0]
+        if self.polled and not listening:
+            return _POLLED.format(labels=", ".join(sorted(self.polled)))
+        if listening and not told and (beside := sorted(self.beside())):
+            return _BESIDE.format(labels=", ".join(beside), names=", ".join(map(repr, beside)))
+        return None
 
     def keys(self, hint: Hint) -> frozenset[Any] | None:
         """The keys of the rows that may have changed; None: any may."""
@@ -69,55 +117,64 @@ def concern_of(repository: DeclaredCached) -> Concern:
     queryset = ordered(repository.queryset(), repository.ordering)
     model: Any = queryset.model._meta.concrete_model  # which need not be the one that the repository names
     named = set(_named(repository))
-    linked = set(related_models(repository, queryset))
+    children = children_of(repository, queryset)
+    linked = set(related_models(repository, queryset, children))
     statement = _statement(queryset, repository.fields)
-    beside = (*prefetched(queryset), *_managed(linked, queryset.db))
-    statements = [statement, *map(_statement, beside)]
+    statements = [statement, *map(_statement, _beside(queryset, linked))]
     followed = {model._meta.label for model in linked if model is not None}
-    found = {
-        installed._meta.label
-        for each in statements
-        if each is not None
-        for installed in _perhaps_in(each)
-        if _mentions(each, installed)
-    }
+    found = {label for each in statements if each is not None for label in _models_in(each[0])}
     same_keys = {same._meta.label for same in _same_keys(model)}
-    every = found | followed | named | same_keys
+    below = {child._meta.label for child in children}
+    every = found | followed | named | same_keys | below
     if statement is None or None in statements or None in linked:  # there is more than could be found
-        return _concern(queryset, every, frozenset(), None, bool(named))
-    exact = _is_row_by_row(queryset, statement)
+        return _concern(repository, queryset, every, frozenset(), None)
+    exact = _is_row_by_row(queryset, statement[0])
     own = {
         same._meta.label
-        for same in _same_keys(model)
-        if exact and same._meta.label not in named | followed and _mentions(statement, same) <= 1
+        for same in (*_same_keys(model), *(child for child in children if model in _same_keys(child)))
+        if exact and same._meta.label not in named | followed and _mentions(statement[0], same) <= 1
     }
-    return _concern(queryset, every, frozenset(own), frozenset(every - own), bool(named))
+    return _concern(repository, queryset, every, frozenset(own), frozenset(every - own))
 
 
-def _managed(linked: Collection[type[Model] | None], alias: str) -> Iterator[QuerySet[Any]]:
+def statements_of(repository: DeclaredCached) -> list[Statement | None]:
+    """The SQL of all queries that loading a repository is known to make; None for one that is not known."""
+    queryset = ordered(repository.queryset(), repository.ordering)
+    linked = set(related_models(repository, queryset, children_of(repository, queryset)))
+    return [_statement(queryset, repository.fields), *map(_statement, _beside(queryset, linked))]
+
+
+def _beside(queryset: QuerySet[Any], linked: Collection[type[Model] | None]) -> Iterator[QuerySet[Any]]:
     """The queries by which relations are read: a manager may have one of its own."""
+    yield from prefetched(queryset)
     for model in linked:
         if model is not None:
-            yield model._default_manager.using(alias)
+            yield model._default_manager.using(queryset.db)
 
 
 def _concern(
+    repository: DeclaredCached,
     queryset: QuerySet[Any],
     labels: Collection[str],
     own: frozenset[str],
     related: frozenset[str] | None,
-    explained: bool,
 ) -> Concern:
     known = _tables(_installed())
     tables = {known[label]: label for label in sorted(labels) if label in known}
+    depends = bool(repository.depends_on)
     return Concern(
         queryset.db,
         own,
         related,
         tables,
         _to_key(queryset.model),
-        explained=frozenset(labels if explained else ()),
+        explained=frozenset(labels if depends else ()),
         embedded=connections[queryset.db].vendor == "sqlite",
+        depends=depends,
+        unannounced=(),
+        polled=frozenset(),
+        asked=connections[queryset.db].vendor != "postgresql",
+        observed=repository.observed,
     )
 
 
@@ -173,15 +230,20 @@ def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
             yield from _same_keys(parent)
 
 
-def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None = None) -> str | None:
+def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None = None) -> Statement | None:
     """The SQL that loads; None if making it needs a database that is away, or if there can be no rows now."""
     if fields is not None and not issubclass(queryset._iterable_class, ValuesIterable):
         queryset = queryset.values(*fields)
     try:
-        statement: str = queryset.query.chain().get_compiler(queryset.db).as_sql()[0]
+        sql, params = queryset.query.chain().get_compiler(queryset.db).as_sql()
     except (EmptyResultSet, DatabaseError):
         return None
-    return statement
+    return sql, tuple(params)
+
+
+def _models_in(statement: str) -> frozenset[str]:
+    """Labels of the models whose tables a statement names, perhaps."""
+    return frozenset(model._meta.label for model in _perhaps_in(statement) if _mentions(statement, model))
 
 
 # A table's name, unless a column's follows, or it is a column's itself. What stands between FROM or JOIN and

@@ -15,8 +15,6 @@ from uuid import UUID
 
 # PostgreSQL's channel and Redis'; the names of the triggers begin with it.
 CHANNEL = "fastapi_django_orm"
-# Announces changed primary keys. A table's function mentions it in a comment if the table needs it.
-REKEY = f"{CHANNEL}_rekey"
 VERSION = 1
 
 # NOTIFY takes payloads of fewer than 8,000 bytes.

@@ -19,7 +19,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
 from ..events import text_of
-from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
+from .hints import CHANNEL, Hint, decode, encode
 from .origins import SERVER
 from .postgresql_parameters import Way
 from .postgresql_session import SESSION_PATIENCE, Session
@@ -37,6 +37,7 @@ _WORKERS = """
 SELECT convert_to(application_name, 'UTF8') FROM pg_catalog.pg_stat_activity
 WHERE datname = current_database() AND starts_with(application_name, %s)"""
 APPLICATION = "fastapi-django-orm "  # and the worker's name
+POLL = 1.0  # seconds between two looks at materialized views, whose REFRESH notifies nobody
 
 
 class PostgreSQLListener:
@@ -155,17 +156,26 @@ class PostgreSQLListener:
 
     async def _stay(self, session: Session, receiver: Receiver) -> None:
         loop = asyncio.get_running_loop()
-        due = loop.time() + self._heartbeat
+        due = loop.time() + self._interval
         while True:
             await session.wait(due - loop.time())
             await self._do_errands(session)
             if self._asking:
+                if self._watch.polls:  # or who asks would not get what a REFRESH has committed
+                    await self._look(session, receiver)
                 await self._beat(session)
             if loop.time() >= due:
                 await self._beat(session)
-                if await self._watch.look(session):  # what was written without them is unknown
-                    receiver.heard(EVERYTHING)
-                due = loop.time() + self._heartbeat
+                await self._look(session, receiver)
+                due = loop.time() + self._interval
+
+    @property
+    def _interval(self) -> float:
+        return min(POLL, self._heartbeat) if self._watch.polls else self._heartbeat
+
+    async def _look(self, session: Session, receiver: Receiver) -> None:
+        for label in await self._watch.look(session):  # what was written meanwhile is unknown
+            receiver.heard(Hint(label))
 
     async def _do_errands(self, session: Session) -> None:
         errands, self._errands = self._errands, []

@@ -1,7 +1,7 @@
 """Whether the tables that are read still tell of their writes: a worker looks with every heartbeat.
 
-Triggers may be dropped, switched off or replaced under it, and come back. What was written in between has
-been announced to nobody.
+Triggers may be dropped, switched off or replaced under it, and come back; partitions may be attached and
+detached. What was written in between has been announced to nobody.
 """
 
 import json
@@ -10,28 +10,50 @@ from collections.abc import Collection, Iterable, Mapping
 from django.apps import apps
 
 from ..events import logger
-from .hints import CHANNEL, REKEY
+from .hints import CHANNEL
 from .postgresql_session import SESSION_PATIENCE, Session
 
 APP = "fastapi_django_orm.django"  # which has the command
 
-# Of each table whether its triggers announce all kinds of statements under the model's label; and what tells
-# them from others, or from themselves before they were switched off and on again.
-# The bits of pg_trigger.tgtype: FOR EACH ROW 1, INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32. A trigger for
-# each row is only for some updates, and needed beside the others.
+# Of each table whether its triggers, and those of its parents and children, announce all kinds of statements
+# under the model's label; what tells them from others, or from themselves before they were switched off and
+# on again; what the table is; and whether logical replication fills it, which fires no such triggers.
+#
+# The bits of pg_trigger.tgtype: INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32. A function of ours ends with the
+# digest of its text. REFRESH MATERIALIZED VIEW fires nothing, and writes the view's row in pg_class anew,
+# CONCURRENTLY as well; VACUUM and ANALYZE write in place, and so its xmin says when it was refreshed.
 _TRIGGERS = f"""
-SELECT wanted.number, COALESCE(found.complete, false), found.identity, c.relkind IN ('r', 'p')
-FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS wanted (name, label, number)
-LEFT JOIN pg_catalog.pg_class c ON c.oid = to_regclass(wanted.name)
+WITH RECURSIVE wanted AS MATERIALIZED (
+    SELECT given.label, given.number, to_regclass(given.name)::oid AS relation
+    FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS given (name, label, number)
+), parents AS (
+    SELECT number, relation FROM wanted
+    UNION SELECT parents.number, i.inhparent
+        FROM parents JOIN pg_catalog.pg_inherits i ON i.inhrelid = parents.relation
+), children AS (
+    SELECT number, relation FROM wanted
+    UNION SELECT children.number, i.inhrelid
+        FROM children JOIN pg_catalog.pg_inherits i ON i.inhparent = children.relation
+), family AS (SELECT * FROM parents UNION SELECT * FROM children)
+SELECT wanted.number, COALESCE(bool_and(found.complete IS TRUE), false),
+    string_agg(family.relation || ' ' || COALESCE(found.identity, ''), ';' ORDER BY family.relation)
+        || (SELECT CASE c.relkind WHEN 'm' THEN ' ' || c.xmin ELSE '' END FROM pg_class c
+            WHERE c.oid = wanted.relation),
+    (SELECT c.relkind::text FROM pg_catalog.pg_class c WHERE c.oid = wanted.relation),
+    bool_or(EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = family.relation))
+FROM wanted JOIN family USING (number)
 LEFT JOIN LATERAL (
-    SELECT bit_or(t.tgtype) FILTER (WHERE t.tgtype & 1 = 0) & 60 = 60
-            AND (bool_or(t.tgname = '{REKEY}') OR NOT bool_or(strpos(p.prosrc, '{REKEY}') > 0)) AS complete,
-        string_agg(t.oid || ' ' || t.xmin, ',' ORDER BY t.oid) AS identity
+    SELECT bit_or(t.tgtype) & 60 = 60 AS complete,
+        string_agg(t.oid || ' ' || t.xmin || ' ' || p.xmin, ',' ORDER BY t.oid) AS identity
     FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
-    WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND starts_with(t.tgname, '{CHANNEL}')
-    AND t.tgenabled IN ('O', 'A') AND strpos(p.prosrc, wanted.label) > 0
+    WHERE t.tgrelid = family.relation AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
+        AND starts_with(t.tgname, '{CHANNEL}_') AND strpos(p.prosrc, wanted.label) > 0
+        AND right(p.prosrc, 64) = encode(sha256(convert_to(left(p.prosrc, -64), 'UTF8')), 'hex')
 ) AS found ON true
+GROUP BY wanted.number, wanted.relation
 ORDER BY wanted.number"""
+
+_KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
 
 
 class TriggerWatch:
@@ -39,6 +61,7 @@ class TriggerWatch:
 
     Attributes:
         unheard: labels of the models whose tables do not tell of every kind of write.
+        polls: whether there is something to look for that fires no triggers: materialized views.
     """
 
     def __init__(self, transport: str, tables: Mapping[str, str], explained: Collection[str]) -> None:
@@ -50,33 +73,54 @@ class TriggerWatch:
             explained: labels whose tables may be views, since what is behind them is among the tables.
         """
         self.unheard: frozenset[str] = frozenset()
+        self.polls = False
         self._transport = transport
         self._tables = tables
         self._explained = explained
         self._found: list[str | None] = []
 
-    async def look(self, session: Session) -> bool:
+    async def look(self, session: Session) -> list[str]:
         """Look at the triggers now.
 
         Returns:
-            Whether they differ from those that the last call has found.
+            Labels of the models whose triggers differ from those that the last call has found, or whose
+            materialized view was refreshed: what was written since then may not have been announced.
         """
         labels = list(self._tables.values())
         written = [json.dumps(label) for label in labels]  # as the triggers' function has them
         rows = await session.execute(_TRIGGERS, [list(self._tables), written], seconds=SESSION_PATIENCE)
-        before, self._found = self._found, [identity for _, _, identity, _ in rows]
-        self._note(
+        before, self._found = self._found, [identity for _, _, identity, _, _ in rows]
+        self.polls = any(kind == "m" for _, _, _, kind, _ in rows)
+        missing: list[str] = []
+        elsewhere: dict[str, str] = {}
+        for label, (_, complete, _, kind, replicated) in zip(labels, rows, strict=True):
+            if replicated:
+                elsewhere[label] = "filled by logical replication"
+            elif kind in _KINDS:
+                if kind == "f" or (kind == "v" and label not in self._explained):
+                    elsewhere[label] = _KINDS[kind]
+            elif not complete:
+                missing.append(label)
+        self._note(missing, elsewhere)
+        return [
             label
-            for label, (_, complete, _, ordinary) in zip(labels, rows, strict=True)
-            if not complete and (ordinary or label not in self._explained)
-        )
-        return self._found != before
+            for label, was, now in zip(labels, before or self._found, self._found, strict=True)
+            if was != now
+        ]
 
-    def _note(self, unheard: Iterable[str]) -> None:
-        before, self.unheard = self.unheard, frozenset(unheard)
-        if missing := sorted(self.unheard - before):
-            hint = _how_to_install(missing)
-            logger.warning("triggers_missing", transport=self._transport, models=missing, hint=hint)
+    def _note(self, missing: Iterable[str], elsewhere: Mapping[str, str]) -> None:
+        before, self.unheard = self.unheard, frozenset(missing) | elsewhere.keys()
+        if without := sorted(set(missing) - before):
+            hint = _how_to_install(without)
+            logger.warning("triggers_missing", transport=self._transport, models=without, hint=hint)
+        for label in sorted(elsewhere.keys() - before):
+            logger.warning(
+                "writes_unannounced",
+                transport=self._transport,
+                models=[label],
+                hint=f"Its table is {elsewhere[label]}, and no trigger tells of its changes. Give the "
+                "repository a max_age, or run `manage.py refresh` after each change.",
+            )
 
 
 def _how_to_install(labels: Iterable[str]) -> str:

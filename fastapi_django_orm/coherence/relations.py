@@ -1,10 +1,12 @@
 """Models that a repository reads beside its query: by prefetching, or by what a schema takes of instances."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, get_args
 
+from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist
 from django.db.models import Model, Prefetch, QuerySet
+from django.db.models.query import ModelIterable, ValuesIterable
 from pydantic import AliasChoices, AliasPath, BaseModel
 
 from ..reading.declaration import Declared
@@ -12,8 +14,32 @@ from ..reading.declaration import Declared
 Path = tuple[str, ...]
 
 
-def related_models(repository: Declared, queryset: QuerySet[Any]) -> Iterator[type[Model] | None]:
+def children_of(repository: Declared, queryset: QuerySet[Any]) -> list[type[Model]]:
+    """The models that inherit from a query's, if they may be read with it.
+
+    Where a query's class or iterable is not Django's, as django-polymorphic's, an instance may be read from
+    the table of the child that it is, by a query that nothing shows.
+    """
+    plain = type(queryset) is QuerySet and queryset._iterable_class is ModelIterable
+    if plain or repository.schema is None or issubclass(queryset._iterable_class, ValuesIterable):
+        return []
+    model = queryset.model._meta.concrete_model or queryset.model
+    return [
+        other
+        for other in apps.get_models()
+        if not other._meta.proxy and other is not model and issubclass(other, model)
+    ]
+
+
+def related_models(
+    repository: Declared, queryset: QuerySet[Any], children: Collection[type[Model]]
+) -> Iterator[type[Model] | None]:
     """Those models, as far as names tell; what a method or a property reads is for ``depends_on``.
+
+    Args:
+        repository: whose schema names attributes.
+        queryset: what it reads.
+        children: models whose instances may be among the rows.
 
     Returns:
         The models; None for one that only the data names, as a generic foreign key's.
@@ -23,7 +49,10 @@ def related_models(repository: Declared, queryset: QuerySet[Any]) -> Iterator[ty
             name = lookup.prefetch_through if isinstance(lookup, Prefetch) else lookup
             yield from _along(each.model, tuple(name.split("__")))
     for path in _paths(repository.schema):
-        yield from _along(queryset.model, path)
+        for model in (queryset.model, *children):
+            yield from _along(model, path)
+    for child in children:  # which may have further parents
+        yield from set(child._meta.get_parent_list()) - set(queryset.model._meta.get_parent_list())
 
 
 def prefetched(queryset: QuerySet[Any]) -> Iterator[QuerySet[Any]]:

@@ -2,7 +2,11 @@
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Self
+
+from asgiref.sync import sync_to_async
 
 from .. import running
 from ..errors import RefreshFailed
@@ -11,17 +15,23 @@ from ..reading.declaration import DeclaredCached
 from ..reading.refresh import Refresher
 from ..settings import ORMSettings
 from .choice import is_named, is_told_by_django, listeners
-from .concerns import concern_of
+from .concerns import Concern, concern_of
 from .coverage import is_elsewhere, why_unheard
 from .follower import Follower
 from .hints import Hint
 from .link import Link
 from .origins import Origins
+from .planned import concerns_of
 from .roll_call import Attendance, RollCall
 from .transport import Listener
 from .workers import Connecting
 
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
+
+LATE = (
+    "Its database was away when the application started, and further tables that it reads were found later. "
+    "Restart the application.",
+)
 
 
 class Coherence:
@@ -32,8 +42,11 @@ class Coherence:
         roll_call: asks the other workers, and answers them.
     """
 
-    def __init__(self, settings: ORMSettings, repositories: Mapping[str, DeclaredCached]) -> None:
-        """Find out which hints concern which repositories. On a database thread.
+    @classmethod
+    async def of(cls, settings: ORMSettings, repositories: Mapping[str, DeclaredCached]) -> Self:
+        """Find out which hints concern which repositories, from the databases as well.
+
+        A database that does not answer within some seconds keeps nothing from starting, and is asked again.
 
         Args:
             settings: the application's.
@@ -43,9 +56,38 @@ class Coherence:
             InvalidSettings: a transport is named whose package is not installed.
             InvalidRepository: a ``depends_on`` cannot be used.
         """
+        asking = asyncio.create_task(sync_to_async(concerns_of)(repositories))
+        await asyncio.wait([asking], timeout=FIRST_CONNECTIONS_PATIENCE)
+        concerns = asking.result() if asking.done() else {}
+        coherence = await sync_to_async(cls)(settings, repositories, concerns)
+        # It owns the question, too, whose thread may wait for the database for a while yet.
+        coherence._asking = asyncio.create_task(coherence._ask_again(asking), name="ask what queries read")
+        return coherence
+
+    def __init__(
+        self,
+        settings: ORMSettings,
+        repositories: Mapping[str, DeclaredCached],
+        concerns: Mapping[str, Concern],
+    ) -> None:
+        """Choose the transports. On a database thread.
+
+        Args:
+            settings: the application's.
+            repositories: by name.
+            concerns: what they read, by name, of those of which it is known.
+
+        Raises:
+            InvalidSettings: a transport is named whose package is not installed.
+            InvalidRepository: a ``depends_on`` cannot be used.
+        """
         self._settings = settings
+        self._repositories = repositories
+        self._asking: asyncio.Task[None] | None = None
         self._spread = settings.coherence_spread
-        self._concerns = {name: concern_of(repository) for name, repository in repositories.items()}
+        self._concerns = {
+            name: concerns.get(name) or concern_of(repository) for name, repository in repositories.items()
+        }
         self._of_alias: dict[str, list[str]] = {}
         for name, concern in self._concerns.items():
             self._of_alias.setdefault(concern.alias, []).append(name)
@@ -97,6 +139,9 @@ class Coherence:
 
     async def stop(self) -> None:
         """Stop listening, and follow nothing more."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         await asyncio.gather(self._origins.stop(), *(link.stop() for link in self.links))
         await self.roll_call.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
@@ -109,7 +154,10 @@ class Coherence:
         if not self.links or name in self._bounded_by_age:
             return None
         concern = self._concerns[name]
-        return why_unheard(self._settings, concern, self.links, self._origins.known.get(concern.alias))
+        listening = f"postgresql:{concern.alias}" in {link.name for link in self.links}
+        return why_unheard(
+            self._settings, concern, self.links, self._origins.known.get(concern.alias)
+        ) or concern.why_unannounced(listening, told=is_told_by_django(self._settings))
 
     def hear(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
@@ -195,6 +243,26 @@ class Coherence:
             if (follower := self._followers.get(name)) is not None:
                 follower.follow(None)
 
+    async def _ask_again(self, asking: "asyncio.Task[dict[str, Concern]]") -> None:
+        """Ask a database that was away at the start, or about a table that was locked, until all is known."""
+        while True:
+            with suppress(Exception):  # whatever it is, the next time may do
+                self._learn(await asking)
+            left = {
+                name: self._repositories[name] for name, known in self._concerns.items() if not known.asked
+            }
+            if not left:
+                return
+            await asyncio.sleep(self._settings.coherence_heartbeat)
+            asking = asyncio.create_task(sync_to_async(concerns_of)(left))
+
+    def _learn(self, concerns: Mapping[str, Concern]) -> None:
+        for name, found in concerns.items():
+            if found.asked and not self._concerns[name].asked:
+                # The transports look at the tables that were known when they were made.
+                late = found.tables.keys() - self._concerns[name].tables.keys()
+                self._concerns[name] = replace(found, unannounced=LATE if late else found.unannounced)
+
     def _tell_of_deaf(self, names: Iterable[str]) -> None:
         deaf: dict[str, list[str]] = {}  # by what helps
         for name in names:
@@ -214,7 +282,7 @@ class Coherence:
             aliases = link.listener.aliases
             if aliases is None or concern.alias not in aliases or link.connected_since is None:
                 continue
-            if is_elsewhere(link, origin):
+            if is_elsewhere(link, origin) or concern.why_unannounced(listening=True, told=False) is not None:
                 continue
             if concern.related is not None and labels.isdisjoint(link.listener.unheard):
                 return link

@@ -12,8 +12,7 @@ class CoherenceConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect the signals and register the system checks."""
-        from . import checks, migrating, signals
+        from . import checks, signals
 
         checks.register()
         signals.connect()
-        migrating.connect()

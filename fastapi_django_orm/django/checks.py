@@ -44,7 +44,7 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
     settings = _settings()
     if not databases or settings is None or not choice.wants(settings, "postgresql"):
         return []
-    found = selection.by_database(_models(_read()), None)
+    found = selection.by_database(_models_read(), None)
     return [
         message
         for alias in databases
@@ -111,6 +111,14 @@ def _many_to_many(read: Read) -> Messages:
                     obj=cls,
                     id="fastapi_django_orm.I001",
                 )
+
+
+def _models_read() -> list[type[Model]]:
+    """The models that repositories read, through views as well: the database is asked."""
+    try:
+        return selection.read_by_repositories(None).models
+    except Exception:  # an application that cannot be imported has errors of its own to show
+        return []
 
 
 def _through(field: Any) -> type[Model]:

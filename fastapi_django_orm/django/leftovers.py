@@ -11,7 +11,7 @@ from django.apps import apps
 from django.db import connections
 
 from ..coherence.hints import CHANNEL
-from .trigger_sql import DROP_UNUSED, OURS
+from .trigger_sql import DROP_UNUSED, FOR_RELATIVE, OURS
 from .triggers import TriggersRefused, execute
 
 # A standby shows what its primary has, and lets nothing be changed. Two aliases may lead to one database.
@@ -19,12 +19,14 @@ _PLACE = "SELECT pg_is_in_recovery(), pg_postmaster_start_time()::text, current_
 
 _TRIGGERS = f"""
 SELECT t.tgrelid::regclass::text, array_agg(t.tgname::text ORDER BY t.tgname)
-FROM pg_trigger t WHERE {OURS} GROUP BY t.tgrelid ORDER BY 1"""
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+WHERE {OURS} AND NOT {FOR_RELATIVE} GROUP BY t.tgrelid ORDER BY 1"""
 
-_UNUSED = """
+# Those that only parents and children of a table call have lost the table.
+_UNUSED = f"""
 SELECT p.oid::regprocedure::text FROM pg_proc p
-WHERE starts_with(p.proname::text, %s) AND p.prorettype = 'trigger'::regtype
-    AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
+WHERE starts_with(p.proname::text, '{CHANNEL}_') AND p.prorettype = 'trigger'::regtype
+    AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid AND NOT {FOR_RELATIVE})
 ORDER BY 1"""
 
 
@@ -84,7 +86,7 @@ def names_of(alias: str, tables: Iterable[str]) -> list[str | None]:
 def unused_functions(alias: str) -> list[str]:
     """The functions of this package that no trigger calls, as those of a table that was dropped."""
     with connections[alias].cursor() as cursor:
-        cursor.execute(_UNUSED, [f"{CHANNEL}_"])
+        cursor.execute(_UNUSED)
         return [name for (name,) in cursor.fetchall()]
 
 

@@ -1,13 +1,14 @@
 """Which models a command is about: those that are named, or all that the application's repositories read."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from django.db import router
 from django.db.models import Model
 
 from ..cached import CachedRepository, declared_cached
-from ..coherence.concerns import concern_of
+from ..coherence.planned import concerns_of
 from ..errors import ConfigurationError, nearest
 from ..reading.models import model_named
 from .application import import_application
@@ -20,6 +21,23 @@ class NoRepository(ConfigurationError):
 
 class UnknownRepository(ConfigurationError, LookupError):
     """No repository has this name."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a command is about.
+
+    Attributes:
+        models: which ones.
+        explained: labels of views, whose tables' models are among them.
+        aged: labels that only repositories with a ``max_age`` read.
+        unannounced: for each repository without one, why its rows may change without an announcement.
+    """
+
+    models: list[type[Model]]
+    explained: frozenset[str] = frozenset()
+    aged: frozenset[str] = frozenset()
+    unannounced: tuple[str, ...] = ()
 
 
 def model_of(name: str, application: str | None) -> type[Model]:
@@ -49,22 +67,31 @@ def named(labels: Iterable[str]) -> list[type[Model]]:
     return [model_named(label) for label in labels]
 
 
-def read_by_repositories(application: str | None) -> tuple[list[type[Model]], frozenset[str]]:
+def read_by_repositories(application: str | None) -> Selection:
     """Every model that a repository of the application reads.
 
     Args:
         application: ``main:app``; by default as FastAPI's command line finds it.
 
-    Returns:
-        The models, and the labels of those that may be views, since it is known what is behind them.
-
     Raises:
         ApplicationNotFound: there is none.
         NoRepository: it has no repository.
     """
-    concerns = [concern_of(cls()) for cls in declared_by(application)]
-    labels = sorted({label for concern in concerns for label in concern.tables.values()})
-    return named(labels), frozenset[str]().union(*(concern.explained for concern in concerns))
+    concerns = concerns_of({cls: cls() for cls in declared_by(application)})
+    labels, aged = set[str](), set[str]()
+    for cls, concern in concerns.items():
+        (labels if cls.max_age is None else aged).update(concern.tables.values())
+    return Selection(
+        named(sorted(labels | aged)),
+        explained=frozenset[str]().union(*(concern.explained for concern in concerns.values())),
+        aged=frozenset(aged - labels),
+        unannounced=tuple(
+            f"{cls.name}: {sentence}"
+            for cls, concern in concerns.items()
+            for sentence in concern.unannounced
+            if cls.max_age is None
+        ),
+    )
 
 
 def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:

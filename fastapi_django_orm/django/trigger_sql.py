@@ -1,10 +1,17 @@
 """The triggers' SQL: readable, printable, and the same for the same table.
 
-PostgreSQL calls one function for each statement, with the rows that it has changed, so ``bulk_create``,
-``update()``, ``COPY``, cascades and psql all count; ``NOTIFY`` goes out when the transaction commits, and not
+PostgreSQL calls one function for each statement, with the rows before and after it, so ``bulk_create``,
+``update()``, ``COPY``, cascades and psql all count. ``NOTIFY`` goes out when the transaction commits, and not
 when it rolls back. Each table has a function of its own, because a query that names its column is planned
 once. One function for all tables, which takes the column as an argument, costs a write of one row nearly
 three times as much.
+
+No trigger names a column, so no migration is in its way: PostgreSQL refuses to change the type of a column
+that a trigger names.
+
+A statement that names a partition, or a child by ``INHERITS``, fires the triggers of that table and not of
+its parent; a statement that names the parent fires those of the parent alone. So the parents and children of
+a table get triggers that call its function, too.
 
 django-pgtrigger was looked at. It writes a function for each trigger and leaves it behind, asks a function
 with a subtransaction before each call, and puts the triggers into the migrations of the model's app, which is
@@ -13,80 +20,85 @@ often somebody else's.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..coherence.hints import CHANNEL, REKEY, VERSION
+from ..coherence.hints import CHANNEL, VERSION
 from .tables import AnnouncedTable
 
 MOST_KEYS_OF_STATEMENT = 1000  # beyond them a hint says "all"
 PART = 7000  # bytes of keys in one notification, which must be shorter than 8,000 with all else
 LONGEST_KEY = 700  # bytes
 
-_STATEMENT = " FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
 
-# Only the new rows: to collect the old ones, too, would slow an update of 10,000 rows by another 3 %. They
-# matter where a key itself changes, and then the last trigger says "all".
-_TRIGGERS = {
-    f"{CHANNEL}_insert": "AFTER INSERT ON {table} REFERENCING NEW TABLE AS changed" + _STATEMENT,
-    f"{CHANNEL}_update": "AFTER UPDATE ON {table} REFERENCING NEW TABLE AS changed" + _STATEMENT,
-    f"{CHANNEL}_delete": "AFTER DELETE ON {table} REFERENCING OLD TABLE AS changed" + _STATEMENT,
-    f"{CHANNEL}_truncate": "AFTER TRUNCATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {function}('all')",
-    # As bytes, since to a type or a collation different letters may be the same. It runs only for statements
-    # that write the key.
-    REKEY: "AFTER UPDATE OF {key} ON {table} FOR EACH ROW"
-    ' WHEN (OLD.{key}::pg_catalog.text COLLATE "C" IS DISTINCT FROM NEW.{key}::pg_catalog.text COLLATE "C")'
-    " EXECUTE FUNCTION {function}('all')",
+class Event(NamedTuple):
+    """A kind of statement that is announced.
+
+    Attributes:
+        type: as ``pg_trigger.tgtype`` has it, for a trigger after each statement.
+        old: the name of the table of rows before the statement.
+        new: the name of the table of rows after it.
+    """
+
+    type: int
+    old: str | None = None
+    new: str | None = None
+
+    @property
+    def referencing(self) -> str:
+        """The clause that names both tables."""
+        named = [f"{which} TABLE AS {name}" for which, name in (("OLD", self.old), ("NEW", self.new)) if name]
+        return f"REFERENCING {' '.join(named)} " if named else ""
+
+
+EVENTS = {
+    "insert": Event(4, new="changed"),
+    "update": Event(16, old="before", new="changed"),
+    "delete": Event(8, old="changed"),
+    "truncate": Event(32),
 }
+
+_FUNCTION = "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint${source}$hint$"
 
 # Every name is qualified, so that no search_path of a writer can put something else in its place.
 #
 # A migration may rename the key's column or drop it, and no write may fail for that. So a variable has the
 # column's name, too: where the rows have no such column, it gives null for each. The block around keeps it
-# apart from variables of ours that may have the same name.
-_FUNCTION = """\
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint$
+# apart from variables of ours that may have the same name. Queries in which the key may become a variable
+# mention another (hint.part): without it, PL/pgSQL passes none when they are planned anew.
+_KEYED = """
 #variable_conflict use_column
-{key}<<hint>>
+DECLARE {key} pg_catalog.text;
+BEGIN
+<<hint>>
 DECLARE
     keys pg_catalog.text[];
-    parts pg_catalog.text[];
+    were pg_catalog.text[];
     part pg_catalog.text;
 BEGIN
-    IF TG_NARGS OPERATOR(pg_catalog.=) 0 THEN
-{read}
+    IF TG_OP OPERATOR(pg_catalog.<>) 'TRUNCATE' THEN
+        keys := ARRAY(SELECT {written} FROM changed WHERE hint.part IS NULL LIMIT {limit});
     END IF;
-{send}
-    RETURN NULL;
-END{end}
-$hint$"""
-
-# One row is the usual case and has a query that does all: every expression more costs a microsecond or two.
-# What fits into one notification is sent at once, too; the rest is rare enough to be slow. Queries in which
-# the key may become a variable mention another: without it, PL/pgSQL passes none when they are planned anew.
-# The workers look for {rekey} in the function's text: where it is, there must be such a trigger.
-_READ_KEYS = """\
-        -- {rekey} tells of those that were others before.
-        PERFORM {single}
-            FROM changed
-            WHERE hint.part IS NULL
-                AND NOT EXISTS (SELECT FROM changed OFFSET 1)
-                AND pg_catalog.octet_length({written}) OPERATOR(pg_catalog.<=) {part};
-        IF FOUND THEN
+    IF TG_OP OPERATOR(pg_catalog.=) 'UPDATE' THEN
+        were := ARRAY(SELECT {written} FROM before WHERE hint.part IS NULL LIMIT {limit});
+        IF keys OPERATOR(pg_catalog.<>) were THEN -- some row has another key now
+            keys := ARRAY(SELECT pg_catalog.unnest(keys) UNION SELECT pg_catalog.unnest(were));
+        END IF;
+    END IF;
+    IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.=) 0 THEN
+        RETURN NULL;
+    END IF;
+    IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} AND keys[1] IS NOT NULL THEN
+        part := pg_catalog.array_to_string(keys, ',');
+        IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part} THEN
+            PERFORM {some};
             RETURN NULL;
         END IF;
-        keys := ARRAY(SELECT {written} FROM changed WHERE hint.part IS NULL LIMIT {limit});
-        IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.=) 0 THEN
-            RETURN NULL;
-        ELSIF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} AND keys[1] IS NOT NULL THEN
-            part := pg_catalog.array_to_string(keys, ',');
-            IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part} THEN
-{send}
-                RETURN NULL;
-            END IF;
-            parts := ARRAY(
-                SELECT pg_catalog.string_agg(numbered.key, ',')
+        PERFORM {some}
+            FROM (
+                SELECT pg_catalog.string_agg(numbered.key, ',') AS part
                 FROM (
                     SELECT one.key,
                         pg_catalog.max(pg_catalog.octet_length(one.key)) OVER () AS longest,
@@ -96,44 +108,105 @@ _READ_KEYS = """\
                 ) AS numbered
                 WHERE numbered.longest OPERATOR(pg_catalog.<=) {longest}
                 GROUP BY numbered.number
-            );
-        END IF;"""
+            ) AS parts;
+        IF FOUND THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    PERFORM {every};
+    RETURN NULL;
+END;
+END
+"""
 
-_READ_ANY = """\
+_UNKEYED = """
+BEGIN
+    IF TG_OP OPERATOR(pg_catalog.<>) 'TRUNCATE' THEN
         PERFORM FROM changed LIMIT 1;
         IF NOT FOUND THEN
             RETURN NULL;
-        END IF;"""
+        END IF;
+    END IF;
+    PERFORM {every};
+    RETURN NULL;
+END
+"""
 
-_SEND_PARTS = """\
-    IF pg_catalog.cardinality(parts) OPERATOR(pg_catalog.>) 0 THEN
-        FOREACH part IN ARRAY parts LOOP
-{keyed}
-        END LOOP;
-    ELSE
-{every}
-    END IF;"""
+# A table, and those whose statements may change its rows: a statement on a parent changes children's rows.
+FAMILY = """\
+WITH RECURSIVE parents (relation) AS (
+    SELECT pg_catalog.to_regclass({table})::pg_catalog.oid
+    UNION SELECT i.inhparent FROM parents JOIN pg_catalog.pg_inherits i ON i.inhrelid = parents.relation
+), children (relation) AS (
+    SELECT pg_catalog.to_regclass({table})::pg_catalog.oid
+    UNION SELECT i.inhrelid FROM children JOIN pg_catalog.pg_inherits i ON i.inhparent = children.relation
+), family (relation) AS (SELECT relation FROM parents UNION SELECT relation FROM children)"""
 
-# Of a row of pg_trigger, whether it is one of this package. Those of a partition belong to its table's.
-OURS = f"starts_with(t.tgname::text, '{CHANNEL}_') AND NOT t.tgisinternal AND t.tgparentid = 0"
+# Of a row t of pg_trigger and its function p, whether it is one of this package. Those of a partition may
+# belong to its table's.
+OURS = f"""\
+(pg_catalog.starts_with(t.tgname::pg_catalog.text, '{CHANNEL}_')
+    OR pg_catalog.starts_with(p.proname::pg_catalog.text, '{CHANNEL}_'))
+    AND NOT t.tgisinternal AND t.tgparentid = 0"""
 
-# Whatever they were installed for, so that it also serves whoever cannot look into the database.
-DROP_ALL = f"""\
-DO $all$
+# Whether it is there for another table, a parent or a child of its own: its name begins with the function's.
+FOR_RELATIVE = "pg_catalog.starts_with(t.tgname::pg_catalog.text, p.proname::pg_catalog.text || '_')"
+
+# Whether it is there for a given table, as it should be or otherwise.
+OF_TABLE = f"""\
+{OURS} AND (t.tgfoid = pg_catalog.to_regprocedure({{function}})
+    OR t.tgrelid = pg_catalog.to_regclass({{table}}) AND NOT {FOR_RELATIVE})"""
+
+_DROP = """\
+DO $drop$
 DECLARE
     found record;
 BEGIN
     FOR found IN
-        SELECT t.tgname, t.tgrelid::pg_catalog.regclass AS relation FROM pg_catalog.pg_trigger t
-        WHERE {OURS}
+        SELECT t.tgname, t.tgrelid::pg_catalog.regclass AS relation
+        FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+        WHERE {which}
     LOOP
         EXECUTE pg_catalog.format('DROP TRIGGER %I ON %s', found.tgname, found.relation);
     END LOOP;
 END
-$all$"""
+$drop$"""
+
+# What CREATE OR REPLACE does not replace: to drop a trigger waits for readers, too.
+_MISPLACED = """\
+ AND NOT (t.tgname = ANY (CASE WHEN t.tgrelid = pg_catalog.to_regclass({table}) THEN {own} ELSE {others} END)
+    AND t.tgrelid IN ({family} SELECT relation FROM family))"""
+
+# They fire whatever session_replication_role a writer has.
+_CREATE = """\
+DO $create$
+DECLARE
+    relative pg_catalog.regclass;
+    name pg_catalog.text;
+BEGIN
+    FOR relative IN {family} SELECT relation FROM family LOOP
+        name := CASE WHEN relative = {table}::pg_catalog.regclass THEN '{channel}' ELSE '{function}' END;
+{create}
+    END LOOP;
+END
+$create$"""
+
+_CREATE_ONE = """\
+        EXECUTE pg_catalog.format('CREATE OR REPLACE TRIGGER %I AFTER {event} ON %s {referencing}'
+            'FOR EACH STATEMENT EXECUTE FUNCTION {function}()', name || '_{suffix}', relative);
+        EXECUTE pg_catalog.format('ALTER TABLE ONLY %s ENABLE ALWAYS TRIGGER %I',
+            relative, name || '_{suffix}');"""
+
+# Whatever they were installed for, so that it also serves whoever cannot look into the database.
+DROP_ALL = _DROP.format(which=OURS)
 
 # What only triggers of an earlier version, of a renamed table or of a removed model may have needed.
-DROP_UNUSED = f"""\
+DROP_UNUSED = (
+    _DROP.format(
+        which=f"{OURS} AND {FOR_RELATIVE} AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t"
+        f" WHERE t.tgfoid = p.oid AND NOT {FOR_RELATIVE})"
+    )
+    + f""";
 DO $unused$
 DECLARE
     unused pg_catalog.regprocedure;
@@ -149,10 +222,18 @@ BEGIN
     END LOOP;
 END
 $unused$"""
+)
 
 
 class TriggerSQL:
-    """The statements that install a table's triggers, and those that remove them."""
+    """The statements that install a table's triggers, and those that remove them.
+
+    Attributes:
+        table: the table's name, quoted.
+        function: the name of the function that its triggers call.
+        source: the function's text.
+        literals: the names of both, as texts in SQL.
+    """
 
     def __init__(self, table: AnnouncedTable, connection: BaseDatabaseWrapper) -> None:
         """Write the statements; nothing is executed.
@@ -163,106 +244,95 @@ class TriggerSQL:
         """
         quote = connection.ops.quote_name
         self.table = quote(table.model._meta.db_table)
-        self.function = f"{CHANNEL}_{_digest(self.table)}"
-        self._names = {"table": self.table, "function": self.function}
-        self._triggers = dict(_TRIGGERS)
-        if table.keyed:
-            self._names["key"] = quote(table.key)
-        else:
-            del self._triggers[REKEY]  # every change says "all" already
-        self._body = _FUNCTION.format(
-            function=self.function,
-            key=f"DECLARE {self._names['key']} pg_catalog.text;\nBEGIN\n" if table.keyed else "",
-            read=_read(table, self._names),
-            send="\n".join(_send(table)),
-            end="; END" if table.keyed else "",
-        )
+        self.function = f"{CHANNEL}_{_digest(self.table)[:12]}"
+        self.source = _signed(_source(table, quote(table.key) if table.keyed else ""))
+        self.literals = {"table": _text(self.table), "function": f"'{self.function}()'"}
 
-    @property
-    def triggers(self) -> frozenset[str]:
-        """The triggers' names."""
-        return frozenset(self._triggers)
+    def named(self, is_own: bool) -> dict[str, Event]:
+        """The triggers that a table should have.
 
-    @property
-    def mark(self) -> str:
-        """The function's comment, which tells these triggers from those of another version."""
-        return f"{CHANNEL} {VERSION} {_digest(''.join(self._created()))}"
+        Args:
+            is_own: whether it is the table itself, and not a parent or a child of it.
+        """
+        before = CHANNEL if is_own else self.function
+        return {f"{before}_{suffix}": event for suffix, event in EVENTS.items()}
 
     def install(self) -> list[str]:
         """What brings the triggers to this version, from any other or none."""
-        comment = f"COMMENT ON FUNCTION {self.function}() IS '{self.mark}'"
-        return [*self._dropped(set(_TRIGGERS) - self.triggers), *self._created(), comment]
+        family = FAMILY.format(**self.literals)
+        own, others = (f"'{{{','.join(self.named(is_own))}}}'::name[]" for is_own in (True, False))
+        misplaced = _MISPLACED.format(family=family, own=own, others=others, **self.literals)
+        create = _CREATE.format(
+            family=family,
+            table=self.literals["table"],
+            channel=CHANNEL,
+            function=self.function,
+            create="\n".join(self._created()),
+        )
+        return [_FUNCTION.format(function=self.function, source=self.source), self._drop(misplaced), create]
 
     def uninstall(self) -> list[str]:
         """What removes the triggers; ``DROP_UNUSED`` removes the function."""
-        return self._dropped(_TRIGGERS)
+        return [self._drop()]
 
-    def _created(self) -> list[str]:
-        return [self._body, *(_trigger(name, **self._names) for name in self._triggers)]
+    def _created(self) -> Iterator[str]:
+        for suffix, event in EVENTS.items():
+            yield _CREATE_ONE.format(
+                event=suffix.upper(), suffix=suffix, referencing=event.referencing, function=self.function
+            )
 
-    def _dropped(self, names: Iterable[str]) -> list[str]:
-        return [f"DROP TRIGGER IF EXISTS {name} ON {self.table}" for name in sorted(names)]
-
-
-def rekey_trigger(table: str, key: str, function: str) -> str:
-    """The statement that creates the trigger which names the column of the key.
-
-    Args:
-        table: its name, quoted.
-        key: the column's name, quoted.
-        function: the name of the table's function, quoted.
-    """
-    return _trigger(REKEY, table=table, key=key, function=function)
-
-
-def _trigger(name: str, **names: str) -> str:
-    return f"CREATE OR REPLACE TRIGGER {name} {_TRIGGERS[name].format(**names)}"
+    def _drop(self, unless: str = "") -> str:
+        return _DROP.format(which=OF_TABLE.format(**self.literals) + unless)
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(table: AnnouncedTable, names: dict[str, str]) -> str:
-    """The function's part for a statement with rows; mostly no other runs."""
+def _signed(source: str) -> str:
+    """A function's text with its digest at the end, by which a worker sees whether it was replaced."""
+    source += "-- "
+    return source + _digest(source)
+
+
+def _text(text: str) -> str:
+    quoted = text.replace("'", "''")
+    return f"'{quoted}'"
+
+
+def _source(table: AnnouncedTable, key: str) -> str:
+    """The function's text.
+
+    Args:
+        table: what to announce.
+        key: the column of the primary key, quoted.
+    """
+    labels = table.labels
+    every = ", ".join(_call(_literal(label)) for label in labels)
     if not table.keyed:
-        return _READ_ANY
-    written = f"pg_catalog.to_json({names['key']})::pg_catalog.text"
-    others = [_literal(label) for label in table.unkeyed]
-    return _READ_KEYS.format(
-        rekey=REKEY,
-        single=", ".join(map(_call, [*_keyed(table, written), *others])),
-        written=written,
+        return _UNKEYED.format(every=every)
+    return _KEYED.format(
+        key=key,
+        written=f"pg_catalog.to_json({key})::pg_catalog.text",
         limit=MOST_KEYS_OF_STATEMENT + 1,
         most=MOST_KEYS_OF_STATEMENT,
         part=PART,
         longest=LONGEST_KEY,
-        send=_notify([*_keyed(table, "part"), *others], 16),
+        some=", ".join(map(_call, [*_keyed(table, "part"), *map(_literal, table.unkeyed)])),
+        every=every,
     )
-
-
-def _send(table: AnnouncedTable) -> Iterator[str]:
-    """The function's part for everything else: too many keys, long ones, all rows."""
-    if table.keyed:
-        every = [_literal(label) for label in table.keyed]
-        yield _SEND_PARTS.format(keyed=_notify(_keyed(table, "part"), 12), every=_notify(every, 8))
-    if table.unkeyed:
-        yield _notify(map(_literal, table.unkeyed), 4)
-
-
-def _notify(payloads: Iterable[str], indent: int) -> str:
-    return "\n".join(f"{' ' * indent}PERFORM {_call(payload)};" for payload in payloads)
 
 
 def _call(payload: str) -> str:
     return f"pg_catalog.pg_notify('{CHANNEL}', {payload})"
 
 
-def _keyed(table: AnnouncedTable, keys: str) -> list[str]:
+def _keyed(table: AnnouncedTable, keys: str) -> Iterator[str]:
     """The payloads for some of the keys, which an expression gives as text."""
-    around = [_literal(label, keys="|").split("|") for label in table.keyed]
     concatenated = " OPERATOR(pg_catalog.||) "
-    return [concatenated.join((f"{before}'", keys, f"'{after}")) for before, after in around]
+    for label in table.keyed:
+        before, after = _literal(label, keys="|").split("|")
+        yield concatenated.join((f"{before}'", keys, f"'{after}"))
 
 
 def _literal(label: str, keys: str | None = None) -> str:

@@ -10,13 +10,10 @@ from django.db import DatabaseError, connections, transaction
 from ..coherence.hints import CHANNEL
 from ..errors import ConfigurationError, DjangoORMError, TableMissing
 from .tables import AnnouncedTable
-from .trigger_sql import DROP_UNUSED, TriggerSQL
+from .trigger_sql import DROP_UNUSED, FAMILY, OF_TABLE, TriggerSQL
 
-# Whoever waits for a table's lock keeps its writers waiting, too.
+# Other writers queue behind a session that waits for a table's lock.
 LOCK_TIMEOUT = "5s"
-
-_FIRING = {"O", "A"}  # neither disabled by ALTER TABLE, nor enabled for replicas alone
-_WITH_TRIGGERS = {"r", "p"}  # an ordinary table, a partitioned one
 
 # SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _REASONS = {
@@ -25,6 +22,15 @@ _REASONS = {
     "55P03": f"Another transaction kept the table for more than {LOCK_TIMEOUT}. Try again when it has ended.",
     "40P01": "Another transaction wanted the same tables in another order. Try again.",
 }
+
+# Of the table, its parents and its children: what they are, and each trigger that is there for the table.
+_STATE = f"""\
+{FAMILY}, ours AS (
+    SELECT t.*, p.proname, p.prosrc FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE {OF_TABLE}
+)
+SELECT c.oid::regclass::text, c.relkind::text, c.oid = to_regclass({{table}}), t.tgname::text,
+    ARRAY[t.tgtype, t.tgoldtable, t.tgnewtable, t.tgenabled, t.tgqual, t.proname, t.prosrc]::text[]
+FROM family JOIN pg_class c ON c.oid = family.relation FULL JOIN ours t ON t.tgrelid = c.oid"""
 
 
 class NotPostgreSQL(ConfigurationError):
@@ -36,7 +42,32 @@ class TriggersRefused(DjangoORMError, DatabaseError):
 
 
 class NoTable(TriggersRefused):
-    """What has the table's name is a view, or a foreign table: it has no rows of its own to tell of."""
+    """What has the table's name fires no triggers that announce rows.
+
+    Attributes:
+        kind: ``"view"``, ``"materialized view"`` or ``"foreign table"``.
+    """
+
+    def __init__(self, table: str, kind: str) -> None:
+        """Say what keeps such rows current.
+
+        Args:
+            table: its name, quoted, and the model's label.
+            kind: what it is.
+        """
+        self.kind = kind
+        super().__init__(f"{table} is a {kind}: {_ADVICE[kind]}")
+
+
+_ADVICE = {
+    "view": "the triggers belong on the tables that it reads. Name the models of those, or no model, since "
+    "`coherence install` finds them for the repositories of an application.",
+    "materialized view": "it needs no triggers. Workers that listen to this database look once a second "
+    "whether it was refreshed.",
+    "foreign table": "its rows change in another database, which announces nothing here. Give the repository "
+    "a `max_age`, or run `manage.py refresh` after each change.",
+}
+_KINDS = {"v": "view", "m": "materialized view", "f": "foreign table"}
 
 
 class State(StrEnum):
@@ -63,7 +94,7 @@ def check_postgresql(alias: str) -> None:
 
 
 def state(alias: str, table: AnnouncedTable) -> State:
-    """The state of a table's triggers.
+    """The state of a table's triggers, its function's text included.
 
     Raises:
         NotPostgreSQL: the database has no ``NOTIFY``.
@@ -71,23 +102,39 @@ def state(alias: str, table: AnnouncedTable) -> State:
         NoTable: what has the table's name cannot have such triggers.
     """
     check_postgresql(alias)
-    wanted = TriggerSQL(table, connections[alias])
-    found = _read(alias, wanted.table)
+    sql = TriggerSQL(table, connections[alias])
+    rows = _read(alias, sql)
+    kinds = {name: kind for name, kind, *_ in rows if kind}
+    _check_kind(alias, table, sql, kinds, {name for name, _, is_own, *_ in rows if is_own})
+    found = {(name, trigger): tuple(described) for name, _, _, trigger, described in rows if trigger}
+    wanted = {
+        (name, trigger): (str(event.type), event.old, event.new, "A", None, sql.function, sql.source)
+        for name, is_own in {(name, is_own) for name, kind, is_own, *_ in rows if kind}
+        for trigger, event in sql.named(is_own).items()
+    }
     if not found:
-        raise TableMissing(
-            f"The database {alias!r} has no table {wanted.table} for {table.label}. "
-            "Create it with `python manage.py migrate`."
-        )
-    if found[0][0] not in _WITH_TRIGGERS:
-        raise NoTable(
-            f"{wanted.table} ({table.label}) is no ordinary table, and only those tell what a statement has "
-            "changed. Name the models of the tables behind it in the repository's `depends_on`."
-        )
-    triggers = {name: (enabled in _FIRING, mark) for _, name, enabled, mark in found if name}
-    if not triggers:
         return State.MISSING
+    return State.INSTALLED if found == wanted else State.OUTDATED
+
+
+def _check_kind(
+    alias: str, table: AnnouncedTable, sql: TriggerSQL, kinds: dict[str, str], own: set[str]
+) -> None:
+    if not own:
+        raise TableMissing(
+            f"The database {alias!r} has no table {sql.table} for {table.label}. " + _how_to_create(table)
+        )
+    kind = _KINDS.get(kinds[own.pop()]) or ("foreign table" if "f" in kinds.values() else None)
+    if kind is not None:
+        raise NoTable(f"{sql.table} ({table.label})", kind)
+
+
+def _how_to_create(table: AnnouncedTable) -> str:
+    if table.model._meta.managed:
+        return "Create it with `python manage.py migrate`."
     return (
-        State.INSTALLED if triggers == dict.fromkeys(wanted.triggers, (True, wanted.mark)) else State.OUTDATED
+        "Its model is not managed (`managed = False`), so `migrate` does not create it: create it as this "
+        "project does, then run `manage.py coherence install` again."
     )
 
 
@@ -106,31 +153,28 @@ def install(alias: str, table: AnnouncedTable) -> State:
     return before
 
 
-def uninstall(alias: str, table: AnnouncedTable) -> State:
-    """Remove a table's triggers, of whatever version.
+def uninstall(alias: str, table: AnnouncedTable) -> bool:
+    """Remove a table's triggers, of whatever version, and whatever the table is by now.
 
     Returns:
-        What was there before.
+        Whether there were any.
 
     Raises:
+        NotPostgreSQL: the database has no ``NOTIFY``.
         TriggersRefused: this user may not, or the table stays locked.
     """
-    before = state(alias, table)
-    if before is not State.MISSING:
-        execute(alias, table.label, [*TriggerSQL(table, connections[alias]).uninstall(), DROP_UNUSED])
-    return before
+    check_postgresql(alias)
+    sql = TriggerSQL(table, connections[alias])
+    found = any(trigger for *_, trigger, _ in _read(alias, sql))
+    if found:
+        execute(alias, table.label, [*sql.uninstall(), DROP_UNUSED])
+    return found
 
 
-def _read(alias: str, quoted: str) -> list[tuple[Any, ...]]:
-    """For each of our triggers: the table's kind, its name, when it fires, its function's comment."""
+def _read(alias: str, sql: TriggerSQL) -> list[tuple[Any, ...]]:
+    """The rows of ``_STATE``."""
     with connections[alias].cursor() as cursor:
-        cursor.execute(
-            "SELECT c.relkind::text, t.tgname::text, t.tgenabled::text, obj_description(t.tgfoid, 'pg_proc')"
-            " FROM pg_class c"
-            " LEFT JOIN pg_trigger t ON t.tgrelid = c.oid AND starts_with(t.tgname::text, %s)"
-            " WHERE c.oid = to_regclass(%s)",
-            [f"{CHANNEL}_", quoted],
-        )
+        cursor.execute(_STATE.format(**sql.literals))
         return list(cursor.fetchall())
 
 

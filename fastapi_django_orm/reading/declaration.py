@@ -15,6 +15,7 @@ from django.db.models.query import ModelIterable, ValuesIterable
 from ..errors import InvalidRepository, UnknownField, nearest
 from .key_columns import AnyQuerySet
 from .models import unknown_field
+from .observed import Observed
 from .readers import Reader
 
 
@@ -49,6 +50,8 @@ class DeclaredCached(Declared, Protocol):
     def rows_kept(self) -> Any: ...  # noqa: D102
     @property
     def depends_on(self) -> Sequence[str]: ...  # noqa: D102
+    @property
+    def observed(self) -> Observed: ...  # noqa: D102
 
 
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:

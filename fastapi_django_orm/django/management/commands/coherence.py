@@ -1,16 +1,16 @@
 """``manage.py coherence``: the triggers that tell FastAPI's workers of every write to PostgreSQL."""
 
 from argparse import ArgumentParser
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeAlias
 
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DEFAULT_DB_ALIAS, DatabaseError, InterfaceError, OperationalError, connections
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
 
 from ....database.engines import kind_of
 from ....database.reachable import check_reachable
-from ....errors import DatabaseUnreachable, DjangoORMError
+from ....errors import DatabaseUnreachable, DjangoORMError, TableMissing
 from ... import leftovers, selection, triggers
 from ...tables import AnnouncedTable
 from ...trigger_sql import DROP_ALL, DROP_UNUSED, TriggerSQL
@@ -65,60 +65,71 @@ class Command(BaseCommand):
             self._uninstall_all(database, sql)
             return
         try:
-            tables = list(self._tables(database, models, options.get("app"), sql))
+            wanted = _selected(models, options.get("app"))
         except selection.NoRepository:
             if action != "status" or not self._tell_of_leftovers(database, []):
                 raise
             return
+        tables = list(_tables(wanted, database, sql))
         if sql:
             self._print(action, tables)
-        elif action == "status":
-            self._status(tables, database, everything=not models)
+        elif action == "uninstall":
+            self._uninstall(tables)
+        elif action == "install":
+            self._install(tables, wanted)
         else:
-            getattr(self, f"_{action}")(tables)
-
-    def _tables(
-        self, database: str | None, labels: list[str], application: str | None, sql: bool
-    ) -> Iterator[tuple[str, AnnouncedTable]]:
-        explained: Collection[str] = ()
-        if labels:
-            models = selection.named(labels)
-        else:
-            models, explained = selection.read_by_repositories(application)
-        for alias, tables in selection.by_database(models, database).items():
-            triggers.check_postgresql(alias)
-            if not sql:  # which executes nothing, and may be for a database elsewhere
-                check_reachable(alias, starting=False)
-            for table in tables:
-                if table.label in explained and _is_view(alias, table):
-                    told = "no ordinary table, and heard of by the repository's depends_on"
-                    self._tell(alias, table, told, before="-- " if sql else "")
-                else:
-                    yield alias, table
+            self._status(tables, wanted, database, everything=not models)
 
     def _print(self, action: str, tables: Tables) -> None:
         """A transaction for each database, to be run there."""
         for alias, group in groupby(tables, key=lambda each: each[0]):
             self.stdout.write(f"-- Database {alias}\nBEGIN;")
+            known = _answers(alias)
             for _, table in group:
                 self.stdout.write(f"-- {table.label}")
+                if known and (error := _why_no_table(alias, table)):
+                    self.stdout.write(f"-- Left out. {error}")
+                    continue
                 for statement in getattr(TriggerSQL(table, connections[alias]), action)():
                     self.stdout.write(f"{statement};")
             self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};\nCOMMIT;")
 
-    def _install(self, tables: Tables) -> None:
+    def _install(self, tables: Tables, wanted: selection.Selection) -> None:
         words = {
             triggers.State.MISSING: "installed",
             triggers.State.OUTDATED: "brought up to date",
             triggers.State.INSTALLED: "up to date already",
         }
+        stale = self._for_each(tables, wanted, lambda alias, table: words[triggers.install(alias, table)])
+        for sentence in wanted.unannounced:
+            self.stdout.write(sentence)
+        if stale:
+            raise CommandError("All others have their triggers.\n" + "\n".join(stale))
+
+    def _for_each(
+        self, tables: Tables, wanted: selection.Selection, act: Callable[[str, AnnouncedTable], str]
+    ) -> list[str]:
+        """Do something with each table, and tell what; one that cannot have triggers keeps no other waiting.
+
+        Returns:
+            For each that was left out, and whose rows nothing keeps current, what to do.
+        """
+        left: list[str] = []
+        stale: list[str] = []
         for alias, table in tables:
-            self._tell(alias, table, words[triggers.install(alias, table)])
+            try:
+                self._tell(alias, table, act(alias, table))
+            except (TableMissing, triggers.TriggersRefused) as error:
+                self._tell(alias, table, "left out")
+                covered = _what_covers(table, error, wanted)
+                (stale if covered is None else left).append(f"{table.label}: {covered or error}")
+        for sentence in left:
+            self.stdout.write(sentence)
+        return stale
 
     def _uninstall(self, tables: Tables) -> None:
         for alias, table in tables:
-            missing = triggers.uninstall(alias, table) is triggers.State.MISSING
-            self._tell(alias, table, "not there" if missing else "removed")
+            self._tell(alias, table, "removed" if triggers.uninstall(alias, table) else "not there")
 
     def _uninstall_all(self, database: str | None, sql: bool) -> None:
         """Remove whatever bears this package's name: what it was installed for may be gone."""
@@ -147,16 +158,23 @@ class Command(BaseCommand):
             triggers.check_postgresql(alias)
         return found
 
-    def _status(self, tables: Tables, database: str | None, everything: bool) -> None:
-        states = {table.label: (alias, table, triggers.state(alias, table)) for alias, table in tables}
-        for alias, table, state in states.values():
-            self._tell(alias, table, state)
+    def _status(
+        self, tables: Tables, wanted: selection.Selection, database: str | None, everything: bool
+    ) -> None:
+        states: dict[str, str] = {}
+
+        def act(alias: str, table: AnnouncedTable) -> str:
+            return states.setdefault(table.label, triggers.state(alias, table))
+
+        stale = [*self._for_each(tables, wanted, act), *wanted.unannounced]
         if everything:
             self._tell_of_leftovers(database, tables)
-        if lacking := sorted(label for label, found in states.items() if found[2] != "installed"):
-            raise CommandError(
+        if lacking := sorted(label for label, state in states.items() if state != triggers.State.INSTALLED):
+            stale.append(
                 f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install`."
             )
+        if stale:
+            raise CommandError("\n".join(stale))
 
     def _tell_of_leftovers(self, database: str | None, tables: Tables) -> bool:
         """Tell what is there for none of these tables; returns whether anything is."""
@@ -189,15 +207,52 @@ class Command(BaseCommand):
         table = f"{leftover.table}, database {alias}"
         self.stdout.write(f"{leftover.label or 'no model'} ({table}): {what}")
 
-    def _tell(self, alias: str, table: AnnouncedTable, what: str, before: str = "") -> None:
-        self.stdout.write(f"{before}{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
+    def _tell(self, alias: str, table: AnnouncedTable, what: str) -> None:
+        self.stdout.write(f"{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
 
 
-def _is_view(alias: str, table: AnnouncedTable) -> bool:
+def _selected(labels: list[str], application: str | None) -> selection.Selection:
+    if labels:
+        return selection.Selection(selection.named(labels))
+    return selection.read_by_repositories(application)
+
+
+def _tables(
+    wanted: selection.Selection, database: str | None, sql: bool
+) -> Iterator[tuple[str, AnnouncedTable]]:
+    for alias, tables in selection.by_database(wanted.models, database).items():
+        triggers.check_postgresql(alias)
+        if not sql:  # which executes nothing, and may be for a database elsewhere
+            check_reachable(alias, starting=False)
+        yield from ((alias, table) for table in tables)
+
+
+def _answers(alias: str) -> bool:
+    try:
+        check_reachable(alias, starting=False)
+    except DatabaseUnreachable:
+        return False
+    return True
+
+
+def _why_no_table(alias: str, table: AnnouncedTable) -> str | None:
+    """Why a table can have no triggers; one that is missing here may be there where SQL is run."""
     try:
         triggers.state(alias, table)
-    except triggers.NoTable:
-        return True
-    except (DjangoORMError, DatabaseError):
-        pass  # whoever needs the table complains
-    return False
+    except triggers.NoTable as error:
+        return str(error)
+    except TableMissing:
+        pass
+    return None
+
+
+def _what_covers(table: AnnouncedTable, error: DjangoORMError, wanted: selection.Selection) -> str | None:
+    """What keeps the rows of a table current that cannot have triggers; None if nothing does."""
+    kind = getattr(error, "kind", None)
+    if kind == "materialized view":
+        return str(error)
+    if kind == "view" and table.label in wanted.explained:
+        return "no ordinary table but a view, followed through the tables that it reads"
+    if table.label in wanted.aged:
+        return f"its repositories' max_age refreshes its rows. {error}"
+    return None

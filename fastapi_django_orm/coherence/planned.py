@@ -1,0 +1,202 @@
+"""What PostgreSQL itself says that a repository's queries read.
+
+Names in SQL do not show what is behind a view, inside a function or under a table of no model. PostgreSQL
+locks every relation that it plans a query with, those behind views as well, and shows the locks. So each
+query is explained once, without being executed, and the locks are released at once.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from django.apps import apps
+from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..reading.declaration import DeclaredCached
+from .concerns import Concern, Statement, concern_of, statements_of
+
+NameT = TypeVar("NameT")
+
+LOCK_TIMEOUT = "1s"
+LOCK_NOT_AVAILABLE = "55P03"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
+
+# A child's lock comes with its parent's, and the parent's triggers announce for it.
+_READ = r"""
+WITH locked AS (
+    SELECT l.relation FROM pg_catalog.pg_locks l
+    WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation'
+        AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
+)
+SELECT c.oid::bigint, c.oid::regclass::text, c.relkind::text
+FROM pg_catalog.pg_class c JOIN locked ON locked.relation = c.oid
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f')
+    AND c.relnamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_inherits i JOIN locked parent ON parent.relation = i.inhparent
+        WHERE i.inhrelid = c.oid
+    )
+UNION ALL
+SELECT NULL, p.proname::text, 'function'
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+WHERE p.proname = ANY (%s) AND l.lanname NOT IN ('internal', 'c') AND p.provolatile <> 'i'
+    AND p.pronamespace::regnamespace::text NOT IN ('pg_catalog', 'information_schema')
+    AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_depend d
+        WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+    )"""
+
+_INSTALLED = """
+SELECT to_regclass(wanted.name)::oid::bigint, wanted.label
+FROM unnest(%s::text[], %s::text[]) AS wanted (name, label) WHERE to_regclass(wanted.name) IS NOT NULL"""
+
+_FUNCTION = re.compile(r'(\w+)"?\(')  # in a plan; every name counts that could be one
+
+_NO_MODEL = (
+    "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table a "
+    "model (`managed = False`) and run manage.py coherence install, or give the repository a max_age."
+)
+_FOREIGN = (
+    "It reads the foreign table {name}, whose rows change in another database, which announces nothing here. "
+    "Give the repository a max_age."
+)
+_MATERIALIZED = (
+    "It reads the materialized view {name}, of no installed model, and nothing announces its REFRESH. Give "
+    "it a model (`managed = False`), or the repository a max_age."
+)
+_CALLED = (
+    "Its query calls the function {name}(), which may read tables. Name their models in depends_on, declare "
+    "the function IMMUTABLE if it reads none, or give the repository a max_age."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a query reads: a relation's number (None: a function), its name, its kind."""
+
+    number: int | None
+    name: str
+    kind: str
+
+
+def concerns_of(repositories: Mapping[NameT, DeclaredCached]) -> dict[NameT, Concern]:
+    """What repositories read, and what PostgreSQL says of it. On a database thread.
+
+    Where it does not answer, only what the declarations and the SQL say is known, and ``asked`` is false.
+
+    Args:
+        repositories: by name.
+
+    Raises:
+        UnknownModel: ``depends_on`` names a model that is not installed.
+        InvalidRepository: it is not a tuple of labels.
+    """
+    concerns = {name: concern_of(repository) for name, repository in repositories.items()}
+    for alias in {concern.alias for concern in concerns.values()}:
+        if connections[alias].vendor == "postgresql":
+            here = {name: repositories[name] for name, found in concerns.items() if found.alias == alias}
+            with suppress(DatabaseError, InterfaceError):  # such as that it is away
+                concerns.update(_asked(alias, here, concerns))
+    return concerns
+
+
+def _asked(
+    alias: str, repositories: Mapping[NameT, DeclaredCached], concerns: Mapping[NameT, Concern]
+) -> dict[NameT, Concern]:
+    found: dict[NameT, Concern] = {}
+    with transaction.atomic(using=alias):
+        labels = _installed(connections[alias])
+        for name, repository in repositories.items():
+            reads = _reads(connections[alias], statements_of(repository))
+            if reads is not None:
+                found[name] = _with(concerns[name], reads, labels)
+    return found
+
+
+def _installed(connection: BaseDatabaseWrapper) -> dict[int, list[str]]:
+    """The labels of the models of each relation."""
+    models = [model for model in apps.get_models(include_auto_created=True) if not model._meta.proxy]
+    names = [connection.ops.quote_name(model._meta.db_table) for model in models]
+    found: dict[int, list[str]] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(_INSTALLED, [names, [model._meta.label for model in models]])
+        for number, label in cursor.fetchall():
+            found.setdefault(number, []).append(label)
+    return found
+
+
+def _reads(connection: BaseDatabaseWrapper, statements: Iterable[Statement | None]) -> set[_Read] | None:
+    """What statements read; None if that cannot be told now: a table is missing, or locked by a migration."""
+    found: set[_Read] = set()
+    for statement in statements:
+        try:
+            # Rolled back to the savepoint, so that the locks go and the setting as well.
+            with transaction.atomic(using=connection.alias):
+                found.update(_planned(connection, *statement) if statement is not None else ())
+                transaction.set_rollback(True, using=connection.alias)
+        except OperationalError as error:
+            if getattr(error.__cause__, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            return None
+        except DatabaseError:  # which the loads have to explain
+            return None
+    return found
+
+
+def _planned(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -> Iterator[_Read]:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
+        cursor.execute(f"EXPLAIN (VERBOSE) {sql}", params)
+        names = {name for (line,) in cursor.fetchall() for name in _FUNCTION.findall(line)}
+        cursor.execute(_READ, [list(names)])
+        yield from (_Read(*row) for row in cursor.fetchall())
+
+
+def _with(concern: Concern, reads: Iterable[_Read], labels: Mapping[int, list[str]]) -> Concern:
+    """A concern, with what was found."""
+    models: set[str] = set()
+    of_kind: dict[str, set[str]] = {"v": set(), "m": set()}
+    sentences: list[str] = []
+    for read in sorted(reads, key=lambda each: each.name):
+        known = labels.get(read.number or 0, [])
+        models.update(known)
+        of_kind.setdefault(read.kind, set()).update(known)
+        if (says := _SAYS.get(read.kind)) and (sentence := says(concern, read, bool(known))):
+            sentences.append(sentence)
+    tables = {apps.get_model(label)._meta.db_table: label for label in sorted(models)}
+    return replace(
+        concern,
+        related=None if concern.related is None else concern.related | (models - concern.own),
+        tables={**concern.tables, **tables},
+        explained=frozenset(of_kind["v"]),
+        polled=frozenset(of_kind["m"]),
+        unannounced=tuple(sentences),
+        asked=True,
+    )
+
+
+def _table(concern: Concern, read: _Read, has_model: bool) -> str | None:
+    return None if has_model else _NO_MODEL.format(name=read.name)
+
+
+def _materialized(concern: Concern, read: _Read, has_model: bool) -> str | None:
+    return None if has_model else _MATERIALIZED.format(name=read.name)
+
+
+def _foreign(concern: Concern, read: _Read, has_model: bool) -> str | None:
+    return _FOREIGN.format(name=read.name)
+
+
+def _function(concern: Concern, read: _Read, has_model: bool) -> str | None:
+    return None if concern.depends else _CALLED.format(name=read.name)
+
+
+_SAYS: dict[str, Callable[[Concern, _Read, bool], str | None]] = {
+    "r": _table,
+    "p": _table,
+    "m": _materialized,
+    "f": _foreign,
+    "function": _function,
+}
