@@ -159,7 +159,8 @@ def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Rout
         offset: Annotated[int, Query(ge=0, description="How many rows to leave out.")] = 0,
         limit: Annotated[int | None, Query(ge=1, description="How many rows to give at most.")] = None,
     ) -> Response:
-        return response_to(await _source(sources, base, name).read((offset, limit), None))
+        source = _source(sources, base, name)
+        return response_to(await source.read((offset, limit), None), source.repository)
 
     return (
         publication.path,
@@ -182,7 +183,7 @@ def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route
     async def row(pk: Any) -> Response:
         source = _source(sources, base, name)
         key = _in_zone(source.repository, pk) if isinstance(pk, datetime) else pk
-        return response_to(await source.read(None, key))
+        return response_to(await source.read(None, key), source.repository)
 
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
     return (

@@ -17,7 +17,7 @@ from ..errors import NotFound, NotLoaded, ReadFailed
 from ..reading.batching import Absent
 from ..reading.live_queries import Window
 from ..repository import Repository
-from ..responses.editions import Content, Edition, Stamp
+from ..responses.editions import Content, Edition, Header, Stamp, cache_control_header
 from ..responses.representation import RepositoryResponse
 from ..snapshots.snapshot import Snapshot
 
@@ -37,10 +37,13 @@ class Source(Protocol):
 
     Attributes:
         repository: whose rows it has.
+        cache_control: that header of its answers.
     """
 
     @property
     def repository(self) -> Repository[Any]: ...  # noqa: D102
+
+    cache_control: Header
 
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting: the rows of a window, or else the row with a key."""
@@ -61,15 +64,15 @@ class CachedSource:
     def __init__(self, repository: CachedRepository[Any]) -> None:
         """Answer for a repository."""
         self.repository = repository
+        self.cache_control = cache_control_header(repository.cache_control)
         self._refresher = repository.refresher
-        self._cache_control = repository.cache_control
 
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting, which is all."""
         snapshot = self._refresher.snapshot
         if snapshot is None:
             return None
-        edition: Edition = snapshot.table.kept.get("edition") or Edition.of(snapshot, self._cache_control)
+        edition = Edition.of(snapshot)
         if window is WHOLE:
             return edition.whole, snapshot
         if window is not None:
@@ -98,7 +101,8 @@ class LiveSource:
     def __init__(self, repository: Repository[Any]) -> None:
         """Answer for a repository."""
         self.repository = repository
-        self._stamp = Stamp(repository.cache_control)
+        self.cache_control = cache_control_header(repository.cache_control)
+        self._stamp = Stamp()
 
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """None: what the database has now must be waited for."""
@@ -123,10 +127,10 @@ def source_of(repository: Repository[Any]) -> Source:
     return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
 
 
-def response_to(found: Served) -> RepositoryResponse:
+def response_to(found: Served, repository: Repository[Any]) -> RepositoryResponse:
     """A response, for a handler to return."""
     content, snapshot = found
-    return RepositoryResponse(snapshot, content)
+    return RepositoryResponse(snapshot, content, repository.cache_control)
 
 
 def plain_window(query: bytes) -> Window | None:
