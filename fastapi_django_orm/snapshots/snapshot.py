@@ -79,6 +79,10 @@ class Snapshot(Generic[RowT]):
     def __bool__(self) -> bool:
         return True  # without rows it is still a snapshot
 
+    def __repr__(self) -> str:
+        loaded_at = self.loaded_at.isoformat(timespec="seconds")
+        return f"<Snapshot of {self.name!r}: {len(self)} rows, version {self.version}, loaded at {loaded_at}>"
+
     def __iter__(self) -> Iterator[RowT]:
         """The rows in order, page by page."""
         for page in self.table.pages:
