@@ -19,8 +19,9 @@ from django.utils import timezone
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
+from ..cached import CachedRepository
 from ..errors import InvalidRepository, NotFound, NotLoaded
-from ..repository import Repository
+from ..repository import Repository, naming_errors
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
@@ -83,7 +84,8 @@ def publications(repositories: Iterable[Repository[Any]]) -> list[Publication]:
     for repository in repositories:
         if repository.publish is None:
             continue
-        publication = Publication(repository)
+        with naming_errors(repository):
+            publication = Publication(repository)
         other = found.setdefault(publication.base, publication)
         if other is not publication:
             raise InvalidRepository(
@@ -100,6 +102,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
     sources = {publication.base: source_of(publication.repository) for publication in found}
     lists: dict[str, PublishedRoute] = {}
     rows: dict[str, PublishedRoute] = {}
+    for publication in found:
+        _warn_of_empty_key(publication.repository)
     with ExitStack() as stack:
         # FastAPI remembers functions for longer than their routes, and all that these can reach.
         stack.callback(sources.clear)
@@ -112,7 +116,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
                 publication, publication.row_path, own[publication.base]
             ):
                 route = _row_route(publication, sources)
-                rows[publication.base] = _put_first(app, route, own[publication.base], stack)
+                slashes = publication.key_type in (str, Any)
+                rows[publication.base] = _put_first(app, route, own[publication.base], stack, slashes=slashes)
         for publication in found:
             beside = f"; the rows are at {publication.row_path}" if publication.base in rows else ""
             if not _is_taken(publication, publication.path, own[publication.base], beside):
@@ -133,6 +138,17 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
             ]
             stack.enter_context(layer_added(app, places))
         yield
+
+
+def _warn_of_empty_key(repository: Repository[Any]) -> None:
+    if not isinstance(repository, CachedRepository) or (snapshot := repository.refresher.snapshot) is None:
+        return
+    if snapshot.table.where is not None and "" in snapshot.table.where:
+        logger.warning(
+            "row_not_reachable",
+            repository=repository.name,
+            reason="its key is an empty text, and so its path would be the list's",
+        )
 
 
 def _is_taken(publication: Publication, path: str, own: OwnRoutes, beside: str = "") -> bool:
@@ -223,7 +239,9 @@ def _description(repository: Repository[Any]) -> str:
     return inspect.cleandoc(vars(type(repository)).get("__doc__") or "")
 
 
-def _put_first(app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack) -> PublishedRoute:
+def _put_first(
+    app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack, *, slashes: bool = False
+) -> PublishedRoute:
     path, endpoint, options = route
     for alias in connections:  # ATOMIC_REQUESTS is for the application's handlers
         transaction.non_atomic_requests(using=alias)(endpoint)
@@ -232,6 +250,10 @@ def _put_first(app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack) -> 
     added = routes.pop()
     assert isinstance(added, PublishedRoute)
     added.own = own
+    if slashes:
+        # `{pk}` matches no slash, and `{pk:path}` no line end.
+        added.takes_slashes = True
+        added.path_regex = re.compile(re.escape(path.removesuffix("{pk}")) + "(?P<pk>.+)", re.DOTALL)
     routes.insert(0, added)
     stack.callback(routes.remove, added)
     app.openapi_schema = None  # it may have been made already, without this

@@ -13,7 +13,7 @@ import structlog
 from django.db import InterfaceError, OperationalError
 
 from ..cached import CachedRepository
-from ..errors import NotFound, NotLoaded, ReadFailed
+from ..errors import NotFound, NotLoaded, ReadFailed, without_values
 from ..reading.batching import Absent
 from ..reading.live_queries import Window
 from ..repository import Repository
@@ -117,7 +117,9 @@ class LiveSource:
             raise NotFound.of(self.repository.name, key) from None
         except (InterfaceError, OperationalError) as error:
             name = self.repository.name
-            logger.error("live_read_failed", repository=name, error=f"{type(error).__name__}: {error}")
+            logger.error(
+                "live_read_failed", repository=name, error=f"{type(error).__name__}: {without_values(error)}"
+            )
             raise ReadFailed(f"{name} cannot be read now.") from error
         return Content.plain(self._stamp, body), None
 

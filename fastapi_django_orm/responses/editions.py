@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
+from ..errors import InvalidWindow
 from ..snapshots.snapshot import JOINED, Snapshot
 from ..snapshots.table import Table
 from .compression import MINIMUM, Variants
@@ -238,10 +239,9 @@ class Edition:
             limit: how many to give at most; None for all.
 
         Raises:
-            ValueError: ``offset`` is negative, or ``limit`` below 1.
+            InvalidWindow: ``offset`` is negative, or ``limit`` below 1, or one of them no whole number.
         """
-        if offset < 0 or (limit is not None and limit < 1):
-            raise ValueError(f"offset={offset} must be 0 or more, and limit={limit} 1 or more.")
+        _check_window(offset, limit)
         first = min(offset, len(snapshot))
         last = len(snapshot) if limit is None else min(first + limit, len(snapshot))
         if (first, last) == (0, len(snapshot)):
@@ -286,6 +286,13 @@ class Edition:
             self._rows.clear()  # the cheapest way to make room, once in ten thousand times
         self._rows[key] = row
         return row
+
+
+def _check_window(offset: Any, limit: Any) -> None:
+    # What a handler has of a query parameter may be anything, and is its client's mistake.
+    starts = isinstance(offset, int) and offset >= 0
+    if not starts or not (limit is None or (isinstance(limit, int) and limit >= 1)):
+        raise InvalidWindow(f"offset={offset!r} must be a number from 0, and limit={limit!r} one from 1.")
 
 
 # By the table and not by the snapshot: a refresh that finds the same rows makes another snapshot of the same

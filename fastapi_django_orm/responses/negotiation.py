@@ -26,7 +26,7 @@ _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"
 
 
 def at_once(content: Content, headers: Headers) -> Answer | None:
-    """The answer to a GET request, without ``Cache-Control``, if it is there already and is sent in one piece.
+    """The answer to a GET request but for ``Cache-Control``, if it is there and is sent in one piece.
 
     Args:
         content: what its URL stands for.

@@ -54,7 +54,10 @@ class RepositoryResponse(Response):
         Raises:
             InvalidWindow: ``offset`` is negative, or ``limit`` below 1. In a handler: 422.
         """
-        return cls(snapshot, Edition.of(snapshot).window(snapshot, offset, limit), cache_control)
+        edition = Edition.of(snapshot)
+        if offset == 0 and limit is None:
+            return cls(snapshot, edition.whole, cache_control)
+        return cls(snapshot, edition.window(snapshot, offset, limit), cache_control)
 
     @classmethod
     def of_row(
