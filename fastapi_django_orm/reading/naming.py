@@ -21,7 +21,7 @@ from .key_columns import AnyQuerySet
 
 _SECRET = re.compile(
     r"passw(or)?d|passphrase|credential|secret(?!ar)|api_?key|private_?key|session_?(key|data)|"
-    r"(access|auth|refresh)_?token|encrypted",
+    r"(access|auth|refresh)_?token",
     re.IGNORECASE,
 )
 
@@ -94,8 +94,8 @@ def _secret_columns(queryset: AnyQuerySet) -> Iterator[str]:
 
 
 def _is_secret(field: Any) -> bool:
-    # A field's class says as much: EncryptedTextField, PasswordField.
-    return _SECRET.search(f"{field.attname} {type(field).__name__}") is not None
+    kind = type(field).__name__  # which may say as much: EncryptedTextField, PasswordField
+    return "Encrypted" in kind or _SECRET.search(f"{field.attname} {kind}") is not None
 
 
 def _shows_secret(expression: Any) -> bool:
