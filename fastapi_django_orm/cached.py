@@ -109,6 +109,16 @@ class CachedRepository(Repository[RowT]):
             raise NotStarted(f"{self.label} holds no data. {running.how_to_get(self.label)}")
         return self._refresher
 
+    @property
+    def _state(self) -> str:
+        if self._refresher is None:
+            return "not started"
+        snapshot, age = self._refresher.snapshot, self._refresher.age
+        if snapshot is None or age is None:
+            return "not loaded yet"
+        stale = ", stale" if self._refresher.stale else ""
+        return f"{len(snapshot)} rows, version {snapshot.version}, {age:.0f} s old{stale}"
+
     # Reading: from any thread or task, without I/O and without waiting
 
     @property
@@ -153,15 +163,15 @@ class CachedRepository(Repository[RowT]):
         """
         snapshot = self.snapshot
         indexes = snapshot.indexes
-        field = next((name for name in values if name in indexes), None)
-        if field is None:
-            asked = ", ".join(map(repr, values))
-            raise NotIndexed(f"{self.label}.find(): add one of {asked or 'the fields'} to `indexes`.")
         names = self._reader.names if self._reader is not None else ()
         if unknown := [name for name in values if name not in names]:
             raise UnknownField(
                 f"{self.label}.find(): its rows have no field {unknown[0]!r}. " + nearest(unknown[0], names)
             )
+        field = next((name for name in values if name in indexes), None)
+        if field is None:
+            asked = ", ".join(map(repr, values))
+            raise NotIndexed(f"{self.label}.find(): add one of {asked or 'the fields'} to `indexes`.")
         rest = {name: value for name, value in values.items() if name != field}
         try:
             found = indexes[field].get(values[field], ())
@@ -207,6 +217,7 @@ class CachedRepository(Repository[RowT]):
             limit: how many rows to send at most; by default all.
 
         Raises:
+            InvalidWindow: ``offset`` is negative, or ``limit`` below 1. In a handler: 422.
             NotFound: there is no row with this key. In a handler: 404.
             NotIndexed: the rows have no keys.
             NotLoaded: nothing was loaded yet.
@@ -254,7 +265,7 @@ class CachedRepository(Repository[RowT]):
         Raises:
             RefreshFailed: the load failed; what was loaded before is still served.
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
-            ValueError: the field cannot read a key.
+            InvalidKey: no row can have one of the keys. In a handler: 404.
         """
         if self._refresher is None:
             raise NotStarted(f"{self.label} cannot refresh. {running.how_to_get(self.label)}")

@@ -6,12 +6,13 @@ handler may let them pass: the client gets the status, an application's own exce
 class (or for ``HTTPException``) goes first, and mounted sub-applications behave alike.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from difflib import get_close_matches
+from traceback import extract_tb
 from typing import Self
 
-from django.core.exceptions import FieldError, ImproperlyConfigured
-from django.db import DatabaseError, OperationalError
+from django.core.exceptions import FieldError, ImproperlyConfigured, ValidationError
+from django.db import DatabaseError, DataError, IntegrityError, OperationalError
 from django.db.transaction import TransactionManagementError
 from starlette.exceptions import HTTPException
 
@@ -57,7 +58,7 @@ class UnknownField(InvalidRepository, FieldError):
 
 
 class FieldsNotNamed(InvalidRepository):
-    """A repository would serve every column of a model that stores passwords."""
+    """A repository would serve what is not named: a secret, or to everybody every column there will be."""
 
 
 class NotIndexed(InvalidRepository, LookupError):
@@ -88,7 +89,24 @@ class ColumnMissing(DjangoORMError, DatabaseError):
 
 
 class InvalidRow(DjangoORMError, ValueError):
-    """A row was read that the schema refuses or that JSON cannot carry."""
+    """A row was read that the schema refuses or that JSON cannot carry.
+
+    The message is logged, so it has no value of the row: it names the repository, the column and the kind of
+    the value. A key stands in it only if it is a number; a text may be an address or a secret.
+
+    Attributes:
+        repository: the name of the repository that was read.
+        key: the row's primary key, where it is known.
+    """
+
+    def __init__(self, message: str, *, key: Hashable = None) -> None:
+        super().__init__(message)
+        self.repository: str | None = None
+        self.key = key
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if self.repository is None else f"{self.repository}: {message}"
 
 
 class LazyValue(DjangoORMError, TypeError):
@@ -99,7 +117,11 @@ class LazyValue(DjangoORMError, TypeError):
 
 
 class LazyAnswer(DjangoORMError, TypeError):
-    """A handler returns a model instance or a query, and FastAPI is not told which fields to send."""
+    """A handler returns what cannot be sent.
+
+    That is a model instance or a query where FastAPI is not told which fields to send; or a snapshot, a
+    method, a class or a nested response, of which FastAPI would send whatever attributes they have.
+    """
 
 
 class NotStarted(DjangoORMError, RuntimeError):
@@ -127,6 +149,17 @@ class NotFound(DjangoORMError, HTTPException, LookupError):
     def of(cls, name: str, key: object) -> Self:
         """The error of a repository with this name, and of this key."""
         return cls(f"{name} has no row with the key {key!r}.")
+
+
+class InvalidKey(NotFound, ValueError):
+    """No row can have this key: the model's field does not take it. Ends a request with 404."""
+
+
+class InvalidWindow(DjangoORMError, HTTPException, ValueError):
+    """``offset`` or ``limit`` select no part of a list. Ends a request with 422."""
+
+    def __init__(self, message: str) -> None:
+        HTTPException.__init__(self, 422, message)
 
 
 class NotLoaded(DjangoORMError, HTTPException, RuntimeError):
@@ -170,3 +203,30 @@ def nearest(name: str, known: Iterable[str], *, most: int = 10) -> str:
     if not names:
         return "There is none."
     return "There is: " + ", ".join(names[:most]) + (", …" if len(names) > most else ".")
+
+
+# Of these the text may quote what was read: a value that is no number, a key that is there twice.
+_QUOTING = (DataError, IntegrityError, ValidationError, ValueError, TypeError, LookupError)
+
+
+def may_quote(error: BaseException) -> bool:
+    """Whether the text of an error may have values of rows in it, which a log must not get."""
+    return isinstance(error, _QUOTING) and not isinstance(error, DjangoORMError)
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says; the name of its class if its text cannot be made."""
+    try:
+        return str(error).strip()
+    except Exception:  # of an error of the application's own
+        return type(error).__name__
+
+
+def without_values(error: BaseException) -> str:
+    """What a log may say of an error: its text, or where it was raised if the text may quote a row."""
+    if not may_quote(error):
+        # PostgreSQL quotes rows in the lines that follow.
+        return text_of(error).partition("\nDETAIL:")[0].partition("\nCONTEXT:")[0]
+    places = [f"{place.filename}:{place.lineno} in {place.name}" for place in extract_tb(error.__traceback__)]
+    raised = f", raised at {places[-1]}" if places else ""
+    return f"{type(error).__name__}{raised} (its text is left out: it may quote a row)"

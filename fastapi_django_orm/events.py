@@ -52,11 +52,3 @@ logger = EventLog(structlog.get_logger(NAME))
 # For what runs in Django's processes. structlog's default is standard output, where a management command
 # writes what it was asked for.
 django_logger = EventLog(logging.getLogger(NAME))
-
-
-def text_of(error: BaseException) -> str:
-    """What an error says; the name of its class if that cannot be found out."""
-    try:
-        return str(error).strip()
-    except Exception:  # of an error of the application's own
-        return type(error).__name__

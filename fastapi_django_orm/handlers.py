@@ -1,9 +1,9 @@
 """What FastAPI does around a handler, made fit for the ORM while a lifespan is open.
 
-An ``async def`` handler may return a model instance or a query: FastAPI would validate it on the event loop,
-where Django refuses to query. And ``ATOMIC_REQUESTS`` means for a handler what it means for a view. FastAPI
-offers no place to say either, so two functions of ``fastapi.routing`` that it looks up for each request are
-instrumented, as tracers do.
+A handler may return a repository, of which rows are sent. An ``async def`` handler may return a model
+instance or a query: FastAPI would validate it on the event loop, where Django refuses to query. And
+``ATOMIC_REQUESTS`` means for a handler what it means for a view. FastAPI offers no place to say either, so
+two functions of ``fastapi.routing`` that it looks up for each request are instrumented, as tracers do.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,9 +18,13 @@ from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, nothing_left_open
 from .database.blocks import Block, current_block, enter_block
+from .database.misuse import atomic_explained
 from .errors import LazyAnswer, UnknownFastAPI
+from .returned import KINDS, encoder_instrumented, rows_in
+from .rows.row import SCALARS
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
+_LOOKED_AT = (*_LAZY, *KINDS)
 
 
 @contextmanager
@@ -29,11 +33,15 @@ def handlers_instrumented() -> Iterator[None]:
     serialize, run = _of_fastapi("serialize_response"), _of_fastapi("run_endpoint_function")
 
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
-        if not _may_query(response_content):
+        if not _has(_LOOKED_AT, response_content):
+            return await serialize(response_content=response_content, **options)
+        where = options.get("endpoint_ctx") or {}
+        response_content = rows_in(response_content, _handler(where))
+        if not _has(_LAZY, response_content):
             return await serialize(response_content=response_content, **options)
         field = options.get("field")
         if field is None or field.field_info.annotation is Any:  # what `-> Any` makes
-            raise _lazy_answer(response_content, options.get("endpoint_ctx") or {})
+            raise _lazy_answer(response_content, where)
         # As if a `def` handler had returned it: FastAPI validates it on a thread, in one call.
         options |= {"field": _ReadingField(field), "is_coroutine": False}
         return await serialize(response_content=response_content, **options)
@@ -58,7 +66,8 @@ def handlers_instrumented() -> Iterator[None]:
     fastapi.routing.serialize_response = serialize_response
     fastapi.routing.run_endpoint_function = run_endpoint_function
     try:
-        yield
+        with encoder_instrumented(), atomic_explained():
+            yield
     finally:
         fastapi.routing.serialize_response = serialize
         fastapi.routing.run_endpoint_function = run
@@ -111,21 +120,27 @@ def _read(value: Any) -> Any:
     return value
 
 
-def _may_query(content: Any) -> bool:
+def _has(kinds: tuple[type[Any], ...], content: Any) -> bool:
+    """Whether a value is of one of these kinds, or has one inside."""
+    if type(content) in SCALARS:  # as most of what is inside of an answer is
+        return False
     if isinstance(content, dict):
-        return any(map(_may_query, content.values()))
+        return any(_has(kinds, value) for value in content.values())
     if isinstance(content, list | tuple):
-        return any(map(_may_query, content))
-    return isinstance(content, _LAZY)
+        return any(_has(kinds, item) for item in content)
+    return isinstance(content, kinds)
+
+
+def _handler(where: Mapping[str, Any]) -> str:
+    place = f"{where.get('file')}:{where.get('line')}" if where.get("file") else "an unknown place"
+    return f"The handler {where.get('function')}() of {where.get('path')} ({place})"
 
 
 def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
-    place = f"{where.get('file')}:{where.get('line')}" if where.get("file") else "an unknown place"
     return LazyAnswer(
-        f"The handler {where.get('function')}() of {where.get('path')} ({place}) returns a "
-        f"{type(content).__name__} and has no response model, so there is no telling which fields to send. "
-        "Annotate what it returns (`-> TopicOut`, `-> list[TopicOut]`), give `response_model=`, or return "
-        "plain values: `.values()` in a list, a dict."
+        f"{_handler(where)} returns a {type(content).__name__} and has no response model, so there is no "
+        "telling which fields to send. Annotate what it returns (`-> TopicOut`, `-> list[TopicOut]`), give "
+        "`response_model=`, or return plain values: `.values()` in a list, a dict."
     )
 
 

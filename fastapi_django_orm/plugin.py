@@ -201,10 +201,11 @@ class DjangoORM:
                 )
             here.repositories[cls] = instance
             names.add(instance.name)
-            instance.prepare()
+            with repository.naming_errors(instance):
+                instance.prepare()
+                aliases.add(instance.queryset().db)
             if isinstance(instance, CachedRepository):
                 refreshers[instance.name] = instance.refresher
-            aliases.add(instance.queryset().db)
         for alias in aliases:
             check_shareable(alias)
         return refreshers, sorted(aliases)

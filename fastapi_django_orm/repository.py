@@ -6,15 +6,16 @@ Django's. The plugin makes its instance at startup.
 
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import update_wrapper
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 from django.db.models import Model, QuerySet
 
 from . import running
-from .errors import NotFound, NotStarted
-from .reading import choosing, declaration
+from .errors import InvalidRepository, NotFound, NotStarted
+from .reading import choosing, declaration, naming
 from .reading.batching import Absent
 from .reading.live import LiveReads
 from .reading.live_queries import LiveQueries
@@ -51,6 +52,19 @@ def check_models(dependencies: Iterable[Callable[..., Any]]) -> None:
 
 def _names_no_model(cls: "type[Repository[Any]]") -> bool:
     return getattr(cls, "model", None) is None
+
+
+@contextmanager
+def naming_errors(repository: "Repository[Any]") -> Iterator[None]:
+    """Have an error that the project's own managers and queries raise say whose they were."""
+    try:
+        yield
+    except InvalidRepository:  # which says so by itself
+        raise
+    except Exception as error:
+        name = repository.name
+        error.add_note(f"Raised while the repository {repository.label} ({name!r}) was being prepared.")
+        raise
 
 
 def _written_at(cls: type[Any]) -> tuple[str, str]:
@@ -107,11 +121,12 @@ class Repository(Generic[RowT]):
         model: a label such as ``"bbs.Topic"``, or the model class.
         name: the key in responses, logs and reports; by default the class's name in snake case.
         fields: which columns and annotations the rows have, relations' (``"author__name"``) included; by
-            default all columns and annotations.
+            default all columns and annotations, unless there is a secret among them.
         ordering: as in ``order_by()``; by default the query's own, then the primary key.
         schema: a pydantic model, or a DRF serializer class; rows are then its instances, or its dicts.
         publish: a path such as ``"/topics/"`` at which everybody may read the list, and each row under its
-            key, without a handler. It is public: no dependency of yours guards it.
+            key, without a handler. It is public: no dependency of yours guards it, and so it wants ``fields``
+            or a ``schema``.
         cache_control: the ``Cache-Control`` header of responses; by default clients ask whether there is
             anything new.
     """
@@ -147,7 +162,9 @@ class Repository(Generic[RowT]):
         check_spelling(type(self))
         declaration.check_shape(self)
         declaration.check_ordering(self)
-        self._reader = choosing.choose_reader(self, self.queryset())
+        queryset = self.queryset()
+        naming.check_named(self, queryset)
+        self._reader = choosing.choose_reader(self, queryset)
         here = running.find(self.label)
         self._on_loop = LoopReads(
             lambda: here.executor.on_loop,
@@ -159,7 +176,7 @@ class Repository(Generic[RowT]):
         queries = LiveQueries(
             self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
         )
-        self._live = LiveReads(queries, self._reader, self._on_loop, label=self.label)
+        self._live = LiveReads(queries, self._reader, self._on_loop, name=self.name, label=self.label)
 
     @property
     def _is_constant(self) -> bool:
@@ -194,6 +211,13 @@ class Repository(Generic[RowT]):
                 f"among its `repositories`. Import the module {cls.__module__} where the application is made."
             )
         return repository  # type: ignore[return-value]  # made of this class
+
+    def __repr__(self) -> str:
+        return f"<{self.label} {self.name!r}: {self._state}>"
+
+    @property
+    def _state(self) -> str:
+        return "not started" if self._live is None else "read from the database"
 
     @property
     def label(self) -> str:
@@ -232,18 +256,18 @@ class Repository(Generic[RowT]):
             raise NotStarted(f"{self.label} cannot read. {running.how_to_get(self.label)}")
         return self._live
 
-    async def fetch(self, pk: Hashable = None, /, **unique: Any) -> RowT:
+    async def fetch(self, *pk: Hashable, **unique: Any) -> RowT:
         """The row with this primary key, or with this value of a unique field, as the database has it now.
 
         ``await topics.fetch(5)``, ``await topics.fetch(slug="news")``. Calls that wait at the same moment
         share a query; inside ``atomic()`` each has its own, in the transaction.
 
         Args:
-            pk: the key.
+            *pk: the key, if no unique field is named. None is the key of no row.
             **unique: one field of the model that is unique, and its value.
 
         Raises:
-            NotFound: there is no such row in ``queryset()``. In a handler: 404.
+            NotFound: there is no such row in ``queryset()``, or can be none. In a handler: 404.
             NotUnique: the field is not unique.
             InvalidRepository: in ``queryset()`` a row depends on others: it is sliced, a union, or the like.
             DatabaseError: as Django raises it.
@@ -251,6 +275,6 @@ class Repository(Generic[RowT]):
         try:
             row: RowT = await self.live.row(pk, unique)
         except Absent:
-            asked = f"the key {pk!r}" if not unique else " ".join(f"{k} {v!r}" for k, v in unique.items())
+            asked = f"the key {pk[0]!r}" if pk else " ".join(f"{k} {v!r}" for k, v in unique.items())
             raise NotFound(f"{self.name} has no row with {asked}.") from None
         return row

@@ -1,18 +1,28 @@
 """Answers: handlers may return instances and queries, and are told what to write where they cannot."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response, encoders
+from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import ResponseValidationError
 from pydantic import BaseModel, ConfigDict
 
-from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings
+from fastapi_django_orm import (
+    CachedRepository,
+    DjangoORM,
+    InTransaction,
+    ORMSettings,
+    Repository,
+    RepositoryResponse,
+    Row,
+)
 from fastapi_django_orm.errors import LazyAnswer
 from tests.project.board.models import Author, LoudTopic, Topic
 from tests.serving import serving
@@ -263,3 +273,119 @@ def test_a_query_on_the_event_loop_is_explained(
         assert "await run(" in line
         assert "aget(" in line
         assert "\n" not in line
+
+
+# What is of this package
+
+
+class Topics(CachedRepository):
+    model = "board.Topic"
+    fields = ("id", "comment")
+    ordering = ("pk",)
+
+
+class Live(Repository):
+    model = "board.Topic"
+
+
+class Short(BaseModel):
+    comment: str
+
+
+RIGHT: dict[str, Callable[[Any, Any], Any]] = {
+    "itself": lambda topics, live: topics,
+    "in a list": lambda topics, live: [topics],
+    "in a dict": lambda topics, live: {"topics": topics, "n": 2},
+    "encoded": lambda topics, live: jsonable_encoder({"topics": topics}),
+}
+WRONG: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "a snapshot": (lambda topics, live: topics.snapshot, r"<Snapshot of 'topics'.*topics\.response\(\)"),
+    "all": (lambda topics, live: topics.all, r"the method all of <Topics 'topics'.*Write `all\("),
+    "get": (lambda topics, live: {"row": topics.get}, r"the method get.*Write `get\("),
+    "a row's method": (lambda topics, live: topics.all()[0].items, "the method items of a Row without"),
+    "a live one": (lambda topics, live: live, r"<Live 'live'.*await topics\.fetch\(pk\)"),
+    "nested": (lambda topics, live: {"a": [{"b": (live,)}]}, r"await topics\.fetch"),
+    "a coroutine": (lambda topics, live: live.fetch(1), r"fetch\(…\) without.*`return await"),
+    "a class": (lambda topics, live: Topics, "the class Topics.*`return topics`"),
+    "Row": (lambda topics, live: [Row], "the class Row"),
+    "a class of a response": (lambda topics, live: RepositoryResponse, "the class RepositoryResponse"),
+    "a nested response": (lambda topics, live: {"data": topics.response()}, "Return it alone"),
+    "an encoded snapshot": (lambda topics, live: jsonable_encoder(topics.snapshot), "<Snapshot of"),
+    "an encoded method": (lambda topics, live: jsonable_encoder([topics.all]), "the method all"),
+    "an encoded response": (lambda topics, live: jsonable_encoder([topics.response()]), "Return it alone"),
+}
+
+
+@contextmanager
+def returning(results: Iterable[Callable[[Any, Any], Any]], **options: Any) -> Iterator[Any]:
+    """A client of an application with two handlers for each result, and the errors that these raise."""
+    for comment in ("one", "two"):
+        Topic.objects.create(comment=comment)
+    app = FastAPI(lifespan=DjangoORM(ORMSettings(), repositories=[Topics, Live]).lifespan)
+    errors: list[Exception] = []
+    kept(app, LazyAnswer, errors)
+    for number, result in enumerate(results):
+
+        async def on_loop(
+            topics: Annotated[Topics, Depends(Topics.current)],
+            live: Annotated[Live, Depends(Live.current)],
+            result: Annotated[Any, Depends(lambda result=result: result)],
+        ):
+            return result(topics, live)
+
+        def on_thread(
+            topics: Annotated[Topics, Depends(Topics.current)],
+            live: Annotated[Live, Depends(Live.current)],
+            result: Annotated[Any, Depends(lambda result=result: result)],
+        ):
+            return result(topics, live)
+
+        app.add_api_route(f"/async/{number}", on_loop, **options)
+        app.add_api_route(f"/def/{number}", on_thread, **options)
+    with serving(app) as client:
+        yield client, errors
+
+
+def test_a_returned_repository_is_its_rows(sqlite: str) -> None:
+    """`return topics` sends the list of its rows, wherever the repository stands in the answer."""
+    with returning(RIGHT.values()) as (client, errors):
+        for kind in ("async", "def"):
+            itself, listed, named, encoded = (client.get(f"/{kind}/{number}").json() for number in range(4))
+            assert [row["comment"] for row in itself] == ["one", "two"]
+            assert [{*row} for row in itself] == [{"id", "comment"}] * 2
+            assert listed == [itself]
+            assert named == {"topics": itself, "n": 2}
+            assert encoded == {"topics": itself}
+    assert errors == []
+
+
+def test_a_returned_repository_is_validated_by_a_response_model(sqlite: str) -> None:
+    """Under a response model the rows are what is validated, and what is not in it is not sent."""
+    with returning([lambda topics, live: topics], response_model=list[Short]) as (client, _):
+        for kind in ("async", "def"):
+            assert client.get(f"/{kind}/0").json() == [{"comment": "one"}, {"comment": "two"}]
+
+
+def test_what_is_no_answer_is_refused(sqlite: str) -> None:
+    """A snapshot, a method, a class, a live repository, a nested response: the error says what to write."""
+    with returning(result for result, _ in WRONG.values()) as (client, errors):
+        for number, (way, (_, message)) in enumerate(WRONG.items()):
+            for kind in ("async", "def"):
+                assert client.get(f"/{kind}/{number}").status_code == 500, way
+                error = errors.pop()
+                assert re.search(message, str(error)), way
+                if "encoded" not in way:
+                    assert f"of GET /{kind}/{number}" in str(error)
+    assert errors == []
+
+
+def test_what_others_return_is_left_to_fastapi(sqlite: str) -> None:
+    """Methods and objects of others are encoded as without the plugin; and after it, so are ours."""
+
+    class Other:
+        def __init__(self) -> None:
+            self.name = "theirs"
+
+    with returning([lambda topics, live: {"other": Other(), "method": Other().__init__}]) as (client, _):
+        assert client.get("/async/0").json() == {"other": {"name": "theirs"}, "method": {}}
+    assert Repository not in {each for kinds in encoders.encoders_by_class_tuples.values() for each in kinds}

@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import models
-from django.db.models import Count, F, Value
-from django.db.models.functions import Length
+from django.db.models import Count, F, Subquery, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.functions import Length, Upper
+from django.test.utils import isolate_apps
 from fastapi import FastAPI
 from pydantic import BaseModel
+from rest_framework import serializers
 
-from fastapi_django_orm import CachedRepository, DjangoORM
+from fastapi_django_orm import CachedRepository, DjangoORM, Repository
 from fastapi_django_orm.errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel
 from tests.project.board.models import Account, Author, LoudTopic, Seat, Topic
 from tests.repositories import declare, of, read, rows
@@ -192,7 +195,7 @@ def test_a_model_that_is_misspelled_is_the_reason_why_there_is_none() -> None:
 
 
 def test_attributes_of_the_users_own_are_nobodys_business() -> None:
-    """Other words and other values than the declarable ones, functions, and private names are left alone."""
+    """Other words, longer words, functions, and private names are left alone."""
 
     class Schema(BaseModel):
         id: int
@@ -210,19 +213,27 @@ def test_attributes_of_the_users_own_are_nobodys_business() -> None:
         schema2 = Schema
         modes = ("r", "w")
         mode = "r"
-        field = "slug"
         scheme = "https"
-        max_page = 50
-        max_pages = 50
         min_age = timedelta(days=1)
-        index = 0
         schema = Schema
         schemas = (Schema,)
         FIELDS = ("id",)
         _fieldz = ("id",)
         page_size = 20
+        title = "Topics"
+        tenant = None
+        Error = ValueError
 
         def publsh(self) -> None: ...
+
+        def latest(self, count: int) -> tuple[Any, ...]:
+            return self.all()[:count]
+
+        async def search(self, text: str) -> list[Any]:
+            return [row for row in self.all() if text in row.comment]
+
+        def get(self, pk: Any) -> Any:
+            return super().get(pk)
 
         @property
         def orders(self) -> tuple[str, ...]:
@@ -230,6 +241,84 @@ def test_attributes_of_the_users_own_are_nobodys_business() -> None:
 
     Topics.Schema = Schema  # type: ignore[attr-defined]
     assert rows(Topics) == []
+
+
+HABITS: dict[str, tuple[Any, str]] = {
+    "exclude": (("secret",), "fields = ("),
+    "include": (("id",), "fields = ("),
+    "only": (("id",), "fields = ("),
+    "defer": (("comment",), "fields = ("),
+    "columns": (("id",), "fields = ("),
+    "values": (("id",), "fields = ("),
+    "Meta": (type("Meta", (), {"fields": ("id",)}), "fields = ("),
+    "get_queryset": (lambda self: None, "def queryset(self)"),
+    "queryset": (None, "def queryset(self)"),
+    "filter": ({"draft": False}, "def queryset(self)"),
+    "annotate": ({}, "def queryset(self)"),
+    "distinct": (True, "def queryset(self)"),
+    "objects": (object(), "def queryset(self)"),
+    "select_related": (("author",), "def queryset(self)"),
+    "order_by": (("-pk",), "ordering = ("),
+    "serializer_class": (dict, "schema = "),
+    "response_model": (BaseModel, "schema = "),
+    "permission_classes": (("IsAdmin",), "leave `publish` out"),
+    "authentication_classes": ((), "leave `publish` out"),
+    "permissions": ((), "leave `publish` out"),
+    "auth": (object(), "leave `publish` out"),
+    "dependencies": ([], "leave `publish` out"),
+    "as_view": (classmethod(lambda cls: None), "Depends("),
+    "http_method_names": (["get"], "Depends("),
+    "lookup_field": ("slug", "fetch(field="),
+    "pagination_class": (object, "?limit="),
+    "limit": (10, "?limit="),
+    "filterset_fields": (("a",), "find()"),
+    "using": ("replica", "DATABASE_ROUTERS"),
+    "ttl": (60, "max_age"),
+}
+
+
+@pytest.mark.parametrize("base", [CachedRepository, Repository])
+@pytest.mark.parametrize("word", HABITS)
+def test_words_of_other_libraries_are_refused(word: str, base: type[Any]) -> None:
+    """What Django's, DRF's and ninja's classes look at would be ignored: the start says what to write."""
+    value, instead = HABITS[word]
+    topics = type("Topics", (base,), {"__module__": __name__, "model": "board.Topic", word: value})
+    message = refusal(topics)
+    assert message.startswith(f"Topics.{word}: ")
+    assert instead in message
+    assert refusal(type("Derived", (topics,), {"__module__": __name__})) == message
+
+
+def test_such_a_word_is_refused_in_a_mixin() -> None:
+    """A mixin made for views guards no repository."""
+    guarded = type("LoginRequiredMixin", (), {"login_url": "/login/"})
+    topics = type("Topics", (guarded, CachedRepository), {"model": "board.Topic"})
+    assert "LoginRequiredMixin.login_url: " in refusal(topics)
+
+
+@pytest.mark.parametrize("name", ["query_set", "querysets", "qeuryset", "quereyset"])
+def test_a_query_that_is_misspelled_is_refused(name: str) -> None:
+    """A function whose name is nearly `queryset` would never be called."""
+    assert "Did you mean 'queryset'" in refusal(declare(**{name: lambda self: Topic.objects.none()}))
+
+
+@pytest.mark.parametrize("name", ["queryset", "get", "response", "fetch"])
+def test_a_value_in_the_place_of_a_method_is_refused(name: str) -> None:
+    """A class, a list or a query where a method belongs is no declaration."""
+    for value in (Topic.objects.all(), BaseModel, ("id",), None):
+        assert f"Topics.{name}: {name}() is a method" in refusal(declare(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["max_age", "indexes", "rows_kept", "depends_on"])
+def test_what_keeps_rows_is_refused_where_none_are_kept(name: str) -> None:
+    """A live repository has nothing to index or to grow old."""
+    live = type("Live", (Repository,), {"model": "board.Topic", name: ()})
+    assert f"Live.{name}: only a CachedRepository" in refusal(live)
+
+
+def test_all_fields_are_not_called_by_a_word() -> None:
+    """Django's `"__all__"` is no field, and the error says what to do."""
+    assert "name the fields, or leave it out" in refusal(declare(fields="__all__"))
 
 
 # The fields
@@ -347,6 +436,160 @@ def test_only_the_named_fields_of_an_account_are_served() -> None:
     """No byte of the response is the password."""
     Account.objects.create(login="ann", password="secret")
     assert b"secret" not in read(declare(model=Account, fields=("login",)), lambda a: a.snapshot.json)
+
+
+class AllOfAccount(serializers.ModelSerializer[Account]):
+    class Meta:
+        model = Account
+        fields = "__all__"
+
+
+class AllButLogin(serializers.ModelSerializer[Account]):
+    class Meta:
+        model = Account
+        exclude = ("login",)
+
+
+class AllWithin(serializers.Serializer[Any]):
+    id = serializers.IntegerField()
+    accounts = AllOfAccount(many=True)
+
+
+class NinjasAll(BaseModel):
+    """What django-ninja's ModelSchema makes of `fields = "__all__"`."""
+
+    id: int
+    password: str
+
+    class Meta:
+        fields = "__all__"
+
+
+class NinjasWithin(BaseModel):
+    accounts: list[NinjasAll] | None = None
+
+
+def shown(annotation: Any) -> Any:
+    return Topic.objects.annotate(shown=annotation)
+
+
+UNNAMED: dict[str, dict[str, Any]] = {
+    "by default": {"model": Account},
+    "values": {"model": Account, "queryset": lambda self: Account.objects.values()},
+    "filtered values": {
+        "model": Account,
+        "queryset": lambda self: Account.objects.values("login").filter(pk=1).values(),
+    },
+    "deferred": {"model": Account, "queryset": lambda self: Account.objects.defer("password")},
+    "annotation of one": {"queryset": lambda self: Account.objects.annotate(x=Upper("password"))},
+    "values with an annotation": {"queryset": lambda self: Account.objects.annotate(n=Value(1)).values()},
+    "subquery": {"queryset": lambda self: shown(Subquery(Account.objects.values("password")[:1]))},
+    "subquery of an annotation": {
+        "queryset": lambda self: shown(Subquery(Account.objects.annotate(y=F("password")).values("y")[:1])),
+    },
+    "raw": {"queryset": lambda self: shown(RawSQL("(SELECT max(password) FROM board_account)", ()))},
+    "extra": {
+        "queryset": lambda self: Topic.objects.extra(
+            select={"x": "(SELECT max(password) FROM board_account)"}
+        ).values()
+    },
+    "annotation's name": {"queryset": lambda self: Topic.objects.annotate(api_key=Value("k"))},
+    "serializer": {"model": Account, "schema": AllOfAccount},
+    "serializer's exclude": {"model": Account, "schema": AllButLogin},
+    "nested serializer": {"model": Account, "schema": AllWithin},
+    "ninja": {"model": Account, "schema": NinjasAll},
+    "nested ninja": {"model": Account, "schema": NinjasWithin},
+}
+
+
+@pytest.mark.parametrize("base", [CachedRepository, Repository])
+@pytest.mark.parametrize("way", UNNAMED)
+def test_no_way_leads_to_a_secret_that_is_not_named(way: str, base: type[Any]) -> None:
+    """Whatever selects columns by itself is refused where a secret is among them, with what to write."""
+    attributes = {"__module__": __name__, "model": "board.Topic", **UNNAMED[way]}
+    refusal(type("Accounts", (base,), attributes), FieldsNotNamed)
+
+
+def test_secrets_of_parents_and_fields_of_a_secret_kind_are_found() -> None:
+    """Inherited columns count, and so does a field whose class says what is in it."""
+    with isolate_apps("tests.project.board"):
+
+        class EncryptedTextField(models.TextField):
+            """As packages call theirs."""
+
+        class Member(Account):
+            nick = models.CharField(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+        class Vault(models.Model):
+            note = EncryptedTextField()
+
+            class Meta:
+                app_label = "board"
+
+        for model, name in ((Member, "password"), (Vault, "note")):
+            assert repr(name) in refusal(declare(model=model), FieldsNotNamed)
+
+
+class Named(BaseModel):
+    password: str
+
+
+class NamedSerializer(serializers.ModelSerializer[Account]):
+    class Meta:
+        model = Account
+        fields = ("login", "password")
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"fields": ("password",)},
+        {"schema": Named},
+        {"schema": NamedSerializer},
+        {"queryset": lambda self: Account.objects.values("password")},
+        {"queryset": lambda self: Account.objects.values(hash=F("password"))},
+        {"queryset": lambda self: Account.objects.annotate(hash=Upper("password")), "fields": ("hash",)},
+    ],
+    ids=["fields", "schema", "serializer", "values", "expression", "annotation"],
+)
+@pytest.mark.parametrize("publish", [None, "/accounts/"])
+def test_what_is_named_is_served(attributes: dict[str, Any], publish: str | None) -> None:
+    """Whoever writes a secret's name means it."""
+    Account.objects.create(login="ann", password="x")
+    assert len(rows(declare(model=Account, publish=publish, **attributes))) == 1
+
+
+def test_a_secretary_is_no_secret() -> None:
+    """A model whose columns only sound like one needs no fields."""
+    assert rows(of(lambda: Topic.objects.annotate(secretary=Value("Ann"), passage=Value(1)))) == []
+
+
+class AllOfTopic(serializers.ModelSerializer[Topic]):
+    class Meta:
+        model = Topic
+        exclude = ("tags",)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"queryset": lambda self: Topic.objects.values()},
+        {"queryset": lambda self: Topic.objects.only("id", "comment")},
+        {"schema": AllOfTopic},
+    ],
+    ids=["nothing", "values", "only", "exclude"],
+)
+@pytest.mark.parametrize("base", [CachedRepository, Repository])
+def test_what_is_published_is_named(base: type[Any], attributes: dict[str, Any]) -> None:
+    """Without names, every column that a migration adds would be public: the start says what to write."""
+    topics = type("Topics", (base,), {"model": "board.Topic", "publish": "/topics/", **attributes})
+    message = refusal(topics, FieldsNotNamed)
+    assert message.startswith("Topics.publish: what is published is public")
+    assert "migration" in message
 
 
 def test_fields_and_schema_exclude_each_other() -> None:
@@ -569,3 +812,29 @@ def test_a_proxys_property_is_no_field() -> None:
     """`fields` are columns: what only an instance has is refused, and a schema may have it."""
     assert issubclass(LoudTopic, Topic)
     assert "'shout'" in refusal(declare(model=LoudTopic, fields=("shout",)), UnknownField)
+
+
+# Errors of the project's own
+
+
+def test_an_error_of_a_manager_says_whose_it_was() -> None:
+    """What `queryset()` raises at the start stays what it is, and has the repository's name and label."""
+
+    def queryset(self: Any) -> Any:
+        raise LookupError("no tenant")
+
+    with pytest.raises(LookupError, match="no tenant") as caught:
+        rows(declare("OldTopics", queryset=queryset))
+    assert "OldTopics ('old_topics')" in "".join(caught.value.__notes__)
+
+
+def test_an_error_of_a_load_says_whose_it_was() -> None:
+    """So does what a query raises only when its rows are read."""
+
+    class Broken(models.QuerySet[Any]):
+        def iterator(self, *args: Any, **options: Any) -> Any:
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order") as caught:
+        rows(declare("OldTopics", queryset=lambda self: Broken(Topic)))
+    assert "'old_topics' was loading" in "".join(caught.value.__notes__)

@@ -32,7 +32,9 @@ from fastapi_django_orm import (
 from fastapi_django_orm.errors import (
     DatabaseBusy,
     DjangoORMError,
+    InvalidKey,
     InvalidRepository,
+    InvalidRow,
     NotFound,
     NotStarted,
     NotUnique,
@@ -320,7 +322,7 @@ def test_a_key_is_found_in_any_company(database: str) -> None:
     """What one key alone finds, it finds among others: of a column whose values are not what was written."""
 
     async def main(model: type[Any]) -> None:
-        async with started(live(model=model, publish="/words/")) as (words,):
+        async with started(live(model=model, fields=("name",), publish="/words/")) as (words,):
 
             async def ask_for(*keys: str) -> list[Any]:
                 found = await asyncio.gather(*map(words.fetch, keys), return_exceptions=True)
@@ -405,8 +407,8 @@ def test_a_bad_value_among_good_ones(database: str, bad: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     "bad", [{"number": "five"}, {"number": []}, {"token": "no"}, {"number": {}}], ids=str
 )
-def test_a_wrong_type_is_refused_at_once(bad: dict[str, Any]) -> None:
-    """What the field cannot make a value of costs no query, and nobody else an error."""
+def test_a_wrong_type_is_not_found_at_once(bad: dict[str, Any]) -> None:
+    """What the field cannot make a value of is a 404, costs no query, and nobody else an error."""
     add("a")
     gate = Gate()
 
@@ -414,8 +416,9 @@ def test_a_wrong_type_is_refused_at_once(bad: dict[str, Any]) -> None:
         async with started(behind(gate)) as (pages,):
             row, error = await asyncio.gather(pages.fetch("a"), pages.fetch(**bad), return_exceptions=True)
             assert row["slug"] == "a"
-            assert isinstance(error, Exception)
-            assert not isinstance(error, NotFound)
+            assert isinstance(error, InvalidKey)
+            assert isinstance(error, NotFound)
+            assert error.status_code == 404
             assert gate.loads == 1
 
     finish(main)
@@ -439,7 +442,10 @@ def test_a_row_that_the_schema_refuses_among_good_ones() -> None:
                 pages.fetch("a"), pages.fetch("long title"), pages.fetch("none"), return_exceptions=True
             )
             assert row.title == "a"
-            assert "long title" in str(error)
+            assert isinstance(error, InvalidRow)
+            assert str(error).startswith("pages: A row does not fit Short: title: ")
+            assert "long title" not in str(error)
+            assert error.key == "long title"
             assert isinstance(missing, NotFound)
 
     finish(main)
@@ -517,7 +523,7 @@ def test_an_error_of_the_query_is_not_a_row_that_is_absent() -> None:
     broken: list[bool] = []
 
     async def main() -> None:
-        pages = live(queryset=queryset, publish="/pages/")
+        pages = live(queryset=queryset, fields=("slug",), publish="/pages/")
         app = FastAPI(lifespan=DjangoORM(repositories=[pages]).lifespan)
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
         async with (
@@ -604,7 +610,7 @@ def test_what_is_published_says_that_the_database_is_down(mortal: Any, logs: lis
     add("a")
 
     async def main() -> None:
-        app = FastAPI(lifespan=DjangoORM(repositories=[live(publish="/pages/")]).lifespan)
+        app = FastAPI(lifespan=DjangoORM(repositories=[live(fields=("slug",), publish="/pages/")]).lifespan)
         transport = httpx.ASGITransport(app=app)
         async with (
             app.router.lifespan_context(app),

@@ -27,7 +27,7 @@ from rest_framework import serializers
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import run
-from fastapi_django_orm.errors import NotFound, RefreshFailed
+from fastapi_django_orm.errors import InvalidKey, NotFound, RefreshFailed
 from fastapi_django_orm.snapshots.key_index import KeyIndex
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
 from tests.databases import created, default_changed, until
@@ -611,7 +611,7 @@ def test_keys_of_several_columns(sqlite: str) -> None:
             await Seat.objects.filter(row=1).adelete()
             await seats.refresh(["1", "2"])
             await assert_as_loaded_anew(seats)
-            with pytest.raises(ValueError, match="shorter"):
+            with pytest.raises(ValueError, match="no row with the key"):
                 await seats.refresh((1,))
 
     finish(main)
@@ -676,13 +676,15 @@ def test_a_number_without_end_changes_nothing(database: str, key: str) -> None:
 
 
 def test_what_cannot_be_a_key_is_refused_at_once(sqlite: str) -> None:
-    """A key of a wrong type is the caller's error, and no load is lost or failed for it."""
+    """A key that no row can have is a 404, and no load is lost or failed for it."""
     Entry.objects.create(id=1)
 
     async def main() -> None:
         async with started(declare("Entries", Entry)) as (kept,):
-            with pytest.raises((ValueError, TypeError)):
-                await kept.refresh("one")
+            for key in ("one", None, [1], {}, float("nan"), object()):
+                with pytest.raises(InvalidKey) as caught:
+                    await kept.refresh(key)
+                assert caught.value.status_code == 404
             assert kept.snapshot.version == 1
             await kept.refresh("1")
             assert kept.snapshot.version == 2

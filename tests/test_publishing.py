@@ -10,6 +10,7 @@ from copy import deepcopy
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
+from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import httpx
@@ -203,6 +204,9 @@ def test_keys_of_uuids_are_served(make: Callable[..., FastAPI]) -> None:
         assert client.get("/things/1").status_code == 422
 
 
+ODD = ["/a", "a/", "a//b", "/", "a\nb", "a/b\n", "a?b#c", "..a", "a.b/..c", " ", "x%2Fy", "é/ü", "+ &="]
+
+
 @pytest.fixture
 def tags() -> Iterator[type[models.Model]]:
     """A model whose key is text, with a few rows."""
@@ -228,12 +232,45 @@ def tags() -> Iterator[type[models.Model]]:
 
 @everywhere
 def test_keys_of_text_are_served(make: Callable[..., FastAPI], tags: Any) -> None:
-    """A row is found by its text, but for one with a slash in it, which is another path."""
-    with serving(make(declare("Tags", tags, publish="/tags"))) as client:
+    """A row is found by its text, whatever is in it; a slash is sent as `%2F`, or it is another path."""
+    with serving(make(declare("Tags", tags, fields=("slug",), publish="/tags"))) as client:
         for slug, path in {"news": "news", "a b": "a%20b", "日本": "日本", "50%": "50%25"}.items():
             assert client.get(f"/tags/{path}").json() == {"slug": slug}
-        assert client.get("/tags/a%2Fb").status_code == 404
-        assert client.get("/tags/unknown").status_code == 404
+        for slug in ODD:
+            tags.objects.create(slug=slug)
+        assert client.post("/refresh/", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+        for slug in ("a/b", *ODD):
+            answer = client.get(f"/tags/{quote(slug, safe='')}")
+            assert (answer.status_code, answer.json()) == (200, {"slug": slug})
+            assert client.head(f"/tags/{quote(slug, safe='')}").status_code == 200
+            assert client.post(f"/tags/{quote(slug, safe='')}").status_code == 405
+        for path in ("unknown", "a/b", "a%2Fc", "a%2Fb/", "a/b%2Fc"):
+            assert client.get(f"/tags/{path}", follow_redirects=True).status_code == 404
+
+
+def test_keys_with_slashes_are_served_live(tags: Any) -> None:
+    """A live row is found by such a key as well, and Django's pages below the list stay Django's."""
+    live = type("Live", (Repository,), {"model": tags, "fields": ("slug",), "publish": "/tags/"})
+    app = application(live)
+
+    async def django(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("a page")(scope, receive, send)
+
+    app.mount("/", django)
+    with serving(app) as client:
+        assert client.get("/tags/a%2Fb").json() == {"slug": "a/b"}
+        assert client.get("/tags/a%2Fx").status_code == 404
+        assert client.get("/tags/a/edit/").text == "a page"
+        assert "/tags/{pk}" in client.get("/openapi.json").json()["paths"]
+
+
+def test_a_row_without_a_path_of_its_own_is_told_at_the_start(tags: Any, logs: list[Any]) -> None:
+    """The path of an empty key would be the list's: the log names the repository."""
+    tags.objects.create(slug="")
+    with serving(application(declare("Tags", tags, fields=("slug",), publish="/tags/"))) as client:
+        assert {"slug": ""} in client.get("/tags/").json()["tags"]
+    (warning,) = [entry for entry in logs if entry["event"] == "row_not_reachable"]
+    assert (warning["repository"], warning["log_level"]) == ("tags", "warning")
 
 
 @everywhere
@@ -391,8 +428,9 @@ def test_live_rows_that_cannot_be_read_spoil_no_other_part_of_the_list() -> None
 def test_a_text_that_no_row_can_have_is_not_found(make: Callable[..., FastAPI], database: str) -> None:
     """NUL, which PostgreSQL takes in no text, is the key of no row, live and cached."""
     Page.objects.create(slug="a", address="a")
-    live = type("Live", (Repository,), {"model": "board.Page", "publish": "/live/"})
-    with serving(make(live, declare("Cached", "board.Page", publish="/cached/"))) as client:
+    attributes = {"model": "board.Page", "fields": ("address",)}
+    live = type("Live", (Repository,), {"publish": "/live/", **attributes})
+    with serving(make(live, declare("Cached", publish="/cached/", **attributes))) as client:
         for path in ("/live/a", "/cached/a"):
             assert client.get(path).json()["address"] == "a"
         for path in ("/live/%00", "/cached/%00", "/live/a%00"):
@@ -525,8 +563,9 @@ def test_live_rows_that_cannot_be_told_apart_are_a_list_alone(make: Callable[...
     def newest(self: Any) -> Any:
         return Topic.objects.order_by("pk")[:1]
 
-    live = type("Live", (Repository,), {"model": "board.Topic", "publish": "/live/", "queryset": newest})
-    with serving(make(live, declare("Cached", publish="/cached/", queryset=newest))) as client:
+    attributes = {"model": "board.Topic", "fields": ("comment",), "queryset": newest}
+    live = type("Live", (Repository,), {"publish": "/live/", **attributes})
+    with serving(make(live, declare("Cached", publish="/cached/", **attributes))) as client:
         assert len(client.get("/live/").json()["live"]) == 1
         assert client.get(f"/live/{first.pk}").status_code == 404
         assert "/live/{pk}" not in client.get("/openapi.json").json()["paths"]
@@ -610,7 +649,7 @@ def test_the_applications_own_paths_win(
     make: Callable[..., FastAPI], included: bool, tags: Any, logs: list[Any]
 ) -> None:
     """A path below the published one that the application serves is the application's, a key or not."""
-    app = make(declare("Tags", tags, publish="/tags/"), topics())
+    app = make(declare("Tags", tags, fields=("slug",), publish="/tags/"), topics())
     router = APIRouter(prefix="/topics" if included else "")
     target: Any = router if included else app
     prefix = "" if included else "/topics"
@@ -743,7 +782,7 @@ def test_what_takes_any_path_does_not_hide_it(make: Callable[..., FastAPI], logs
 def test_one_list_may_be_below_another(make: Callable[..., FastAPI], tags: Any) -> None:
     """A list whose path could be another's row is served, and the other's rows beside it."""
     add_topics("one")
-    repositories = declare("Tags", tags, publish="/tags"), topics("/tags/latest")
+    repositories = declare("Tags", tags, fields=("slug",), publish="/tags"), topics("/tags/latest")
     with serving(make(*repositories)) as client:
         assert client.get("/tags/latest").json()["topics"][0]["comment"] == "one"
         assert client.get("/tags/news").json() == {"slug": "news"}
@@ -1101,6 +1140,7 @@ def test_rows_that_depend_on_others_have_no_path_of_their_own() -> None:
         {
             "__module__": __name__,
             "model": "board.Topic",
+            "fields": ("comment", "rank"),
             "publish": "/ranked/",
             "queryset": lambda self: Topic.objects.annotate(rank=Window(Rank(), order_by="comment")),
         },
@@ -1153,7 +1193,7 @@ def test_what_is_no_path_is_refused(path: Any) -> None:
 @pytest.mark.parametrize("other", ["/topics/", "/topics"])
 def test_two_at_one_path_are_refused(other: str) -> None:
     """The application does not start, and names both."""
-    authors = declare("Authors", "board.Author", publish=other)
+    authors = declare("Authors", "board.Author", fields=("name",), publish=other)
     with pytest.raises(InvalidRepository) as error, serving(application(topics(), authors)):
         pass
     assert "Authors.publish" in str(error.value)
@@ -1254,7 +1294,8 @@ def test_rows_of_columns_are_documented_by_their_types() -> None:
 
 def test_every_type_of_column_is_documented() -> None:
     """What FastAPI's own encoder sends for a row of every type fits what the document says of it."""
-    api = document(application(declare("Things", "board.Everything", publish="/things/")))
+    fields = [field.attname for field in Everything._meta.concrete_fields]
+    api = document(application(declare("Things", "board.Everything", fields=fields, publish="/things/")))
     row = answer_of(api, "/things/{pk}")
     assert row["properties"]["doubled"]["anyOf"][1] == {"type": "null"}  # as what it is made of may be one
     kinds = {name: (each.get("anyOf") or [each])[0] for name, each in row["properties"].items()}
@@ -1285,7 +1326,7 @@ def test_every_type_of_column_is_documented() -> None:
 
 def test_fields_of_a_projects_own_are_documented_as_anything() -> None:
     """What reads as it likes is not promised to be anything."""
-    api = document(application(declare("Poems", "board.Poem", publish="/poems/")))
+    api = document(application(declare("Poems", "board.Poem", fields=("words",), publish="/poems/")))
     assert {"type", "anyOf"}.isdisjoint(answer_of(api, "/poems/{pk}")["properties"]["words"])
     assert Poem._meta.get_field("words").get_internal_type() == "CharField"
 
@@ -1308,6 +1349,7 @@ def test_names_that_pydantic_would_not_take_are_documented() -> None:
     """Columns may be called what a pydantic model's fields may not."""
     repository = declare(
         queryset=lambda self: Topic.objects.annotate(model_dump=models.Value(1), schema=models.Value("x")),
+        fields=("id", "model_dump", "schema"),
         publish="/topics/",
     )
     add_topics("one")
@@ -1330,6 +1372,7 @@ def test_published_by_a_class_in_a_module(project: Any) -> None:
 
         class Topics(CachedRepository):
             model = "bbs.Topic"
+            fields = ("id", "comment")
             publish = "/topics/"
 
 

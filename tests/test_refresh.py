@@ -12,7 +12,8 @@ from typing import Any, Self
 import pytest
 import structlog
 from asgiref.sync import async_to_sync
-from django.db import OperationalError
+from django.core.exceptions import ValidationError
+from django.db import DatabaseError, DataError, OperationalError
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import RefreshFailed
@@ -290,6 +291,38 @@ def test_a_failed_load_is_logged_with_its_cause(logs: list[Any]) -> None:
     assert (failed["failures"], failed["serving"]) == (1, 1)
     assert failed["error"] == "OperationalError"
     assert "the disk is gone" in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (ValueError("invalid literal: 'rosebud'"), "its text is left out"),
+        (KeyError("rosebud"), "its text is left out"),
+        (DataError('invalid input syntax for type integer: "rosebud"'), "its text is left out"),
+        (ValidationError("“rosebud” is not a valid UUID."), "its text is left out"),
+        (DatabaseError("the disk is gone\nDETAIL:  Failing row contains (rosebud)."), "the disk is gone"),
+        (RuntimeError("out of order"), "out of order"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failed_load_is_logged_without_values(logs: list[Any], error: Exception, kept: str) -> None:
+    """An error whose text may quote a row is logged by its class and place, without a traceback."""
+    gate = Gate()
+
+    async def main() -> None:
+        async with started(gated(gate), gate=gate) as (topics,):
+            gate.error = error
+            with pytest.raises(RefreshFailed):
+                await topics.refresh()
+
+    asyncio.run(main())
+    failed = next(entry for entry in logs if entry["event"] == "refresh_failed")
+    assert failed["error"] == type(error).__name__
+    assert kept in failed["cause"]
+    if "left out" in kept:
+        assert "gates.py" in failed["cause"]
+    assert ("exc_info" in failed) == isinstance(error, RuntimeError)
+    assert "rosebud" not in str(failed)
 
 
 def test_a_failed_load_is_tried_again_until_it_succeeds(logs: list[Any]) -> None:

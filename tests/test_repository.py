@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import json
+import re
 import threading
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -14,7 +15,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 
-from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Row
+from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository, Row
 from fastapi_django_orm.errors import (
     InvalidRepository,
     InvalidRow,
@@ -290,10 +291,67 @@ def test_find_wants_an_index(topics: list[Topic]) -> None:
             served.find(tags=[], id=1)
         with pytest.raises(NotIndexed):
             served.find()
-        with pytest.raises(UnknownField, match=r"no field 'coment'. Did you mean 'comment'"):
-            served.find(author_id=1, coment="c")
+        for asked in ({"author_id": 1, "coment": "c"}, {"coment": "c"}):
+            with pytest.raises(UnknownField, match=r"no field 'coment'. Did you mean 'comment'"):
+                served.find(**asked)
 
     read(Topics, look)
+
+
+IMPOSSIBLE: list[Any] = [
+    "abc",
+    "",
+    " ",
+    None,
+    "1.5",
+    [1],
+    {},
+    object(),
+    "\0",
+    "\ud800",
+    float("nan"),
+    float("inf"),
+]
+OUT_OF_REACH: list[Any] = [10**30, -(10**30), "9" * 30, 2**63]
+
+
+def test_a_key_that_no_row_can_have_is_not_found(database: str, topics: list[Topic]) -> None:
+    """Whatever stands in a key's place, every way to a row ends in a 404: none is a failure of the server."""
+
+    async def main() -> None:
+        async with started(Topics) as (served,):
+            for key in [*IMPOSSIBLE, *OUT_OF_REACH]:
+                for find in (served.get, served.response, served.fetch):
+                    with pytest.raises(NotFound) as caught:
+                        await found if inspect.isawaitable(found := find(key)) else found
+                    assert caught.value.status_code == 404
+            for key in OUT_OF_REACH:  # they might be there: they are looked for, and found in no table
+                await served.refresh(key)
+            assert len(served) == len(topics)
+
+    asyncio.run(main())
+
+
+def test_a_repository_and_its_snapshot_show_what_they_are() -> None:
+    """Their repr names them and says how many rows of which version there are, and asks for nothing."""
+    live_topics = type("Live", (Repository,), {"model": "board.Topic"})
+
+    async def main() -> None:
+        assert repr(Topics()) == "<Topics 'topics': not started>"
+        assert repr(live_topics()) == "<Live 'live': not started>"
+        async with started(Topics, live_topics) as (served, live):
+            assert re.fullmatch(r"<Topics 'topics': 1 rows, version 1, \d+ s old>", repr(served))
+            snapshot = await served.refresh()
+            assert re.fullmatch(
+                r"<Snapshot of 'topics': 1 rows, version 2, loaded at \d{4}-\d\d-\d\dT[\d:]+\+00:00>",
+                repr(snapshot),
+            )
+            assert repr(live) == "<Live 'live': read from the database>"
+            served.refresher.snapshot = None
+            assert repr(served) == "<Topics 'topics': not loaded yet>"
+
+    Topic.objects.create(comment="here")
+    asyncio.run(main())
 
 
 def test_rows_without_a_key_cannot_be_got() -> None:
@@ -313,9 +371,9 @@ def test_rows_without_a_key_cannot_be_got() -> None:
 
 
 def test_values_that_cannot_be_looked_up_by_are_refused() -> None:
-    """An index on a JSON column that holds a list ends the load with the field and the value."""
+    """An index on a JSON column that holds a list ends the load with the field and the kind of the value."""
     Topic.objects.create(comment="here", tags=["a"])
-    with pytest.raises(InvalidRow, match=r"looked up by 'tags', which holds \['a'\]: leave the field out"):
+    with pytest.raises(InvalidRow, match=r"looked up by 'tags', which holds a list: leave the field out"):
         rows(declare(indexes=("tags",)))
 
 

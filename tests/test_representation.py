@@ -17,6 +17,7 @@ from fastapi import BackgroundTasks, Depends, FastAPI, Response
 from starlette.middleware.gzip import GZipMiddleware
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm.errors import InvalidWindow
 from fastapi_django_orm.responses import compression, editions, negotiation
 from fastapi_django_orm.responses.compression import CODINGS, Variants
 from fastapi_django_orm.responses.representation import RepositoryResponse
@@ -126,6 +127,59 @@ def test_how_long_to_keep_it_is_the_repositorys_to_say() -> None:
         again = client.get("/cacheable", headers={"If-None-Match": whole.headers["ETag"]})
     assert [each.headers["Cache-Control"] for each in (whole, again)] == ["public, max-age=60"] * 2
     assert again.status_code == 304
+
+
+def test_how_long_to_keep_it_is_said_for_one_answer() -> None:
+    """What one handler says is not sent with the answers of others, be they published, in any order."""
+
+    class Published(Topics):
+        name = "published"
+        cache_control = "private"
+        publish = "/published"
+
+    app = FastAPI(lifespan=DjangoORM(ORMSettings(refresh_path=""), repositories=[Published]).lifespan)
+    answers = {
+        "/own": lambda topics: topics.response(),
+        "/public": lambda topics: RepositoryResponse.of_list(topics.snapshot, cache_control="public"),
+        "/brief": lambda topics: RepositoryResponse.of_list(
+            topics.snapshot, limit=1, cache_control="max-age=5"
+        ),
+        "/part": lambda topics: topics.response(limit=1),
+        "/row": lambda topics: RepositoryResponse.of_row(topics.snapshot, pk, cache_control="no-store"),
+        "/own-row": lambda topics: topics.response(pk),
+        "/default": lambda topics: RepositoryResponse.of_list(topics.snapshot),
+    }
+    for path, answer in answers.items():
+
+        async def handler(
+            topics: Annotated[Published, Depends(Published.current)],
+            answer: Annotated[Any, Depends(lambda answer=answer: answer)],
+        ) -> Response:
+            return answer(topics)
+
+        app.add_api_route(path, handler)
+    (first, _) = add_topics("one", "two")
+    pk = first.pk
+    expected = {
+        "/public": "public",
+        "/own": "private",
+        "/brief": "max-age=5",
+        "/part": "private",
+        "/row": "no-store",
+        "/own-row": "private",
+        "/published": "private",
+        f"/published/{pk}": "private",
+        "/published?limit=1": "private",
+        "/default": "no-cache",
+    }
+    with serving(app) as client:
+        for _ in range(2):
+            for path, value in expected.items():
+                whole = client.get(path)
+                again = client.get(path, headers={"If-None-Match": whole.headers["ETag"]})
+                for answer in (whole, again):
+                    assert answer.headers.get_list("Cache-Control") == [value], (path, answer.status_code)
+                assert again.status_code == 304
 
 
 def test_the_tag_is_one_of_the_content() -> None:
@@ -696,11 +750,29 @@ def test_long_headers_are_not_remembered(client: httpx.Client, header: str) -> N
     assert [function.cache_info().currsize for function in remembering] == sizes
 
 
-@pytest.mark.parametrize("options", [{"offset": -1}, {"limit": 0}, {"limit": -5}])
-def test_a_window_that_is_none_is_refused(options: dict[str, int]) -> None:
-    """A negative offset and a limit below one are errors of the caller."""
-    with pytest.raises(ValueError, match="offset="):
-        read(Topics, lambda topics: RepositoryResponse.of_list(topics.snapshot, **options))
+WINDOWS: list[dict[str, Any]] = [
+    {"offset": -1},
+    {"limit": 0},
+    {"limit": -5},
+    {"offset": -(10**30), "limit": 5},
+    {"offset": "1"},
+    {"offset": None},
+    {"limit": "x"},
+    {"limit": 2.5},
+]
+
+
+@pytest.mark.parametrize("options", WINDOWS, ids=str)
+def test_a_window_that_is_none_is_refused(options: dict[str, Any]) -> None:
+    """A negative offset, a limit below one and what is no number are errors of the client: 422."""
+    for answer in (
+        lambda topics: RepositoryResponse.of_list(topics.snapshot, **options),
+        lambda topics: topics.response(**options),
+    ):
+        with pytest.raises(ValueError, match="offset=") as caught:
+            read(Topics, answer)
+        assert isinstance(caught.value, InvalidWindow)
+        assert caught.value.status_code == 422
 
 
 def test_a_rows_tag_is_of_the_row(client: httpx.Client) -> None:

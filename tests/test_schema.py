@@ -5,32 +5,45 @@ import copy
 import enum
 import pickle
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from decimal import Decimal
 from functools import cached_property
+from ipaddress import ip_network
 from typing import Annotated, Any, ClassVar, Literal, Optional
+from zoneinfo import ZoneInfo
 
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import models
 from django.db.models import Count, Value
+from django.test.utils import isolate_apps
 from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    PlainSerializer,
     PrivateAttr,
     computed_field,
+    create_model,
     field_validator,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 from rest_framework import serializers
+from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import InvalidRow, LazyValue, UnknownField
-from tests.project.board.models import Account, Author, Everything, LoudTopic, Topic
+from tests.databases import created
+from tests.project.board.models import Account, Author, Everything, LoudTopic, Page, Topic
 from tests.repositories import declare, of, read, rows
 
 pytestmark = pytest.mark.usefixtures("sqlite")
@@ -99,13 +112,151 @@ def test_an_instance_made_by_hand_is_found_in_the_repository(topic: Topic) -> No
 
 
 def test_rows_are_validated_when_they_are_loaded(topic: Topic) -> None:
-    """A row that the schema refuses ends the load with the row's key and pydantic's reasons."""
+    """A row that the schema refuses ends the load with the row's number and pydantic's reasons."""
 
     class Long(BaseModel):
         comment: Annotated[str, Field(min_length=100)]
 
     with pytest.raises(InvalidRow, match=rf"key {topic.pk} does not fit Long(.|\n)*at least 100 characters"):
         the_row(Long)
+
+
+SECRET = "rosebud"  # the value that no log and no message may have
+
+
+def refuse(value: Any) -> Any:
+    raise ValueError(f"not {value}")
+
+
+class Plain(BaseModel):
+    kind: Literal["a"]
+
+
+class Other(BaseModel):
+    kind: Literal["b"]
+
+
+REFUSING: dict[str, tuple[Any, str]] = {
+    "number": (int, "comment: Input should be a valid integer"),
+    "choice": (Literal["a", "b"], "comment: Input should be 'a' or 'b'"),
+    "pattern": (Annotated[str, Field(pattern="^x$")], "comment: String should match pattern"),
+    "validator": (
+        Annotated[str, AfterValidator(refuse)],
+        "comment: str is refused by a validator (ValueError)",
+    ),
+    "date": (datetime, "comment: Input should be a valid datetime"),
+    "serializer": (Annotated[str, PlainSerializer(refuse)], "the column 'comment' holds a value of str"),
+}
+
+
+@pytest.mark.parametrize("way", REFUSING)
+def test_a_refused_row_is_told_without_its_values(way: str) -> None:
+    """Neither the error nor its traceback nor the log has the value, but repository, column and kind."""
+    topic = Topic.objects.create(comment=SECRET)
+    annotation, reason = REFUSING[way]
+    schema = create_model("Out", comment=annotation)
+    with capture_logs() as logs, pytest.raises(InvalidRow) as caught:
+        rows(declare("OldTopics", schema=schema))
+    message = str(caught.value)
+    assert message.startswith(f"old_topics: The row with the key {topic.pk} ")
+    assert reason in message
+    assert caught.value.key == topic.pk
+    said = "".join(traceback.format_exception(caught.value)) + str(logs)
+    assert SECRET not in said
+    assert "refresh_failed" in said
+
+
+def test_unions_and_nested_values_are_told_without_them(topic: Topic) -> None:
+    """A tag of a union is a value as well, and so are the keys of a dict."""
+
+    class Out(BaseModel):
+        tags: dict[str, int] | Annotated[Plain | Other, Discriminator("kind")]
+
+    Topic.objects.update(tags={"kind": SECRET, f"k-{SECRET}": "x"})
+    with pytest.raises(InvalidRow, match="tags: ") as caught:
+        the_row(Out)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_key_that_is_a_text_is_the_errors_alone(sqlite: str) -> None:
+    """An address as a key is no word for a log; code that catches the error finds it there."""
+    Page.objects.create(slug=SECRET, address="a")
+    with capture_logs() as logs, pytest.raises(InvalidRow) as caught:
+        rows(declare("Pages", Page, schema=create_model("Out", title=Annotated[str, Field(min_length=5)])))
+    assert (
+        str(caught.value) == "pages: A row does not fit Out: title: String should have at least 5 characters."
+    )
+    assert caught.value.key == SECRET
+    assert SECRET not in str(logs)
+
+
+class Opaque:
+    """A value of a package's own."""
+
+    def __str__(self) -> str:
+        return SECRET
+
+
+class OpaqueField(models.CharField):
+    def from_db_value(self, value: Any, *rest: Any) -> Any:
+        return Opaque()
+
+
+class ZoneField(models.CharField):
+    def from_db_value(self, value: Any, *rest: Any) -> Any:
+        return ZoneInfo(value)
+
+
+class NetworkField(models.CharField):
+    def from_db_value(self, value: Any, *rest: Any) -> Any:
+        return ip_network(value)
+
+
+@contextmanager
+def holding(field: Any, value: Any) -> Iterator[type[models.Model]]:
+    """A model with one row, whose column is of a project's own kind."""
+    with isolate_apps("tests.project.board"):
+        body = {"__module__": __name__, "value": field, "Meta": type("Meta", (), {"app_label": "board"})}
+        model = type("Held", (models.Model,), body)
+        with created(model):
+            model._default_manager.create(value=value)
+            yield model
+
+
+def test_a_value_without_a_json_form_is_told_by_its_column_and_kind_with_a_cure() -> None:
+    """The error names repository, column and class, and what it says to write serves the row."""
+
+    class Out(BaseModel):
+        value: Annotated[str, BeforeValidator(str)]
+
+    with holding(OpaqueField(max_length=10), "x") as model:
+        with capture_logs() as logs, pytest.raises(InvalidRow) as caught:
+            rows(declare("Helds", model))
+        message = str(caught.value)
+        assert message.startswith(
+            "helds: The row with the key 1 cannot be sent as JSON: the column 'value' holds"
+        )
+        assert f"a value of {__name__}.Opaque, which has no JSON form" in message
+        assert "value: Annotated[str, BeforeValidator(str)]" in message
+        assert SECRET not in message + str(logs)
+        assert read(declare("Helds", model, schema=Out), lambda helds: helds.snapshot.json) == (
+            b'{"helds":[{"value":"%s"}]}' % SECRET.encode()
+        )
+
+
+@pytest.mark.parametrize(
+    ("field", "text"),
+    [(ZoneField(max_length=50), "Asia/Tokyo"), (NetworkField(max_length=50), "10.0.0.0/8")],
+    ids=["zone", "network"],
+)
+def test_zones_and_networks_are_texts(field: Any, text: str) -> None:
+    """What pydantic, Django REST framework and the packages send alike has that form without a schema."""
+    with holding(field, text) as model:
+        look: Any = lambda helds: (helds.snapshot.json, helds.all()[0]["value"])  # noqa: E731  # for two values
+        json, value = read(declare("Helds", model, fields=("value",)), look)
+    assert json == b'{"helds":[{"value":"%s"}]}' % text.encode()
+    assert str(value) == text
+    assert not isinstance(value, str)
 
 
 def test_validators_of_the_schema_run(topic: Topic) -> None:

@@ -20,6 +20,7 @@ import anyio.to_thread
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.conf import settings
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -258,6 +259,36 @@ def test_a_durable_block_refuses_to_be_nested(default_database: str) -> None:
         assert await committed() == ["after the refusal", "durable", "outer"]
 
     play(main)
+
+
+def test_djangos_atomic_on_the_event_loop_says_what_to_write(sqlite: str) -> None:
+    """`with` and `async with transaction.atomic()`, and the decorator, are errors that name `atomic()`."""
+
+    @transaction.atomic
+    async def decorated() -> None:
+        """Never runs."""
+
+    async def main() -> None:
+        async with started():
+            with pytest.raises(SynchronousOnlyOperation) as refused, transaction.atomic():
+                pass
+            assert "`async with atomic():`" in "".join(refused.value.__notes__)
+            with pytest.raises(SynchronousOnlyOperation) as refused:
+                await decorated()
+            assert "`async with atomic():`" in "".join(refused.value.__notes__)
+            block: Any = transaction.atomic()
+            with pytest.raises(TypeError, match="`async with atomic\\(\\):`"):
+                async with block:
+                    pass
+            assert await run(_in_djangos_atomic) is True
+
+    asyncio.run(main())
+    assert not hasattr(transaction.Atomic, "__aenter__")
+
+
+def _in_djangos_atomic() -> bool:
+    with transaction.atomic():
+        return transaction.get_connection().in_atomic_block
 
 
 def test_a_block_without_async_says_what_to_write() -> None:

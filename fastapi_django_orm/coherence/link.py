@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 from .. import metrics
 from ..backoff import backoff
-from ..events import logger, text_of
+from ..errors import text_of
+from ..events import logger
 from .hints import EVERYTHING, Hint
 from .transport import Listener
 

@@ -18,7 +18,7 @@ from asgiref.sync import sync_to_async
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
-from ..events import text_of
+from ..errors import text_of
 from .hints import CHANNEL, Hint, decode, encode
 from .origins import SERVER
 from .postgresql_parameters import Way

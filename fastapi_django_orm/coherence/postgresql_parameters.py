@@ -13,8 +13,7 @@ from typing import Any
 from django.db import connections
 
 from ..database.network import POSTGRESQL_PATIENCE
-from ..errors import InvalidSettings
-from ..events import text_of
+from ..errors import InvalidSettings, text_of
 from .transport import TransportUnavailable
 
 _SESSION = """

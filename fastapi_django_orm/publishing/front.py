@@ -144,7 +144,10 @@ class Directory:
             asked.tell(scope)
             if known is None:
                 self._note(scope, asked)
-        return answer
+            status, headers, body = answer
+            # A list of its own, since what is around the application may change it.
+            return status, [*headers, asked.source.cache_control], body
+        return None
 
     def _note(self, scope: Scope, asked: Asked) -> None:
         # The application may add routes while it runs; and a full list is cleared, which is the cheapest way
@@ -172,7 +175,7 @@ class BeforeRouter:
                 asked.tell(scope)
                 source, window, key = asked.source, asked.window, asked.key
                 found = source.at_hand(window, key) or await source.read(window, key)
-                await deliver(*found, scope, send)
+                await deliver(*found, scope, send, source.cache_control)
                 return
         await self.app(scope, receive, send)
 
@@ -214,8 +217,7 @@ def _class_changed(app: FastAPI, directory: Directory, place: BeforeApplication)
                     place.look_again()
                 scope["app"] = self  # as Starlette does
                 status, headers, body = answer
-                # A list of its own, since what is around the application may change it.
-                await send({"type": "http.response.start", "status": status, "headers": [*headers]})
+                await send({"type": "http.response.start", "status": status, "headers": headers})
                 await send({"type": "http.response.body", "body": body})
                 return
         await FastAPI.__call__(self, scope, receive, send)

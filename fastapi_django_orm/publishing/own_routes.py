@@ -148,14 +148,18 @@ class PublishedRoute(APIRoute):
 
     Attributes:
         own: routes that go first; None if FastAPI has made it again, for a router that includes this one.
+        takes_slashes: whether it is the route of rows whose keys may have slashes.
     """
 
     own: OwnRoutes | None = None
+    takes_slashes = False
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Match what none of the application's own routes matches."""
         # Every request of the application is looked at here, and FastAPI's own look is long.
         if scope["type"] != "http" or self._beginning not in scope["path"]:
+            return Match.NONE, {}
+        if self.takes_slashes and not self._is_row(scope):
             return Match.NONE, {}
         own = self.own
         if own is not None and (own.serve(get_route_path(scope), scope["method"]) or own.serve_host(scope)):
@@ -170,6 +174,18 @@ class PublishedRoute(APIRoute):
         if scope["method"] not in ("GET", "HEAD"):
             raise HTTPException(405, headers={"Allow": "GET, HEAD"})
         await self.app(scope, receive, send)
+
+    def _is_row(self, scope: Scope) -> bool:
+        """Whether a path has one part below the list's, in which slashes of a key were sent as ``%2F``.
+
+        What has several parts is the application's: a page of Django's, mounted at "/". Servers decode the
+        path and leave what was sent in ``raw_path``.
+        """
+        below = get_route_path(scope).removeprefix(self._beginning)
+        if "/" not in below:
+            return True
+        before = scope["path"].removesuffix(below)
+        return bool(scope.get("raw_path", b"").count(b"/") == before.count("/"))
 
     @cached_property
     def _beginning(self) -> str:

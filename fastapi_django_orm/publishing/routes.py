@@ -18,9 +18,10 @@ from django.utils import timezone
 from fastapi import FastAPI, Path, Query
 from starlette.responses import JSONResponse, Response
 
+from ..cached import CachedRepository
 from ..errors import InvalidRepository, NotFound, NotLoaded
 from ..events import logger
-from ..repository import Repository
+from ..repository import Repository, naming_errors
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
@@ -81,7 +82,8 @@ def publications(repositories: Iterable[Repository[Any]]) -> list[Publication]:
     for repository in repositories:
         if repository.publish is None:
             continue
-        publication = Publication(repository)
+        with naming_errors(repository):
+            publication = Publication(repository)
         other = found.setdefault(publication.base, publication)
         if other is not publication:
             raise InvalidRepository(
@@ -98,6 +100,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
     sources = {publication.base: source_of(publication.repository) for publication in found}
     lists: dict[str, PublishedRoute] = {}
     rows: dict[str, PublishedRoute] = {}
+    for publication in found:
+        _warn_of_empty_key(publication.repository)
     with ExitStack() as stack:
         # FastAPI remembers functions for longer than their routes, and all that these can reach.
         stack.callback(sources.clear)
@@ -118,7 +122,9 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
         # What comes later stands in front: rows below shallow paths, rows below deep ones, and then the
         # lists, since a key could be the last part of a list's path.
         for each in with_rows:
-            rows[each.base] = _put_first(app, _row_route(each, sources), own[each.base], stack)
+            slashes = each.key_type in (str, Any)
+            route = _row_route(each, sources)
+            rows[each.base] = _put_first(app, route, own[each.base], stack, slashes=slashes)
         for each in with_list:
             lists[each.base] = _put_first(app, _list_route(each, sources), own[each.base], stack)
         # The application's own dependencies guard these routes, and so does what is around its router. The
@@ -136,6 +142,17 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
             ]
             stack.enter_context(layer_added(app, places))
         yield
+
+
+def _warn_of_empty_key(repository: Repository[Any]) -> None:
+    if not isinstance(repository, CachedRepository) or (snapshot := repository.refresher.snapshot) is None:
+        return
+    if snapshot.table.where is not None and "" in snapshot.table.where:
+        logger.warning(
+            "row_not_reachable",
+            repository=repository.name,
+            reason="its key is an empty text, and so its path would be the list's",
+        )
 
 
 def _is_taken(publication: Publication, path: str, own: OwnRoutes, beside: str = "") -> bool:
@@ -162,7 +179,8 @@ def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Rout
         offset: Annotated[int, Query(ge=0, description="How many rows to leave out.")] = 0,
         limit: Annotated[int | None, Query(ge=1, description="How many rows to give at most.")] = None,
     ) -> Response:
-        return response_to(await _source(sources, base, name).read((offset, limit), None))
+        source = _source(sources, base, name)
+        return response_to(await source.read((offset, limit), None), source.repository)
 
     return (
         publication.path,
@@ -185,7 +203,7 @@ def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route
     async def row(pk: Any) -> Response:
         source = _source(sources, base, name)
         key = _in_zone(source.repository, pk) if isinstance(pk, datetime) else pk
-        return response_to(await source.read(None, key))
+        return response_to(await source.read(None, key), source.repository)
 
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
     return (
@@ -225,7 +243,9 @@ def _description(repository: Repository[Any]) -> str:
     return inspect.cleandoc(vars(type(repository)).get("__doc__") or "")
 
 
-def _put_first(app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack) -> PublishedRoute:
+def _put_first(
+    app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack, *, slashes: bool = False
+) -> PublishedRoute:
     path, endpoint, options = route
     for alias in connections:  # ATOMIC_REQUESTS is for the application's handlers
         transaction.non_atomic_requests(using=alias)(endpoint)
@@ -234,6 +254,10 @@ def _put_first(app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack) -> 
     added = routes.pop()
     assert isinstance(added, PublishedRoute)
     added.own = own
+    if slashes:
+        # `{pk}` matches no slash, and `{pk:path}` no line end.
+        added.takes_slashes = True
+        added.path_regex = re.compile(re.escape(path.removesuffix("{pk}")) + "(?P<pk>.+)", re.DOTALL)
     routes.insert(0, added)
     stack.callback(routes.remove, added)
     app.openapi_schema = None  # it may have been made already, without this

@@ -12,12 +12,12 @@ from uuid import UUID
 from django.db import InterfaceError, OperationalError
 
 from ..cached import CachedRepository
-from ..errors import NotFound, NotLoaded, ReadFailed
+from ..errors import NotFound, NotLoaded, ReadFailed, without_values
 from ..events import logger
 from ..reading.batching import Absent
 from ..reading.live_queries import Window
 from ..repository import Repository
-from ..responses.editions import Content, Edition, Stamp
+from ..responses.editions import Content, Edition, Header, Stamp, cache_control_header
 from ..responses.representation import RepositoryResponse
 from ..snapshots.snapshot import Snapshot
 
@@ -35,10 +35,13 @@ class Source(Protocol):
 
     Attributes:
         repository: whose rows it has.
+        cache_control: that header of its answers.
     """
 
     @property
     def repository(self) -> Repository[Any]: ...  # noqa: D102
+
+    cache_control: Header
 
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting: the rows of a window, or else the row with a key."""
@@ -59,15 +62,15 @@ class CachedSource:
     def __init__(self, repository: CachedRepository[Any]) -> None:
         """Answer for a repository."""
         self.repository = repository
+        self.cache_control = cache_control_header(repository.cache_control)
         self._refresher = repository.refresher
-        self._cache_control = repository.cache_control
 
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting, which is all."""
         snapshot = self._refresher.snapshot
         if snapshot is None:
             return None
-        edition: Edition = snapshot.table.kept.get("edition") or Edition.of(snapshot, self._cache_control)
+        edition = Edition.of(snapshot)
         if window is WHOLE:
             return edition.whole, snapshot
         if window is not None:
@@ -96,7 +99,8 @@ class LiveSource:
     def __init__(self, repository: Repository[Any]) -> None:
         """Answer for a repository."""
         self.repository = repository
-        self._stamp = Stamp(repository.cache_control)
+        self.cache_control = cache_control_header(repository.cache_control)
+        self._stamp = Stamp()
 
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """None: what the database has now must be waited for."""
@@ -111,7 +115,9 @@ class LiveSource:
             raise NotFound.of(self.repository.name, key) from None
         except (InterfaceError, OperationalError) as error:
             name = self.repository.name
-            logger.error("live_read_failed", repository=name, error=f"{type(error).__name__}: {error}")
+            logger.error(
+                "live_read_failed", repository=name, error=f"{type(error).__name__}: {without_values(error)}"
+            )
             raise ReadFailed(f"{name} cannot be read now.") from error
         return Content.plain(self._stamp, body), None
 
@@ -121,10 +127,10 @@ def source_of(repository: Repository[Any]) -> Source:
     return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
 
 
-def response_to(found: Served) -> RepositoryResponse:
+def response_to(found: Served, repository: Repository[Any]) -> RepositoryResponse:
     """A response, for a handler to return."""
     content, snapshot = found
-    return RepositoryResponse(snapshot, content)
+    return RepositoryResponse(snapshot, content, repository.cache_control)
 
 
 def plain_window(query: bytes) -> Window | None:

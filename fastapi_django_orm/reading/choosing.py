@@ -8,7 +8,7 @@ from django.db.models.query import ValuesIterable
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ..errors import FieldsNotNamed, InvalidRepository
+from ..errors import InvalidRepository
 from .declaration import Declared
 from .key_columns import AnyQuerySet
 from .models import unknown_field
@@ -27,7 +27,6 @@ def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
 
     Raises:
         UnknownField: ``fields`` names what is not there.
-        FieldsNotNamed: the model has a password and the repository does not say which fields to serve.
         InvalidRepository: the declaration contradicts itself.
     """
     label, schema, fields = repository.label, repository.schema, repository.fields
@@ -36,7 +35,7 @@ def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
     if issubclass(queryset._iterable_class, ValuesIterable):
         return _dict_reader(label, schema, fields, queryset)
     if schema is None:
-        names = _default_fields(label, queryset) if fields is None else tuple(fields)
+        names = _default_fields(queryset) if fields is None else tuple(fields)
         _check_fields(f"{label}.fields", names, queryset)
         return ColumnReader(names)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
@@ -66,14 +65,8 @@ def _dict_reader(label: str, schema: Any, fields: Any, queryset: AnyQuerySet) ->
     return DictReader(names, key)
 
 
-def _default_fields(label: str, queryset: AnyQuerySet) -> tuple[str, ...]:
+def _default_fields(queryset: AnyQuerySet) -> tuple[str, ...]:
     names = [field.attname for field in queryset.model._meta.concrete_fields]
-    secret = [name for name in names if "password" in name.lower()]
-    if secret:
-        raise FieldsNotNamed(
-            f"{label}: {queryset.model._meta.label} has the field {secret[0]!r}. Say which fields to "
-            f"serve: fields = ({', '.join(map(repr, [n for n in names if n not in secret][:3]))}, …)."
-        )
     return (*names, *queryset.query.annotation_select)
 
 

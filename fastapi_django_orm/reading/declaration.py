@@ -33,6 +33,8 @@ class Declared(Protocol):
     @property
     def schema(self) -> Any: ...  # noqa: D102
     @property
+    def publish(self) -> str | None: ...  # noqa: D102
+    @property
     def model_class(self) -> type[Model]: ...  # noqa: D102
 
     def queryset(self) -> AnyQuerySet: ...  # noqa: D102
@@ -115,6 +117,8 @@ def check_cached(repository: DeclaredCached, reader: Reader) -> None:
 
 
 def _check_names(where: str, names: Any) -> None:
+    if names == "__all__":
+        raise InvalidRepository(f"{where}: name the fields, or leave it out for all of them.")
     if isinstance(names, str):
         raise InvalidRepository(f"{where}: write ({names!r},), a tuple of names.")
     if not isinstance(names, Sequence) and not (names is None and where.endswith(".fields")):

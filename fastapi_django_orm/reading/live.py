@@ -9,6 +9,7 @@ from django.db.models import CompositePrimaryKey
 
 from .. import running
 from ..database.turns import is_bound
+from ..errors import InvalidKey, InvalidRow
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
@@ -26,18 +27,22 @@ Unique = tuple[str, Hashable]  # a unique field, or "pk", and a value
 class LiveReads:
     """Reads one repository's rows, in batches where no transaction forbids it."""
 
-    def __init__(self, queries: LiveQueries, reader: Reader, on_loop: LoopReads, *, label: str) -> None:
+    def __init__(
+        self, queries: LiveQueries, reader: Reader, on_loop: LoopReads, *, name: str, label: str
+    ) -> None:
         """Read nothing yet.
 
         Args:
             queries: what to ask the database.
             reader: how to read rows.
             on_loop: reads without a thread what can be read so.
+            name: the repository's.
             label: what messages call the repository.
         """
         self._queries = queries
         self._reader = reader
         self._on_loop = on_loop
+        self._name = name
         self._label = label
         self._model = self._queries.model
         self._rows: dict[str, Batcher[Hashable, NewRow]] = {}
@@ -47,8 +52,20 @@ class LiveReads:
         """A primary key in the form in which rows have it: 5 for ``"5"``.
 
         Raises:
-            ValueError: no key is like this; or what else the model's field raises.
+            InvalidKey: no key is like this. In a handler: 404.
         """
+        if value is None:
+            raise InvalidKey(f"{self._name}: None is the key of no row.")
+        try:
+            key = self._prepared(value)
+            hash(key)
+        except OF_ONE_KEY as error:
+            # What comes from a URL is the client's mistake, and what the field says of it is no help there.
+            kind = type(value).__name__
+            raise InvalidKey(f"{self._name} has no row with the key {value!r}, a {kind}.") from error
+        return key
+
+    def _prepared(self, value: Any) -> Hashable:
         pk: Any = self._model._meta.pk
         if isinstance(pk, CompositePrimaryKey):
             parts: Any = pk.fields
@@ -63,7 +80,7 @@ class LiveReads:
         """
         pk: Any = self._model._meta.pk
         try:
-            stored: Any = self.key(value)
+            stored: Any = self._prepared(value)
             if isinstance(pk, CompositePrimaryKey):
                 parts: Any = pk.fields
                 return tuple(part.to_python(of) for part, of in zip(parts, stored, strict=True))
@@ -71,11 +88,12 @@ class LiveReads:
         except OF_ONE_KEY:
             raise KeyError(value) from None
 
-    async def row(self, pk: Any, unique: Mapping[str, Any]) -> Any:
+    async def row(self, pk: tuple[Any, ...], unique: Mapping[str, Any]) -> Any:
         """The row with this key, or this value of a unique field, as the reader reads rows.
 
         Raises:
             Absent: there is none.
+            InvalidKey: no row can have this value.
             NotUnique: the field is not unique.
         """
         name, value = self._asked(pk, unique)
@@ -94,7 +112,7 @@ class LiveReads:
             Absent: there is none, or no key is like this.
         """
         try:
-            key = self.key(self._model._meta.pk.to_python(pk))
+            key = self._prepared(self._model._meta.pk.to_python(pk))
         except OF_ONE_KEY:
             raise Absent(pk) from None
         return (await self._find("pk", key)).json
@@ -106,14 +124,20 @@ class LiveReads:
             self._windows = self._batcher(self._queries.read_windows, self._windows_on_loop)
         return await self._read_by(self._windows, self._queries.read_windows, window)
 
-    def _asked(self, pk: Any, unique: Mapping[str, Any]) -> Unique:
-        if len(unique) != (1 if pk is None else 0):
+    def _asked(self, pk: tuple[Any, ...], unique: Mapping[str, Any]) -> Unique:
+        if len(pk) + len(unique) != 1:
             raise TypeError(f"{self._label}.fetch(): give a key, or one unique field with its value.")
-        if not unique:
-            return "pk", self.key(pk)
+        if pk:
+            return "pk", self.key(pk[0])
         ((name, value),) = unique.items()
         field = self._queries.unique_field(name)
-        return ("pk" if field.primary_key else field.attname), field.get_prep_value(value)
+        try:
+            prepared = field.get_prep_value(value)
+            hash(prepared)
+        except OF_ONE_KEY as error:
+            kind = type(value).__name__
+            raise InvalidKey(f"{self._name} has no row with {name} {value!r}, a {kind}.") from error
+        return ("pk" if field.primary_key else field.attname), prepared
 
     # In a batch, or alone
 
@@ -134,6 +158,18 @@ class LiveReads:
         return await self._read_by(batcher, read, value)
 
     async def _read_by(
+        self,
+        batcher: Batcher[K, V],
+        read: Callable[[Sequence[K]], Outcomes[K, V]],
+        wanted: K,
+    ) -> V:
+        try:
+            return await self._read_somehow(batcher, read, wanted)
+        except InvalidRow as error:
+            error.repository = self._name
+            raise
+
+    async def _read_somehow(
         self,
         batcher: Batcher[K, V],
         read: Callable[[Sequence[K]], Outcomes[K, V]],

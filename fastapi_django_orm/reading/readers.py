@@ -16,9 +16,10 @@ from django.db import DataError
 from django.db.models import Model
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from ..errors import InvalidRow, LazyValue
+from ..errors import LazyValue
 from ..rows.codec import RowCodec
 from ..rows.encoding import Encoder
+from ..rows.refusal import not_fitting
 from ..rows.row import Row, freeze
 from ..rows.sharing import frozen_type, is_shareable
 from ..snapshots.pages import Chunk
@@ -208,9 +209,8 @@ class SchemaReader:
         try:
             row = self._adapter.validate_python(source, from_attributes=True, by_alias=by_alias, by_name=True)
         except ValidationError as error:
-            raise InvalidRow(
-                f"The row with the key {key!r} does not fit {self._schema.__name__}: {error}"
-            ) from error
+            # Not `from error`: pydantic's text has the values, and a traceback shows it.
+            raise not_fitting(self._schema, key, error) from None
         if self.copied:
             for name in self.names:
                 freeze(getattr(row, name))  # for its refusal: the row keeps its own values

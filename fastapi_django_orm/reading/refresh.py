@@ -21,8 +21,8 @@ from django.db import DatabaseError
 
 from .. import metrics
 from ..backoff import backoff
-from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
-from ..events import logger, text_of
+from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
+from ..events import logger
 from ..snapshots.snapshot import RowT, Snapshot
 from .pacing import switching_sooner
 
@@ -228,6 +228,10 @@ class Refresher(Generic[RowT]):
             asked.done.cancel()
             raise
         except Exception as error:
+            if isinstance(error, InvalidRow):
+                error.repository = self.name
+            else:  # at the start it goes on as it is, and may come from any manager
+                error.add_note(f"Raised while the repository {self.name!r} was loading.")
             asked.done.set_exception(error)
             metrics.count_load(self.name, asked.trigger, time.perf_counter() - started, error)
             asked.done.exception()  # seen: asyncio need not complain when nobody waits for it any more
@@ -280,15 +284,15 @@ class Refresher(Generic[RowT]):
         self._failures += 1
         self.error = error
         # What a database or this package says is told in a line. A traceback would say no more, and some log
-        # renderers print the variables of its frames, where the driver has the password.
-        expected = isinstance(error, DatabaseError | DjangoORMError)
+        # renderers print the variables of its frames, where the driver has the password and code its rows.
+        expected = isinstance(error, DatabaseError | DjangoORMError) or may_quote(error)
         logger.error(
             "refresh_failed",
             repository=self.name,
             trigger=trigger,
             failures=self._failures,
             error=type(error).__name__,
-            cause=text_of(error),
+            cause=without_values(error),
             serving=None if self.snapshot is None else self.snapshot.version,
             **({} if expected else {"exc_info": error}),
         )

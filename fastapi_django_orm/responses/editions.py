@@ -1,7 +1,7 @@
 """What is sent of a snapshot: bytes that are there already, and headers that tell one version from another.
 
-All of it is kept with the snapshot's table and goes with it. ``negotiation`` chooses what a client gets of
-it.
+All of it is made once for a table of rows and goes with it. ``negotiation`` chooses what a client gets of it,
+and whoever answers adds ``Cache-Control``: that differs from answer to answer and not from bytes to bytes.
 """
 
 from collections.abc import Hashable, Iterable
@@ -10,8 +10,11 @@ from email.utils import format_datetime
 from hashlib import sha256
 from threading import Lock
 from typing import Any, Self, TypeAlias
+from weakref import WeakKeyDictionary
 
+from ..errors import InvalidWindow
 from ..snapshots.snapshot import JOINED, Snapshot
+from ..snapshots.table import Table
 from .compression import MINIMUM, Variants
 
 ROWS = 10_000  # rows that are kept with their headers,
@@ -20,7 +23,8 @@ LONG_ROW = 16 * 2**10  # bytes from which a row is compressed, which takes longe
 PIECE = 2**20  # bytes: windows of a list and long rows are kept, with their compressed forms, up to this,
 PIECES = 8 * 2**20  # bytes, of all together
 
-Headers: TypeAlias = list[tuple[bytes, bytes]]
+Header: TypeAlias = tuple[bytes, bytes]
+Headers: TypeAlias = list[Header]
 Form: TypeAlias = tuple[Headers, bytes | None]
 Span: TypeAlias = tuple[int, int]  # how many rows to leave out, and how many there are
 Answer: TypeAlias = tuple[int, Headers, bytes]  # a status, headers that nobody may change, and a body
@@ -29,29 +33,29 @@ _TYPE = (b"content-type", b"application/json")
 _VARY = (b"vary", b"Accept-Encoding")
 
 
+def cache_control_header(value: str) -> Header:
+    """``Cache-Control`` with this value, which every answer gets beside its content's headers."""
+    return b"cache-control", value.encode()
+
+
 class Stamp:
-    """The headers that tell the date and how to cache, alike for all that is sent of a snapshot.
+    """The headers that tell the date, alike for all that is sent of a snapshot.
 
     Attributes:
-        cache_control: that header.
         last_modified: that header, if the date is known.
         seconds: the date in whole seconds as HTTP has them; None if it is not known, or would not tell these
             rows from their predecessors.
     """
 
-    __slots__ = ("cache_control", "last_modified", "seconds")
+    __slots__ = ("last_modified", "seconds")
 
-    def __init__(
-        self, cache_control: str, modified_at: datetime | None = None, *, exact: bool = False
-    ) -> None:
+    def __init__(self, modified_at: datetime | None = None, *, exact: bool = False) -> None:
         """Make the headers.
 
         Args:
-            cache_control: the value of that header.
             modified_at: when the rows were first seen, if that is known.
             exact: whether the second alone tells them from their predecessors.
         """
-        self.cache_control = (b"cache-control", cache_control.encode())
         self.last_modified: Headers = []
         self.seconds: int | None = None
         if modified_at is not None:
@@ -135,7 +139,7 @@ class Content:
 
     @property
     def _lasting(self) -> Headers:
-        return [self.stamp.cache_control, _VARY] if self._varies else [self.stamp.cache_control]
+        return [_VARY] if self._varies else []
 
     def unmodified(self, coding: str | None) -> Headers:
         """The headers that tell a client that its copy is good, the entity tag first.
@@ -196,7 +200,7 @@ class Content:
 
 
 class Edition:
-    """All that is sent of one snapshot, kept with its table.
+    """All that is sent of one snapshot, for as long as its table is in use.
 
     Attributes:
         stamp: what all of it has in common.
@@ -205,14 +209,13 @@ class Edition:
 
     __slots__ = ("_kept", "_lock", "_pieces", "_rows", "stamp", "whole")
 
-    def __init__(self, snapshot: Snapshot[Any], cache_control: str) -> None:
+    def __init__(self, snapshot: Snapshot[Any]) -> None:
         """Prepare the list; the rest is made when it is asked for.
 
         Args:
             snapshot: what to send.
-            cache_control: the value of that header.
         """
-        self.stamp = Stamp(cache_control, snapshot.modified_at, exact=snapshot.date_is_exact)
+        self.stamp = Stamp(snapshot.modified_at, exact=snapshot.date_is_exact)
         body = snapshot.json if snapshot.size <= JOINED else None
         tag = snapshot.etag.strip('"').encode()
         self.whole = Content(self.stamp, tag, body, snapshot.size, Variants())
@@ -222,13 +225,10 @@ class Edition:
         self._lock = Lock()  # handlers on threads make pieces, too
 
     @classmethod
-    def of(cls, snapshot: Snapshot[Any], cache_control: str) -> "Edition":
-        """The edition that is kept with a snapshot, made when it is first asked for."""
-        kept = snapshot.table.kept
-        edition: Edition | None = kept.get("edition")
-        if edition is None:
-            edition = kept["edition"] = cls(snapshot, cache_control)
-        return edition
+    def of(cls, snapshot: Snapshot[Any]) -> "Edition":
+        """The edition of a snapshot's rows, made when it is first asked for."""
+        edition = _editions.get(snapshot.table)
+        return _editions.setdefault(snapshot.table, cls(snapshot)) if edition is None else edition
 
     def window(self, snapshot: Snapshot[Any], offset: int, limit: int | None) -> "Content":
         """Some rows of the list, in the list's form; a large part is not compressed.
@@ -239,10 +239,9 @@ class Edition:
             limit: how many to give at most; None for all.
 
         Raises:
-            ValueError: ``offset`` is negative, or ``limit`` below 1.
+            InvalidWindow: ``offset`` is negative, or ``limit`` below 1, or one of them no whole number.
         """
-        if offset < 0 or (limit is not None and limit < 1):
-            raise ValueError(f"offset={offset} must be 0 or more, and limit={limit} 1 or more.")
+        _check_window(offset, limit)
         first = min(offset, len(snapshot))
         last = len(snapshot) if limit is None else min(first + limit, len(snapshot))
         if (first, last) == (0, len(snapshot)):
@@ -287,6 +286,18 @@ class Edition:
             self._rows.clear()  # the cheapest way to make room, once in ten thousand times
         self._rows[key] = row
         return row
+
+
+def _check_window(offset: Any, limit: Any) -> None:
+    # What a handler has of a query parameter may be anything, and is its client's mistake.
+    starts = isinstance(offset, int) and offset >= 0
+    if not starts or not (limit is None or (isinstance(limit, int) and limit >= 1)):
+        raise InvalidWindow(f"offset={offset!r} must be a number from 0, and limit={limit!r} one from 1.")
+
+
+# By the table and not by the snapshot: a refresh that finds the same rows makes another snapshot of the same
+# table, and what was compressed is still good. An edition does not know its table, or neither would ever go.
+_editions: WeakKeyDictionary[Table, Edition] = WeakKeyDictionary()
 
 
 def tag_of(body: bytes) -> bytes:

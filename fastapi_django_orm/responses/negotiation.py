@@ -14,7 +14,7 @@ from starlette.types import Scope, Send
 
 from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import preferred
-from .editions import Answer, Content, Headers
+from .editions import Answer, Content, Header, Headers
 
 SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
 LONGEST = 1024  # bytes; a longer value asks for nothing, since those that were read are remembered
@@ -26,7 +26,7 @@ _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"
 
 
 def at_once(content: Content, headers: Headers) -> Answer | None:
-    """The answer to a GET request, if it is there already and is sent in one piece.
+    """The answer to a GET request but for ``Cache-Control``, if it is there and is sent in one piece.
 
     Args:
         content: what its URL stands for.
@@ -37,7 +37,12 @@ def at_once(content: Content, headers: Headers) -> Answer | None:
 
 
 async def deliver(
-    content: Content, snapshot: Snapshot[Any] | None, scope: Scope, send: Send, own: Headers | None = None
+    content: Content,
+    snapshot: Snapshot[Any] | None,
+    scope: Scope,
+    send: Send,
+    cache_control: Header,
+    own: Headers | None = None,
 ) -> None:
     """Answer a GET or HEAD request.
 
@@ -46,7 +51,8 @@ async def deliver(
         snapshot: what that is of; None if it is kept in one piece.
         scope: the request's.
         send: the request's.
-        own: headers to send in the place of those that do not describe the body.
+        cache_control: that header.
+        own: headers to send in the place of all that do not describe the body.
     """
     unmodified, coding = _negotiated(content, scope["headers"])
     status = 200
@@ -56,7 +62,7 @@ async def deliver(
     else:
         headers, body = content.made(coding) or await content.form(coding, snapshot)
     # A list of its own, since middleware changes it.
-    headers = [*headers] if own is None else _with_own(headers, own)
+    headers = [*headers, cache_control] if own is None else _with_own(headers, own)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     if scope["method"] == "HEAD":
         body = b""

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ..snapshots.snapshot import Snapshot
-from .editions import Content, Edition, Headers
+from .editions import Content, Edition, Headers, cache_control_header
 from .negotiation import deliver, entity
 
 READING = ("GET", "HEAD")
@@ -24,14 +24,15 @@ class RepositoryResponse(Response):
 
     media_type = "application/json"
 
-    def __init__(self, snapshot: Snapshot[Any] | None, content: Content) -> None:
+    def __init__(self, snapshot: Snapshot[Any] | None, content: Content, cache_control: str) -> None:
         """Show a part of a snapshot: use ``of_list()`` and ``of_row()``."""
         self._snapshot = snapshot
         self._content = content
+        self._cache_control = cache_control_header(cache_control)
         self._body: bytes | None = None
         self.status_code = 200
         self.background = None
-        self.raw_headers = [*content.headers]
+        self.raw_headers = [*content.headers, self._cache_control]
 
     @classmethod
     def of_list(
@@ -51,12 +52,12 @@ class RepositoryResponse(Response):
             cache_control: the value of that header.
 
         Raises:
-            ValueError: ``offset`` is negative, or ``limit`` below 1.
+            InvalidWindow: ``offset`` is negative, or ``limit`` below 1. In a handler: 422.
         """
-        edition = Edition.of(snapshot, cache_control)
+        edition = Edition.of(snapshot)
         if offset == 0 and limit is None:
-            return cls(snapshot, edition.whole)
-        return cls(snapshot, edition.window(snapshot, offset, limit))
+            return cls(snapshot, edition.whole, cache_control)
+        return cls(snapshot, edition.window(snapshot, offset, limit), cache_control)
 
     @classmethod
     def of_row(
@@ -67,7 +68,7 @@ class RepositoryResponse(Response):
         Raises:
             KeyError: there is none with this key.
         """
-        return cls(snapshot, Edition.of(snapshot, cache_control).row(snapshot, key))
+        return cls(snapshot, Edition.of(snapshot).row(snapshot, key), cache_control)
 
     @property
     def body(self) -> bytes:
@@ -83,7 +84,7 @@ class RepositoryResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send what the client asks for."""
         identity: Headers = self._content.headers
-        own = None if self.raw_headers == identity else self.raw_headers
+        own = None if self.raw_headers == [*identity, self._cache_control] else self.raw_headers
         if (
             self._body is not None
             or self.status_code != 200
@@ -92,6 +93,6 @@ class RepositoryResponse(Response):
         ):
             await super().__call__(scope, receive, send)
             return
-        await deliver(self._content, self._snapshot, scope, send, own)
+        await deliver(self._content, self._snapshot, scope, send, self._cache_control, own)
         if self.background is not None:
             await self.background()

@@ -1,16 +1,18 @@
 """Rows as JSON bytes, in the forms that FastAPI sends under a response model.
 
-Pydantic makes them: ``Z`` for UTC, decimals and UUIDs as strings, null for NaN.
+Pydantic makes them: ``Z`` for UTC, decimals and UUIDs as strings, null for NaN. Time zones are texts, as they
+are to pydantic where a schema names their type.
 """
 
 from collections.abc import Hashable, Iterable
 from hashlib import blake2b
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter
 from pydantic_core import PydanticSerializationError, to_json
 
-from ..errors import InvalidRow
+from .refusal import without_json
 
 CLOSING = b"]}"
 DIGEST_SIZE = 16  # bytes
@@ -38,13 +40,24 @@ class Encoder:
             InvalidRow: a value has no JSON form.
         """
         try:
-            return self._dump(row, by_alias=True)
-        except (PydanticSerializationError, UnicodeDecodeError) as error:
-            raise InvalidRow(
-                f"The row with the key {key!r} cannot be sent as JSON: {error}. Leave the field out with "
-                "`fields`, or give a `schema` that says how to send it (ConfigDict(ser_json_bytes='base64') "
-                "for binary data)."
-            ) from error
+            return self._dump(row, by_alias=True, fallback=_text_of)
+        except (PydanticSerializationError, UnicodeError) as error:
+            # Not `from error`: its text may have the value, and a traceback shows it.
+            raise without_json(key, row, self._dump_part, error) from None
+
+    def _dump_part(self, row: Any, include: set[str]) -> bytes:
+        return self._dump(row, by_alias=True, fallback=_text_of, include=include)
+
+
+def _text_of(value: Any) -> str:
+    """The form of a value that pydantic has none for.
+
+    Raises:
+        TypeError: there is none on which pydantic, Django and Django REST framework agree.
+    """
+    if isinstance(value, ZoneInfo):
+        return str(value)
+    raise TypeError(f"<class '{type(value).__module__}.{type(value).__qualname__}'>")
 
 
 def opening(name: str) -> bytes:

@@ -89,7 +89,8 @@ def unpack(parts: Iterable[bytes], codec: RowCodec, key: bytes) -> Iterator[Page
                 rows, expected = rows + len(page), expected - 1
                 yield page
         except (struct.error, ValueError, KeyError, TypeError) as error:
-            raise NotGenuine(f"a shared snapshot cannot be read: {error}") from error
+            # Not the error's text, which may quote a row and is logged.
+            raise NotGenuine(f"a shared snapshot cannot be read ({type(error).__name__})") from error
     if expected != 0:
         raise NotGenuine("a part of a shared snapshot is missing")
 

@@ -18,7 +18,8 @@ import redis
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
-from ..events import logger, text_of
+from ..errors import text_of
+from ..events import logger
 from ..reading.declaration import Declared
 from ..reading.loading import Loader
 from ..reading.readers import Reader

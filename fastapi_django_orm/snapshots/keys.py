@@ -35,10 +35,11 @@ def check(keys: Iterable[Any], kinds: Iterable[type]) -> None:
     for key in keys:
         if (missing := _missing(key)) is not None:
             raise InvalidRow(
-                f"Rows cannot be kept by the key {key!r}, a {type(key).__name__}: it has no {missing} of its "
+                f"Rows cannot be kept by a key that is a {type(key).__name__}: it has no {missing} of its "
                 "own. Have the field's from_db_value() give something plain, such as a number, a text or a "
                 "tuple of these; or give your class `__eq__`, `__hash__` and `__str__` that go by its value. "
-                "Where the rows need no key, let queryset() end in .values() with the other columns."
+                "Where the rows need no key, let queryset() end in .values() with the other columns.",
+                key=key,
             )
 
 

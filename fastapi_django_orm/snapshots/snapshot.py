@@ -79,6 +79,10 @@ class Snapshot(Generic[RowT]):
     def __bool__(self) -> bool:
         return True  # without rows it is still a snapshot
 
+    def __repr__(self) -> str:
+        loaded_at = self.loaded_at.isoformat(timespec="seconds")
+        return f"<Snapshot of {self.name!r}: {len(self)} rows, version {self.version}, loaded at {loaded_at}>"
+
     def __iter__(self) -> Iterator[RowT]:
         """The rows in order, page by page."""
         for page in self.table.pages:
@@ -90,12 +94,12 @@ class Snapshot(Generic[RowT]):
     @property
     def rows(self) -> tuple[RowT, ...]:
         """The rows in order. Of a table with more than ``rows_kept`` they are made anew each time."""
-        if (rows := self.table.kept.get("rows")) is None:
+        if (rows := self.table.rows) is None:
             made = [row for page in self.table.pages for row in self.cache.rows(page)]
             rows = CopiedRows(made) if self.copies else tuple(made)
             if len(self) <= self.cache.most:
-                self.table.kept["rows"] = rows
-        return cast("tuple[RowT, ...]", rows)
+                self.table.rows = rows
+        return rows
 
     # Made anew for each caller: kept here, it and the snapshot would hold each other, and only the garbage
     # collector would free what a refresh has replaced.
@@ -147,11 +151,11 @@ class Snapshot(Generic[RowT]):
     @property
     def json(self) -> bytes:
         """The bytes of ``{"name": [rows]}``; those of a large list are joined anew each time."""
-        if (whole := self.table.kept.get("json")) is None:
+        if (whole := self.table.json) is None:
             whole = b"".join(self.parts())
             if self.size <= JOINED:
-                self.table.kept["json"] = whole
-        return cast("bytes", whole)
+                self.table.json = whole
+        return whole
 
     def parts(self) -> Iterator[bytes]:
         """The same bytes piece by piece."""

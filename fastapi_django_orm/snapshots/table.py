@@ -23,7 +23,8 @@ class Table:
         listed: the pages, with their sums.
         pages: the pages alone.
         where: for each key the ``start`` of its page; None where rows have no keys.
-        kept: what others have made of these rows and keep with them, such as their compressed form.
+        rows: the Python objects of all rows, once a snapshot has made them and may keep them.
+        json: the bytes of the whole list, likewise.
         formed: whether all values are known to be stored in the form in which Django stores them.
     """
 
@@ -32,7 +33,8 @@ class Table:
         self.listed = listed
         self.pages: Sequence[Page] = listed.pages
         self.where = where
-        self.kept: dict[str, Any] = {}
+        self.rows: tuple[Any, ...] | None = None
+        self.json: bytes | None = None
         self.formed = False
 
     def __len__(self) -> int:

@@ -7,9 +7,12 @@ would make each change copy half of the keys; its keys are in shards.
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
 from ..errors import InvalidRow
+from ..rows.row import Row, RowList
 from .key_index import ABSENT, Absent, KeyIndex
 
 _FEW = 64
+
+_KINDS: dict[type, str] = {Row: "dict", RowList: "list"}
 
 Pairs = list[tuple[Hashable, Hashable]]  # of a value and a key
 Keys = tuple[Hashable, ...] | KeyIndex[None]
@@ -69,13 +72,15 @@ def lookup_pairs(field: str, pairs: Pairs) -> Pairs:
     Raises:
         InvalidRow: rows cannot be looked up by one of the values.
     """
-    for value, _ in pairs:
+    for value, key in pairs:
         try:
             hash(value)
         except TypeError:
+            kind = _KINDS.get(type(value), type(value).__name__)
             raise InvalidRow(
-                f"A row cannot be looked up by {field!r}, which holds {value!r}: "
-                "leave the field out of `indexes`."
+                f"A row cannot be looked up by {field!r}, which holds a {kind}: "
+                "leave the field out of `indexes`.",
+                key=key,
             ) from None
     return pairs
 

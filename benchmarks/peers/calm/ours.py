@@ -16,6 +16,7 @@ class Topics(CachedRepository):
 
     model = "bbs.Topic"
     ordering = ("pk",)
+    fields = ("id", "comment", "created_at")
     publish = "/topics"
 
     def queryset(self):  # type: ignore[no-untyped-def]  # Django's types would say little here

@@ -18,6 +18,7 @@ class Topics(CachedRepository):
 
     model = "bbs.Topic"
     ordering = ("pk",)
+    fields = ("id", "comment", "created_at")
     publish = "/topics"
 
 

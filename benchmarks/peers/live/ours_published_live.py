@@ -10,6 +10,7 @@ class Topics(Repository):
 
     model = "bbs.Topic"
     ordering = ("-pk",)
+    fields = ("id", "comment", "created_at")
     publish = "/topics"
 
 

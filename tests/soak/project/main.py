@@ -26,6 +26,7 @@ class Items(CachedRepository):
 
     model = "stock.Item"
     ordering = ("number", "pk")
+    fields = ("id", "number", "title", "is_open", "shelf_id", "seal")
     publish = "/items/"
 
 
@@ -41,6 +42,7 @@ class OpenItems(CachedRepository):
 
     model = "stock.Item"
     ordering = ("-number", "-pk")
+    fields = ("id", "number", "title", "is_open", "shelf_id", "seal")
     publish = "/open/"
 
     def queryset(self) -> Any:
@@ -87,6 +89,7 @@ class Accounts(CachedRepository):
 
     model = "stock.Account"
     ordering = ("pk",)
+    fields = ("id", "balance", "seal")
     publish = "/accounts/"
 
 
@@ -96,6 +99,7 @@ class Books(CachedRepository):
     model = "stock.Account"
     ordering = ("pk",)
     depends_on = ("stock.Account",)
+    fields = ("id", "balance", "seal")
     publish = "/books/"
 
 

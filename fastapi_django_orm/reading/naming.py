@@ -1,0 +1,159 @@
+"""Nothing secret is served that nobody has named, and nothing at all is published so.
+
+By default rows have every column of the model. That is right for a list behind a handler and wrong for a
+password; and what is published would one day have a column that a migration adds. Naming is ``fields``, a
+``schema`` that lists its fields, or ``.values("id", …)``. A bare ``.values()``, ``fields = "__all__"`` and
+``exclude`` in a serializer's ``Meta`` name nothing.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from django.db.models import Exists, Subquery
+from django.db.models.expressions import Col, RawSQL
+from django.db.models.query import ValuesIterable
+from pydantic import BaseModel
+
+from ..errors import FieldsNotNamed
+from .declaration import Declared
+from .key_columns import AnyQuerySet
+
+_SECRET = re.compile(
+    r"passw(or)?d|passphrase|credential|secret(?!ar)|api_?key|private_?key|session_?(key|data)|"
+    r"(access|auth|refresh)_?token",
+    re.IGNORECASE,
+)
+
+
+def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
+    """Refuse to serve what has to be named and is not.
+
+    Args:
+        repository: what is declared.
+        queryset: its query.
+
+    Raises:
+        FieldsNotNamed: a secret is among what would be served by default; or the repository is published, and
+            neither ``fields`` nor a ``schema`` says what everybody may see.
+    """
+    schema: Any = repository.schema
+    if repository.fields is not None:
+        return
+    if schema is not None:
+        unnamed = [*_unnamed_in_schema(schema)]
+        cure = f"list the fields in {schema.__name__}.Meta" if unnamed else ""
+        if unnamed and repository.publish is not None:
+            raise _published(repository, cure, unnamed[0])
+        _refuse_secrets(repository, filter(_SECRET.search, unnamed), cure)
+        return
+    if is_named_by_values(queryset):
+        return
+    columns = [field.attname for field in queryset.model._meta.concrete_fields]
+    secret = dict.fromkeys(_secret_columns(queryset))
+    some = ", ".join(repr(name) for name in [name for name in columns if name not in secret][:3])
+    is_values = issubclass(queryset._iterable_class, ValuesIterable)
+    cure = f"end queryset() in .values({some}, …)" if is_values else f"fields = ({some}, …)"
+    if repository.publish is not None:
+        raise _published(repository, cure, next(iter(secret), columns[-1]))
+    _refuse_secrets(repository, secret, cure)
+
+
+def is_named_by_values(queryset: AnyQuerySet) -> bool:
+    """Whether a query ends in ``.values()`` with names, which Django keeps as they were written."""
+    spelled: Any = getattr(queryset, "_fields", None)
+    return bool(spelled) and issubclass(queryset._iterable_class, ValuesIterable)
+
+
+def _refuse_secrets(repository: Declared, secret: Any, cure: str) -> None:
+    if (name := next(iter(secret), None)) is not None:
+        raise FieldsNotNamed(
+            f"{repository.label}: {repository.model_class._meta.label} has the field {name!r}. Say which "
+            f"fields to serve: {cure}."
+        )
+
+
+def _published(repository: Declared, cure: str, example: str) -> FieldsNotNamed:
+    return FieldsNotNamed(
+        f"{repository.label}.publish: what is published is public, and by default that is every column "
+        f"({example!r} for one), and every one that a migration adds. Name what everybody may see: {cure}."
+    )
+
+
+# What a query selects by itself
+
+
+def _secret_columns(queryset: AnyQuerySet) -> Iterator[str]:
+    query = queryset.query
+    yield from (field.attname for field in queryset.model._meta.concrete_fields if _is_secret(field))
+    for name, annotation in query.annotation_select.items():
+        if _SECRET.search(name) or _shows_secret(annotation):
+            yield name
+    if issubclass(queryset._iterable_class, ValuesIterable):
+        yield from (name for name, (sql, _) in query.extra_select.items() if _SECRET.search(f"{name} {sql}"))
+
+
+def _is_secret(field: Any) -> bool:
+    kind = type(field).__name__  # which may say as much: EncryptedTextField, PasswordField
+    return "Encrypted" in kind or _SECRET.search(f"{field.attname} {kind}") is not None
+
+
+def _shows_secret(expression: Any) -> bool:
+    """Whether a secret column is a part of what an annotation shows."""
+    for part in expression.flatten():
+        if isinstance(part, Col) and _is_secret(part.target):
+            return True
+        if isinstance(part, RawSQL) and _SECRET.search(part.sql):
+            return True
+        if isinstance(part, Subquery) and not isinstance(part, Exists):
+            inner = part.query
+            if any(map(_shows_secret, (*inner.select, *inner.annotation_select.values()))):
+                return True
+    return False
+
+
+# What a schema takes without a name
+
+
+def _unnamed_in_schema(schema: Any) -> Iterator[str]:
+    if not isinstance(schema, type):
+        return
+    if issubclass(schema, BaseModel):
+        yield from _unnamed_in_model(schema, set())
+    elif hasattr(schema, "_declared_fields"):
+        yield from _unnamed_in_serializer(schema())
+
+
+def _unnamed_in_model(model: type[BaseModel], seen: set[type[BaseModel]]) -> Iterator[str]:
+    seen.add(model)
+    takes_all = _takes_all(model)  # a ModelSchema of django-ninja
+    for name, field in model.model_fields.items():
+        if takes_all:
+            yield name
+        for nested in _models_in(field.annotation):
+            if nested not in seen:
+                yield from _unnamed_in_model(nested, seen)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _unnamed_in_serializer(serializer: Any) -> Iterator[str]:
+    takes_all = _takes_all(type(serializer))
+    for name, field in serializer.fields.items():
+        if field.write_only:
+            continue
+        if takes_all and name not in serializer._declared_fields:
+            yield name
+        nested = getattr(field, "child", field)  # many=True; and `depth` makes some with all fields
+        if hasattr(nested, "_declared_fields"):
+            yield from _unnamed_in_serializer(nested)
+
+
+def _takes_all(schema: type[Any]) -> bool:
+    meta = getattr(schema, "Meta", None)
+    return getattr(meta, "fields", None) == "__all__" or bool(getattr(meta, "exclude", None))
