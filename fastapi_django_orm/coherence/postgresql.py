@@ -17,6 +17,7 @@ import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
+from ..clock import monotonic
 from .hints import CHANNEL, EVERYTHING, Hint, decode, encode
 from .postgresql_session import SESSION_PATIENCE, Session
 from .postgresql_triggers import TriggerWatch
@@ -145,18 +146,17 @@ class PostgreSQLListener:
             )
 
     async def _stay(self, session: Session, receiver: Receiver) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._heartbeat
+        due = monotonic() + self._heartbeat
         while True:
-            await session.wait(due - loop.time())
+            await session.wait(due - monotonic())
             await self._do_errands(session)
             if self._asking:
                 await self._beat(session)
-            if loop.time() >= due:
+            if monotonic() >= due:
                 await self._beat(session)
                 if await self._watch.look(session):  # what was written without them is unknown
                     receiver.heard(EVERYTHING)
-                due = loop.time() + self._heartbeat
+                due = monotonic() + self._heartbeat
 
     async def _do_errands(self, session: Session) -> None:
         errands, self._errands = self._errands, []

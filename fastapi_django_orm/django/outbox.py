@@ -5,9 +5,9 @@ import encodings.idna  # noqa: F401 - or a fork during the first look-up of a ho
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 
+from ..clock import monotonic
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
 from .destination import Destination
@@ -45,12 +45,12 @@ class Outbox:
         Returns:
             Whether all is published.
         """
-        end = time.monotonic() + patience
+        end = monotonic() + patience
         destinations = self._destinations or []
         for destination in destinations:
             destination.hurry(1)
         try:
-            return all(destination.wait(end - time.monotonic()) for destination in destinations)
+            return all(destination.wait(end - monotonic()) for destination in destinations)
         finally:
             for destination in destinations:
                 destination.hurry(-1)

@@ -8,7 +8,6 @@ unless somebody who waits with them wants everything.
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from django.db import DatabaseError
 
 from .. import metrics
 from ..backoff import backoff
+from ..clock import monotonic
 from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
 from ..snapshots.snapshot import RowT, Snapshot
 from .pacing import switching_sooner
@@ -134,7 +134,7 @@ class Refresher(Generic[RowT]):
             return None
         # The system's clock may be set back, and the other stands still while the system sleeps.
         by_date = (datetime.now(UTC) - self.snapshot.loaded_at).total_seconds()
-        return max(by_date, time.monotonic() - self._read_at)
+        return max(by_date, monotonic() - self._read_at)
 
     @property
     def stale(self) -> bool:
@@ -219,7 +219,7 @@ class Refresher(Generic[RowT]):
         return max(0.0, self._max_age.total_seconds() - self.age)
 
     async def _load(self, asked: Asked[RowT]) -> None:
-        started, read_at = time.perf_counter(), time.monotonic()
+        started, read_at = monotonic(), monotonic()
         try:
             snapshot = await self._read_on_loop(asked)
             if snapshot is None:
@@ -230,13 +230,13 @@ class Refresher(Generic[RowT]):
             raise
         except Exception as error:
             asked.done.set_exception(error)
-            metrics.count_load(self.name, asked.trigger, time.perf_counter() - started, error)
+            metrics.count_load(self.name, asked.trigger, monotonic() - started, error)
             asked.done.exception()  # seen: asyncio need not complain when nobody waits for it any more
             self._failed(error, asked.trigger)
         else:
             keys = None if asked.keys is None else len(asked.keys)
             pieces = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
-            load = Load(snapshot, time.perf_counter() - started, asked.trigger, keys)
+            load = Load(snapshot, monotonic() - started, asked.trigger, keys)
             metrics.count_load(self.name, asked.trigger, load.duration)
             if load.keys is None:
                 self._read_at = read_at
