@@ -166,7 +166,7 @@ def test_refresh_without_a_token_is_warned_of(
 
 def test_refresh_that_is_settled_is_not_warned_of(lines: list[Any]) -> None:
     """With a token, or without the route, there is nothing to say."""
-    for settings in ({"refresh_token": "s3cret"}, {"refresh_path": ""}):
+    for settings in ({"refresh_token": "s3cret"}, {"refresh_path": "off"}):
         with serving(application(**settings)):
             pass
     assert not [line for line in lines if line["log_level"] == "warning"]

@@ -18,7 +18,7 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
-from .. import metrics
+from .. import metrics, running
 from ..backoff import backoff
 from ..clock import monotonic
 from ..errors import DatabaseBusy, DjangoORMError, RefreshFailed
@@ -152,13 +152,13 @@ class Refresher(Generic[RowT]):
 
         Raises:
             RefreshFailed: it failed.
+            NotStarted: the event loop of the application stands still.
         """
         loop = asyncio.get_running_loop()
         if self._loop is None or self._task is None or self._task.done():
             raise self._shut_down()
         if loop is not self._loop:  # asgiref's async_to_sync may run its own
-            elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger, keys), self._loop)
-            return await asyncio.wrap_future(elsewhere)
+            return await running.on_loop(self._loop, self.refresh(trigger, keys), f"{self.name}: refreshing")
         if self._next is None:
             bound = structlog.contextvars.get_contextvars()
             request = {"request_id": bound["request_id"]} if "request_id" in bound else {}
