@@ -59,6 +59,11 @@ Wait = Annotated[
 ]
 
 
+# With the first parameter of a route FastAPI imports all of pydantic, and under a clock that a test has
+# stopped this import fails. So it happens now.
+APIRouter().get("/")(lambda wait: None)
+
+
 def add_refresh(router: APIRouter, path: str, token: SecretStr | None, refreshers: Refreshers) -> None:
     """Add the route for these repositories."""
     guard = [Depends(may_refresh(token))]

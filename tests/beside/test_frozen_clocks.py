@@ -19,6 +19,7 @@ from structlog.testing import capture_logs  # noqa: E402
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings  # noqa: E402
 from fastapi_django_orm.clock import pause  # noqa: E402
 from tests.project.board.models import Topic  # noqa: E402
+from tests.projects import Project  # noqa: E402
 
 DEADLINE = 20  # seconds, by a clock that no test stops
 
@@ -101,7 +102,8 @@ def test_an_application_under_a_stopped_clock(
 
 def test_rows_keep_their_times(default_database: str, topics: type[CachedRepository], clock: Clock) -> None:
     """A time that was written is read as it is, whatever class the clock puts in place of datetime."""
-    Topic.objects.create(comment="first", created_at=datetime(2026, 7, 1, 12, 0, tzinfo=UTC))
+    Topic.objects.create(comment="first")
+    Topic.objects.update(created_at=datetime(2026, 7, 1, 12, 0, tzinfo=UTC))
 
     async def main() -> None:
         app = FastAPI(lifespan=DjangoORM(repositories=[topics]).lifespan)
@@ -113,3 +115,19 @@ def test_rows_keep_their_times(default_database: str, topics: type[CachedReposit
 
     with clock():
         asyncio.run(main())
+
+
+def test_a_start_that_is_the_first_thing_under_a_stopped_clock(project: Project) -> None:
+    """What is imported late, by whichever package, is not imported for the first time then."""
+    code = """
+        import asyncio, freezegun
+        from main import Topics, app
+
+        async def main():
+            async with app.router.lifespan_context(app):
+                print("rows:", len(await Topics.current()))
+
+        with freezegun.freeze_time("2031-05-01"):
+            asyncio.run(main())
+    """
+    assert "rows: 1" in project.python(code)
