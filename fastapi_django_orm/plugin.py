@@ -24,6 +24,7 @@ from .cached import CachedRepository
 from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
+from .database.lifetimes import warn_of_short_lives
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
@@ -157,6 +158,7 @@ class DjangoORM:
             await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
+            warn_of_short_lives()
             here.shared = shared_snapshots(settings)
             refreshers, aliases = await sync_to_async(self._prepare)(here, app)
             # FastAPI remembers handlers for longer than their routes, and all that ours can reach.

@@ -6,10 +6,13 @@ from typing import Annotated, Any
 
 import pytest
 import structlog
+from django.db import connections
 from fastapi import Depends, FastAPI
 from structlog.testing import LogCapture
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
+from fastapi_django_orm.database import lifetimes
+from tests.databases import default_changed
 from tests.project.board.models import Topic
 from tests.projects import MAIN, Project, events
 from tests.serving import serving
@@ -172,6 +175,39 @@ def test_refresh_that_is_settled_is_not_warned_of(lines: list[Any]) -> None:
     assert not [line for line in lines if line["log_level"] == "warning"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "warns"),
+    [({"CONN_MAX_AGE": 0}, True), ({"CONN_MAX_AGE": 1}, False), ({"CONN_MAX_AGE": None}, False)],
+)
+def test_connections_that_are_not_kept_are_warned_of(
+    lines: list[Any], changes: dict[str, Any], warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log says once for each database what it costs, and which setting changes it."""
+    monkeypatch.setattr(lifetimes, "_told_of", set())
+    with default_changed(**changes):
+        for _ in range(2):
+            with serving(application(refresh_token="s3cret")):
+                pass
+    warnings = named(lines, "connections_not_kept")
+    assert len(warnings) == warns
+    for warning in warnings:
+        assert warning["database"] == "default"
+        assert "DATABASES['default']['CONN_MAX_AGE']" in warning["hint"]
+        assert "0.1 to 0.3 ms" in warning["hint"]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_pool_of_the_driver_keeps_connections(
+    database: str, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django wants `CONN_MAX_AGE = 0` with psycopg's pool, and that is not warned of."""
+    monkeypatch.setattr(lifetimes, "_told_of", set())
+    settings = {**connections.settings[database], "CONN_MAX_AGE": 0, "OPTIONS": {"pool": True}}
+    with default_changed(**settings), serving(application(refresh_token="s3cret")):
+        pass
+    assert not named(lines, "connections_not_kept")
+
+
 # The request's id
 
 
@@ -296,7 +332,7 @@ def test_configured_logs_are_one_stream_of_json(project: Project, early: bool) -
     project.write("main.py", MAIN + JSON + setup + SPEAKING)
     with project.uvicorn() as server:
         assert server.get("/speak?x=1", headers={"X-Request-ID": "abc"}).status_code == 200
-        assert server.get("/break").status_code == 500
+        assert server.get("/break", headers={"X-Request-ID": "broken"}).status_code == 500
         server.stop()
     output = server.output()
     lines = events(output)
@@ -309,6 +345,8 @@ def test_configured_logs_are_one_stream_of_json(project: Project, early: bool) -
     assert (said["word"], said["request_id"], said["logger"]) == ("hello", "abc", "mine")
     (django,) = named(lines, "django says hello")
     assert (django["request_id"], django["level"]) == ("abc", "warning")
+    (failure,) = [line for line in lines if "exception" in line]
+    assert (failure["request_id"], failure["logger"]) == ("broken", "uvicorn.error")
     assert len(named(lines, "plainly")) == 1
     for event in ("django_set_up", "repository_loaded", "Application startup complete.", "shut_down"):
         assert len(named(lines, event)) == 1, event
