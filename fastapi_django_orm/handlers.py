@@ -19,6 +19,7 @@ from django.db.models.query import RawQuerySet
 from .database.atomic import atomic, nothing_left_open
 from .database.blocks import Block, current_block, enter_block
 from .errors import LazyAnswer, UnknownFastAPI
+from .rows.encoding import in_forms_of_rows
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
 
@@ -29,6 +30,8 @@ def handlers_instrumented() -> Iterator[None]:
     serialize, run = _of_fastapi("serialize_response"), _of_fastapi("run_endpoint_function")
 
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
+        if options.get("field") is None:
+            response_content = in_forms_of_rows(response_content)
         if not _may_query(response_content):
             return await serialize(response_content=response_content, **options)
         field = options.get("field")

@@ -280,7 +280,7 @@ def test_a_table_that_no_migration_makes_is_told_so(project: Project) -> None:
 
 @pytest.mark.parametrize("gone", ["column", "table"])
 def test_an_old_worker_is_not_told_to_migrate(on_server: Project, gone: str) -> None:
-    """While a new release is rolled out, `migrate` would not help it, neither while it runs nor at a start."""
+    """While a new release is rolled out, `migrate` helps it neither while it runs nor when it starts."""
     on_server.append("main.py", LIVE)
     rename = 'RenameField("Topic", "comment", "text")' if gone == "column" else 'DeleteModel("Topic")'
     with on_server.uvicorn(DJANGO_ORM_COHERENCE="off") as application:

@@ -8,9 +8,10 @@ from hashlib import blake2b
 from typing import Any
 
 from pydantic import TypeAdapter
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from ..errors import InvalidRow
+from .row import Row
 
 CLOSING = b"]}"
 DIGEST_SIZE = 16  # bytes
@@ -45,6 +46,26 @@ class Encoder:
                 "`fields`, or give a `schema` that says how to send it (ConfigDict(ser_json_bytes='base64') "
                 "for binary data)."
             ) from error
+
+
+_any = Encoder()
+
+
+def in_forms_of_rows(content: Any) -> Any:
+    """A value with rows in it, the rows as ``response()`` sends them: a decimal as text, ``Z`` for UTC.
+
+    Without a response model FastAPI would send others: a decimal as a number, ``+00:00``.
+    """
+    if isinstance(content, Row):
+        try:
+            return from_json(_any.encode(None, content))
+        except InvalidRow:  # FastAPI may know what to do with it
+            return content
+    if type(content) is dict:
+        return {key: in_forms_of_rows(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return [in_forms_of_rows(item) for item in content]
+    return content
 
 
 def opening(name: str) -> bytes:
