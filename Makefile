@@ -43,7 +43,7 @@ demo: $(VENV)/dev.installed
 	cd sample && ../$(BIN)/python manage.py migrate --verbosity 0
 	cd sample && ../$(BIN)/python manage.py demo
 	@echo
-	@echo "  http://$(HOST):$(PORT)/          the topics as JSON, from memory"
+	@echo "  http://$(HOST):$(PORT)/          the topics, from memory: a page here, JSON for curl"
 	@echo "  http://$(HOST):$(PORT)/board/    the board, served by Django: write something, and / has it too"
 	@echo "  http://$(HOST):$(PORT)/refresh/  load again now, whether anything was written or not"
 	@echo "  http://$(HOST):$(PORT)/admin/    Django's admin: demo, password demo"

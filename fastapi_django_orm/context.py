@@ -16,7 +16,7 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 from django.core.exceptions import SynchronousOnlyOperation
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import running
+from . import logs, running
 
 HOW_TO_QUERY = (
     "In an `async def` function write `await Topic.objects.aget(…)`, `async for topic in queryset`, or "
@@ -72,8 +72,11 @@ class RequestContext:
         bound = _request_id.set(request_id or f"{self._prefix}-{next(self._numbers):x}")
         try:
             await self.app(scope, receive, send)
-        except SynchronousOnlyOperation as error:
-            error.add_note(HOW_TO_QUERY)
+        except Exception as error:
+            if isinstance(error, SynchronousOnlyOperation):
+                error.add_note(HOW_TO_QUERY)
+            # The server logs it, when the id is not bound any more.
+            logs.mark(error, _request_id.get())
             raise
         finally:
             # A server's request ends here with its context; a test client may run many in one.

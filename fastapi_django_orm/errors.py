@@ -45,6 +45,10 @@ class UnknownFastAPI(ConfigurationError):
     """The installed FastAPI lacks what this package needs of it."""
 
 
+class AsyncioNeeded(ConfigurationError):
+    """The application runs on an event loop that is not asyncio's."""
+
+
 class InvalidRepository(ConfigurationError):
     """A repository class declares something that cannot be served."""
 

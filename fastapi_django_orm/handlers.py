@@ -21,6 +21,7 @@ from .database.blocks import Block, current_block, enter_block
 from .database.misuse import atomic_explained
 from .errors import LazyAnswer, UnknownFastAPI
 from .returned import KINDS, encoder_instrumented, rows_in
+from .rows.encoding import in_forms_of_rows
 from .rows.row import SCALARS
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
@@ -33,10 +34,11 @@ def handlers_instrumented() -> Iterator[None]:
     serialize, run = _of_fastapi("serialize_response"), _of_fastapi("run_endpoint_function")
 
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
-        if not _has(_LOOKED_AT, response_content):
-            return await serialize(response_content=response_content, **options)
         where = options.get("endpoint_ctx") or {}
-        response_content = rows_in(response_content, _handler(where))
+        if _has(_LOOKED_AT, response_content):
+            response_content = rows_in(response_content, _handler(where))
+        if options.get("field") is None:
+            response_content = in_forms_of_rows(response_content)
         if not _has(_LAZY, response_content):
             return await serialize(response_content=response_content, **options)
         field = options.get("field")

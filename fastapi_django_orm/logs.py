@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO
 
@@ -45,6 +46,12 @@ def configure(
     _configured()
 
 
+def mark(error: Exception, request_id: str | None) -> None:
+    """Have the line that somebody logs of this error later carry the id of the request that it ended."""
+    with suppress(AttributeError, TypeError):  # one that takes no attributes goes without
+        error._request_id = request_id  # type: ignore[attr-defined]
+
+
 def configure_again() -> None:
     """Repeat the last ``configure()``, if there was one, over what ``django.setup()`` has configured."""
     if _configured is not None:
@@ -71,7 +78,7 @@ def _configure(as_json: bool, level: int | str, stream: TextIO, muted: AbstractS
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, _access_fields],
+            foreign_pre_chain=[*shared, _access_fields, _request_of_error],
             processors=_rendering(as_json, stream),
             pass_foreign_args=True,
         )
@@ -113,4 +120,12 @@ def _access_fields(logger: WrappedLogger, method: str, event: EventDict) -> Even
     if event["_record"].name == ACCESS_LOGGER and len(args) == 5:
         client, verb, path, version, status = args
         event.update(event="request", client=client, method=verb, path=path, http=version, status=status)
+    return event
+
+
+def _request_of_error(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Give the line of an error that has ended a request that request's id."""
+    exc_info = event["_record"].exc_info
+    if exc_info and (request_id := getattr(exc_info[1], "_request_id", None)):
+        event.setdefault("request_id", request_id)
     return event

@@ -13,8 +13,7 @@ from functools import wraps
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from asgiref.sync import ThreadSensitiveContext, sync_to_async
-from django.conf import settings as django_settings
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db import DEFAULT_DB_ALIAS
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -25,18 +24,19 @@ from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
 from .database.engines import is_configured
+from .database.lifetimes import warn_of_short_lives
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
 from .dependencies import dependencies_of
-from .errors import InvalidRepository
+from .errors import AsyncioNeeded, InvalidRepository
+from .event_handlers import event_handlers_run
 from .events import logger
 from .handlers import handlers_instrumented
 from .publishing.routes import publications, published
 from .reading.refresh import Refresher
 from .repository import Repository
-from .routes.access import HOW_TO_ALLOW
-from .routes.added import build_router, routes_added
+from .routes.added import build_router, routes_added, routes_documented
 from .routes.health import DatabaseProbe
 from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
@@ -144,18 +144,20 @@ class DjangoORM:
             ConfigurationError: something is written wrong.
             DatabaseUnreachable: a database does not answer, and ``startup`` is ``fail``.
         """
+        loop = _asyncio_loop()
         settings = self._settings or read_settings()
         async with AsyncExitStack() as stack:
             here = stack.enter_context(running.running())
             executor = await stack.enter_async_context(
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
-            here.executor, here.loop = executor, asyncio.get_running_loop()
+            here.executor, here.loop = executor, loop
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
+            warn_of_short_lives()
             here.shared = shared_snapshots(settings)
             refreshers, aliases = await sync_to_async(self._prepare)(here, app)
             # FastAPI remembers handlers for longer than their routes, and all that ours can reach.
@@ -170,10 +172,13 @@ class DjangoORM:
             stack.callback(probes.clear)
             for probe in probes.values():
                 stack.push_async_callback(probe.stop)
-            stack.enter_context(routes_added(app, build_router(settings, refreshers, probes)))
+            router = build_router(settings, refreshers, probes)
+            stack.enter_context(routes_added(app, router, settings))
             stack.enter_context(published(app, found))
+            stack.enter_context(routes_documented(app, router, settings))
             stack.enter_context(_layer_added(app, here, threads))
-            _warn_if_closed(settings)
+            stack.enter_context(_left_as_entered(here, threads))
+            await stack.enter_async_context(event_handlers_run(app))
             yield
         logger.info("shut_down")
 
@@ -209,6 +214,29 @@ class DjangoORM:
         for alias in aliases:
             check_shareable(alias)
         return refreshers, sorted(aliases)
+
+
+def _asyncio_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise AsyncioNeeded(
+            "DjangoORM runs on asyncio, and this application runs on another event loop, such as trio's. "
+            "Serve it with uvicorn, or with `hypercorn --worker-class asyncio`; in a test, leave out "
+            '`backend="trio"`, or have the fixture anyio_backend return "asyncio".'
+        ) from None
+
+
+@contextmanager
+def _left_as_entered(here: running.Running, threads: ThreadSensitiveContext) -> Iterator[None]:
+    """Have what ends the application run under it, also in another task than the one that has started it."""
+    try:
+        yield
+    finally:
+        if SyncToAsync.thread_sensitive_context.get(None) is not threads:
+            # As fixtures of tests do. asgiref resets the variable, and can only where it was set.
+            threads.token = SyncToAsync.thread_sensitive_context.set(threads)
+            running.enter(here)
 
 
 def _set_up_by(settings: ORMSettings) -> None:
@@ -275,12 +303,3 @@ def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveCo
                 del app.build_middleware_stack
         stack: Any = app.middleware_stack  # somebody may have built it again
         app.middleware_stack = stack.app if isinstance(stack, RequestContext) else before
-
-
-def _warn_if_closed(settings: ORMSettings) -> None:
-    if settings.refresh_path and settings.refresh_token is None:
-        logger.warning(
-            "refresh_open_to_all" if django_settings.DEBUG else "refresh_closed",
-            path=settings.refresh_path,
-            hint=HOW_TO_ALLOW,
-        )

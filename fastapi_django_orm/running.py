@@ -6,12 +6,13 @@ finds the only one there is.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import NotStarted
+from .how_to_start import how_to_start
 
 if TYPE_CHECKING:  # rooms above this one
     from .coherence.service import Coherence
@@ -19,9 +20,10 @@ if TYPE_CHECKING:  # rooms above this one
     from .repository import Repository
     from .shared_loads.loader import SharedSnapshots
 
-HOW_TO_START = (
-    "Write FastAPI(lifespan=DjangoORM.lifespan); in a test, enter the client: `with TestClient(app)`."
-)
+T = TypeVar("T")
+
+
+LOOK_AGAIN = 1.0  # seconds between two looks whether another loop still runs
 
 
 class Running:
@@ -59,7 +61,8 @@ def running() -> Iterator[Running]:
         here.repositories.clear()
         here.coherence = here.shared = None
         _all.remove(here)
-        _current.reset(token)
+        with suppress(ValueError):  # left in another task than it was entered in
+            _current.reset(token)
 
 
 def enter(here: Running) -> Token[Running]:
@@ -90,7 +93,39 @@ def find(owner: str) -> Running:
         raise NotStarted(
             f"{owner}: {len(_all)} applications run in this process, and this code runs under none of them."
         )
-    raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {HOW_TO_START}")
+    raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {how_to_start()}")
+
+
+async def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], owner: str) -> T:
+    """Run a coroutine on the loop of an application, for a caller on another.
+
+    Args:
+        loop: the application's.
+        work: what to run there.
+        owner: what asks, for the message.
+
+    Raises:
+        NotStarted: that loop does not run, and so nothing would ever come of it.
+    """
+    if not loop.is_running():
+        work.close()
+        raise _stands_still(owner)
+    done = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+    try:
+        while not (await asyncio.wait([done], timeout=LOOK_AGAIN))[0]:
+            if not loop.is_running():  # it has stopped meanwhile
+                raise _stands_still(owner)
+        return done.result()
+    finally:
+        done.cancel()
+
+
+def _stands_still(owner: str) -> NotStarted:
+    return NotStarted(
+        f"{owner} needs the event loop on which the lifespan was entered, and that loop does not run now. "
+        "Keep it running. In a test, enter the lifespan and use the application within one asyncio.run(), or "
+        "write `with TestClient(app)`."
+    )
 
 
 def how_to_get(owner: str) -> str:
@@ -100,7 +135,7 @@ def how_to_get(owner: str) -> str:
         owner: the repository's class.
     """
     if not _all:
-        return HOW_TO_START
+        return how_to_start()
     return (
         "It was made by hand, and the application that runs has one of its own: write "
         f"Depends({owner}.current) in a handler, and `await {owner}.current()` elsewhere."

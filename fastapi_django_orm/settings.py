@@ -32,7 +32,6 @@ _told_of: set[str] = set()
 
 
 def _none_if_empty(value: Any) -> Any:
-    # FOO= in a shell or in .env means "not set".
     return None if value == "" else value
 
 
@@ -43,8 +42,10 @@ def _secret(value: Any) -> Any:
 
 
 def _path(value: Any) -> Any:
-    if isinstance(value, str) and value and not value.startswith("/"):
-        raise ValueError('write a path that starts with "/", or an empty value for no route')
+    if value == "off":
+        return None
+    if isinstance(value, str) and not value.startswith("/"):
+        raise ValueError('write a path that starts with "/", or "off" for no route')
     return value
 
 
@@ -86,7 +87,7 @@ def _shared_url(value: Any) -> Any:
     return url
 
 
-URLPath = Annotated[str, BeforeValidator(_path)]
+URLPath = Annotated[str | None, BeforeValidator(_path)]
 
 
 class ORMSettings(BaseSettings):
@@ -98,6 +99,7 @@ class ORMSettings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
         env_file=".env",
+        env_ignore_empty=True,  # FOO= in a shell, in .env or from docker-compose means "not set"
         dotenv_filtering="only_existing",  # .env is for others too
         extra="ignore",
         frozen=True,
@@ -109,13 +111,16 @@ class ORMSettings(BaseSettings):
         description="Django's settings module. Without it DJANGO_SETTINGS_MODULE counts, then "
         "what manage.py beside the application sets.",
     )
-    refresh_path: URLPath = Field(default="/refresh/", description="Where to refresh. Empty: no route.")
+    refresh_path: URLPath = Field(default="/refresh/", description="Where to refresh. off: no route.")
     refresh_token: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
         default=None,
         repr=False,
         description="Whoever has it may refresh. Without it the route answers only under DEBUG.",
     )
-    health_path: URLPath = Field(default="/health/", description="Where to ask for health. Empty: no route.")
+    health_path: URLPath = Field(default="/health/", description="Where to ask for health. off: no route.")
+    include_in_schema: bool = Field(
+        default=True, description="Whether these routes are in the OpenAPI document, and so in /docs."
+    )
     startup: Literal["fail", "retry"] = Field(
         default="fail",
         description="When the database cannot be read at startup: fail, or start and retry.",

@@ -5,13 +5,12 @@ twice), so a failure is remembered and told again in its own words.
 """
 
 import ast
-import asyncio
-import importlib
 import os
 import sys
 import threading
+from asyncio.events import _get_running_loop, _set_running_loop
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import django
 from django.apps import apps
 from django.conf import ENVIRONMENT_VARIABLE, settings
 from django.db import connections
+from django.utils.functional import empty
 
 from . import logs
 from .errors import ConfigurationError, SettingsModuleBroken, SettingsModuleMissing, SetupFailed
@@ -38,10 +38,7 @@ class _Named(NamedTuple):
 
 
 def set_up_django(settings_module: str | None = None, where: str = "the argument `settings_module`") -> None:
-    """Set Django up if that was not done yet; on a thread of its own if an event loop runs here.
-
-    A server imports the application with its loop running, and an ``AppConfig.ready()`` that queries
-    would be refused there (``SynchronousOnlyOperation``).
+    """Set Django up if that was not done yet.
 
     Args:
         settings_module: the settings' dotted name; else ``DJANGO_SETTINGS_MODULE`` counts, then
@@ -55,43 +52,59 @@ def set_up_django(settings_module: str | None = None, where: str = "the argument
     """
     if apps.ready and settings_module is None:
         return
-    if _loop_runs():
-        with ThreadPoolExecutor(1, thread_name_prefix="django-setup") as executor:
-            executor.submit(_set_up, settings_module, where).result()
-    else:
+    if module := _being_imported():
+        # The settings import the application, which asks for them. What stands there so far is not all of
+        # them, and Django can be set up only once.
+        logger.warning("setup_postponed", settings_module=module, hint="its import is not finished")
+        return
+    with _lock, _loop_out_of_sight():
         _set_up(settings_module, where)
 
 
-def _loop_runs() -> bool:
+def _being_imported() -> str | None:
+    """The settings module, while Python imports it."""
+    name = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return name if getattr(spec, "_initializing", False) else None
+
+
+@contextmanager
+def _loop_out_of_sight() -> Iterator[None]:
+    """Let the block run as if no event loop ran on this thread.
+
+    A server imports the application with its loop running, and Django would refuse an ``AppConfig.ready()``
+    that queries (``SynchronousOnlyOperation``). Another thread would not do: a settings module or an app that
+    imports the application would wait there for a module that this thread is about to import, for ever.
+    """
+    loop = _get_running_loop()
+    _set_running_loop(None)
     try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
+        yield
+    finally:
+        _set_running_loop(loop)
 
 
 def _set_up(settings_module: str | None, where: str) -> None:
     global _failure, _check
-    with _lock:
-        if apps.ready:
-            _warn_if_other(settings_module)
-            return
-        if _failure is not None:
-            raise _failure
-        try:
-            if not settings.configured:
-                named = _named(settings_module, where)
-                _import_settings(named)
-                _check = named.check
-            _populate()
-        except ConfigurationError as error:
-            _failure = error if apps.loading else None
-            raise
-        finally:
-            if settings.configured:
-                connections.close_all()  # what a ready() has opened belongs to nobody from here on
-        logs.configure_again()  # Django's LOGGING has been applied over it
-        logger.info("django_set_up", settings_module=_configured_module(), version=django.__version__)
+    if apps.ready:
+        _warn_if_other(settings_module)
+        return
+    if _failure is not None:
+        raise _failure
+    try:
+        if not settings.configured:
+            named = _named(settings_module, where)
+            _load_settings(named)
+            _check = named.check
+        _populate()
+    except ConfigurationError as error:
+        _failure = error if apps.loading else None
+        raise
+    finally:
+        if settings.configured:
+            connections.close_all()  # what a ready() has opened belongs to nobody from here on
+    logs.configure_again()  # Django's LOGGING has been applied over it
+    logger.info("django_set_up", settings_module=_configured_module(), version=django.__version__)
 
 
 def _populate() -> None:
@@ -130,15 +143,21 @@ def _named(settings_module: str | None, where: str) -> _Named:
     return _from_manage_py()
 
 
-def _import_settings(named: _Named) -> None:
+def _load_settings(named: _Named) -> None:
+    """Have Django read the module, as its own first access to a setting does.
+
+    Not by importing it here before: a library that the module imports may read ``django.conf.settings``
+    meanwhile. Django then takes what stands in the module so far, and takes all of it once its own import has
+    ended; after an import of ours it would leave it at that.
+    """
     before = os.environ.get(ENVIRONMENT_VARIABLE)
     name = named.module
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
-        importlib.import_module(name)
-        bool(settings.DEBUG)  # Django reads the module at the first access
+        bool(settings.LOGGING_CONFIG)  # which django.setup() reads first, too
     except (Exception, SystemExit) as error:
-        # Whoever tries again must not find the wrong name there.
+        # Whoever tries again must not find half of the settings, nor the wrong name.
+        settings._wrapped = empty
         if before is None:
             del os.environ[ENVIRONMENT_VARIABLE]
         else:

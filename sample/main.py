@@ -1,12 +1,20 @@
-"""The FastAPI application beside manage.py: JSON from memory, and the Django site under it."""
+"""The FastAPI application beside manage.py: topics from memory, and the Django site under them."""
 
 from typing import Annotated, Any
 
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.core.asgi import get_asgi_application
-from fastapi import Depends, FastAPI, Response
+from django.http import HttpRequest
+from django.template.loader import render_to_string
+from fastapi import Depends, Header, Response
+from fastapi.responses import HTMLResponse
 
 from fastapi_django_orm import CachedRepository, DjangoORM
+
+try:  # with it /docs has its scripts from here, and without it from the internet
+    from fastapi_offline import FastAPIOffline as FastAPI
+except ImportError:
+    from fastapi import FastAPI
 
 # The lifespan would do this by itself, but Django's own application, mounted below, is built
 # at import and needs the settings by then.
@@ -24,11 +32,27 @@ TopicRepo = Annotated[Topics, Depends(Topics.current)]
 
 app = FastAPI(title="Bulletin board", lifespan=DjangoORM.lifespan)
 
+SHOWN = 100
+
 
 @app.get("/")
-async def index(topics: TopicRepo) -> Response:
-    """Every topic, as bytes that were made when the topics were loaded."""
-    return topics.response()
+async def index(topics: TopicRepo, accept: Annotated[str, Header()] = "*/*") -> Response:
+    """Every topic: bytes that were made when the topics were loaded. Or a page, for a browser."""
+    answer: Response = page(topics) if prefers_html(accept) else topics.response()
+    answer.headers.add_vary_header("Accept")
+    return answer
+
+
+def page(topics: Topics) -> Response:
+    """The newest topics as a page: a template of Django's, and rows that are in memory."""
+    return HTMLResponse(render_to_string("bbs/topics.html", {"topics": topics.all()[:SHOWN]}))
+
+
+def prefers_html(accept: str) -> bool:
+    """Whether a client asks for a page rather than for JSON, which who takes anything gets."""
+    request = HttpRequest()
+    request.META["HTTP_ACCEPT"] = accept
+    return request.get_preferred_type(["application/json", "text/html"]) == "text/html"
 
 
 @app.get("/topics/{pk}")
@@ -38,8 +62,11 @@ async def detail(pk: int, topics: TopicRepo) -> dict[str, Any]:
 
 
 @app.get("/longest/")
-async def longest(topics: TopicRepo) -> dict[str, Any] | None:
-    """The topic with the longest comment, or null while the board is empty."""
+def longest(topics: TopicRepo) -> dict[str, Any] | None:
+    """The topic with the longest comment, or null while the board is empty.
+
+    On a thread, as FastAPI runs every handler that is not `async`: it looks at all of them.
+    """
     return max(topics.all(), key=lambda topic: len(topic["comment"]), default=None)
 
 

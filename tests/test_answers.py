@@ -3,6 +3,8 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Annotated, Any
 
 import httpx
@@ -24,7 +26,7 @@ from fastapi_django_orm import (
     Row,
 )
 from fastapi_django_orm.errors import LazyAnswer
-from tests.project.board.models import Author, LoudTopic, Topic
+from tests.project.board.models import Author, Everything, LoudTopic, Topic
 from tests.serving import serving
 
 
@@ -239,6 +241,41 @@ def test_plain_answers_are_left_alone(sqlite: str) -> None:
         assert client.get("/values").json() == [{"comment": "one"}, {"comment": "two"}]
         assert client.get("/response").text == "plain"
         assert client.get("/model").json() == {"name": "Ann"}
+
+
+def test_rows_are_sent_in_one_form(default_database: str) -> None:
+    """A row that a handler returns looks as in `response()`, in whatever it is, with a model or without."""
+    row = Everything.objects.create(
+        decimal=Decimal("1.50"),
+        moment=datetime(2026, 7, 1, 12, 0, tzinfo=timezone(timedelta(hours=9))),
+        duration=timedelta(days=1, seconds=2.5),
+        date=date(2026, 7, 1),
+    )
+    columns = ("key", "decimal", "moment", "duration", "boolean", "date", "big")
+    attributes = {"__module__": __name__, "model": Everything, "name": "rows", "fields": columns}
+    rows: Any = type("Rows", (CachedRepository,), attributes)
+    app = FastAPI(lifespan=DjangoORM(repositories=[rows]).lifespan)
+
+    @app.get("/{what}", response_model=None)
+    @app.get("/typed/{what}", response_model=list[dict[str, Any]])
+    async def handler(what: str, rows: Annotated[Any, Depends(rows.current)]) -> Any:
+        answers = {
+            "response": rows.response(),
+            "one": rows.get(row.pk),
+            "all": rows.all(),
+            "dict": {"rows": list(rows), "count": len(rows)},
+            "live": await rows.fetch(row.pk),
+        }
+        return answers[what]
+
+    with serving(app) as client:
+        (sent,) = client.get("/response").json()["rows"]
+        assert Decimal(sent["decimal"]) == Decimal("1.50")
+        assert isinstance(sent["decimal"], str)
+        assert sent["moment"] == "2026-07-01T03:00:00Z"
+        assert client.get("/one").json() == client.get("/live").json() == sent
+        assert client.get("/all").json() == client.get("/typed/all").json() == [sent]
+        assert client.get("/dict").json() == {"rows": [sent], "count": 1}
 
 
 @pytest.mark.parametrize("through_a_middleware", [False, True])

@@ -1,6 +1,7 @@
 """The plugin's life in an application: begun anywhere, ended without a trace, and begun again."""
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ import httpx
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import connections
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
@@ -183,6 +184,170 @@ def test_override_replaces_the_repository(topic: Topic) -> None:
         assert client.get("/").json() == ["fake"]
 
 
+# Handlers of on_event
+
+
+def registered(app: FastAPI, ran: list[str], name: str, *, on: Any = None) -> None:
+    """Register a startup and a shutdown handler that note their names."""
+
+    async def start() -> None:
+        ran.append(f"{name} up {await Topic.objects.acount()}")
+
+    def stop() -> None:
+        ran.append(f"{name} down")
+
+    router = app.router if on is None else on
+    router.add_event_handler("startup", start)
+    router.add_event_handler("shutdown", stop)
+
+
+def run(app: FastAPI) -> None:
+    """Start the application and end it, as a server does."""
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*on_event is deprecated:DeprecationWarning")
+def test_the_classic_code_runs(topic: Topic) -> None:
+    """`@app.on_event` handlers, which FastAPI ignores beside a lifespan, load what they load."""
+    topics = board()
+    app = FastAPI(lifespan=DjangoORM(repositories=[topics]).lifespan)
+    cache: list[Any] = []
+
+    @app.on_event("startup")
+    async def startup() -> None:
+        cache[:] = await sync_to_async(lambda: list(Topic.objects.values("comment")))()
+
+    @app.get("/")
+    async def index() -> Any:
+        return {"topics": cache}
+
+    with serving(app) as client:
+        assert comments(client.get("/")) == ["first"]
+
+
+def test_event_handlers_run_in_order_inside_the_lifespan(topic: Topic) -> None:
+    """Startup handlers find the repositories ready, shutdown handlers find them still there."""
+    topics = board()
+    ran: list[Any] = []
+
+    async def look() -> None:
+        ran.append(len(await topics.current()))
+
+    plugin = DjangoORM(repositories=[topics])
+    app = FastAPI(lifespan=plugin.lifespan, on_startup=[look], on_shutdown=[look])
+    registered(app, ran, "one")
+    registered(app, ran, "two")
+    for _ in range(2):
+        run(app)
+        assert ran == [1, "one up 1", "two up 1", 1, "one down", "two down"]
+        ran.clear()
+
+
+@pytest.mark.parametrize("how", ["plain", "wrapped", "replaced", "own"])
+def test_event_handlers_of_included_routers_run_once(topic: Topic, how: str) -> None:
+    """Those that FastAPI runs by a router's own lifespan are left to it, however that one is wrapped."""
+    ran: list[str] = []
+    plugin = DjangoORM(repositories=[])
+    app, router = FastAPI(lifespan=plugin.lifespan), APIRouter()
+    if how == "own":
+        router = APIRouter(lifespan=asynccontextmanager(_nothing))  # then FastAPI does not run the handlers
+    registered(app, ran, "router", on=router)
+    app.include_router(router)
+    registered(app, ran, "application")
+    if how == "wrapped":
+        inner = app.router.lifespan_context
+
+        @asynccontextmanager
+        async def outer(app: FastAPI) -> AsyncIterator[Any]:
+            async with inner(app) as state:
+                yield state
+
+        app.router.lifespan_context = outer
+    elif how == "replaced":
+        app.router.lifespan_context = plugin.lifespan
+    run(app)
+    assert sorted(ran) == ["application down", "application up 1", "router down", "router up 1"]
+
+
+def test_an_event_handler_that_fails_ends_the_start(topic: Topic) -> None:
+    """Its own error is raised, and nothing of the application is left."""
+    app = application(board())
+
+    def fail() -> None:
+        raise ZeroDivisionError("at startup")
+
+    app.router.add_event_handler("startup", fail)
+    before, lifespan = list(app.routes), app.router.lifespan_context
+    with pytest.raises(ZeroDivisionError, match="at startup"):
+        run(app)
+    assert list(app.routes) == before
+    assert app.router.lifespan_context is lifespan
+    assert "fastapi_django_orm" not in type(connections).__module__
+
+
+# Event loops and tasks
+
+
+@pytest.mark.parametrize("context", ["the same", "another"])
+def test_lifespan_may_end_in_another_task(topic: Topic, context: str) -> None:
+    """Fixtures enter it in one task and leave it in another: it works between, and nothing is left."""
+    topics = board()
+    app = application(topics)
+    ran: list[str] = []
+    registered(app, ran, "handler")
+    same = contextvars.copy_context()
+
+    async def main() -> None:
+        threads = set(threading.enumerate())
+        loop = asyncio.get_running_loop()
+
+        async def in_a_task(work: Any) -> Any:
+            where = same if context == "the same" else None
+            return await loop.create_task(work, context=where)
+
+        lifespan = app.router.lifespan_context(app)
+        await in_a_task(lifespan.__aenter__())
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert comments(await client.get("/")) == ["first"]
+            assert (await client.get("/count")).json() == 1
+        await in_a_task(lifespan.__aexit__(None, None, None))
+        assert set(threading.enumerate()) == threads
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        with pytest.raises(NotStarted):
+            await topics.current()
+
+    asyncio.run(main())
+    assert ran == ["handler up 1", "handler down"]
+
+
+@pytest.mark.parametrize("asked", ["refresh", "refreshed"])
+def test_a_loop_that_stands_still_is_told(topic: Topic, asked: str) -> None:
+    """Code on another loop gets an error, where it would wait for ever for one that does not run."""
+    topics = board()
+    app = application(topics)
+    loop = asyncio.new_event_loop()
+    try:
+        lifespan = app.router.lifespan_context(app)
+        loop.run_until_complete(lifespan.__aenter__())
+
+        async def ask() -> None:
+            async with asyncio.timeout(10):
+                await getattr(await topics.current(), asked)()
+
+        with pytest.raises(NotStarted, match="that loop does not run"):
+            asyncio.run(ask())
+        loop.run_until_complete(ask())
+        loop.run_until_complete(lifespan.__aexit__(None, None, None))
+    finally:
+        loop.close()
+
+
 # Before and after
 
 
@@ -206,6 +371,55 @@ def test_application_without_the_lifespan_says_so(topic: Topic) -> None:
 
 async def _nothing(app: FastAPI) -> AsyncIterator[None]:
     yield
+
+
+def raised_by(app: FastAPI, path: str, **options: Any) -> str:
+    """The text of the error that a request ends with, where nothing runs the application's lifespan."""
+
+    async def main() -> str:
+        transport = httpx.ASGITransport(app, **options)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with pytest.raises(NotStarted) as caught:
+                await client.get(path)
+        return str(caught.value)
+
+    return asyncio.run(main())
+
+
+def test_a_lifespan_that_nothing_has_run_is_told(project: Project) -> None:
+    """With `--lifespan off` the error says that, and not to write what is written."""
+    with project.uvicorn("--lifespan", "off") as server:
+        assert server.get("/").status_code == 500
+    output = server.output()
+    assert "start it without `--lifespan off`" in output
+    assert "Write FastAPI(" not in output
+
+
+def test_a_mounted_application_is_told_that_its_lifespan_does_not_run(topic: Topic) -> None:
+    """The error names the place of the mount, and where the lifespan belongs."""
+    parent = FastAPI()
+    parent.mount("/api", application(board()))
+    said = raised_by(parent, "/api/")
+    assert "mounted in another one, at '/api'" in said
+    assert "async with DjangoORM.lifespan(mounted_app):" in said
+
+
+def test_an_application_that_never_had_the_lifespan_is_told_to_write_it(topic: Topic) -> None:
+    """Where FastAPI's own lifespan is in place, that is what is missing."""
+    topics = board()
+    app = FastAPI()
+
+    @app.get("/")
+    async def index(topics: Annotated[Any, Depends(topics.current)]) -> Any:
+        return topics.response()
+
+    assert raised_by(app, "/").endswith("Write FastAPI(lifespan=DjangoORM.lifespan).")
+
+
+def test_a_client_that_was_not_entered_is_told_of(topic: Topic) -> None:
+    """The error says how a test client is entered."""
+    said = raised_by(application(board()), "/", client=("testclient", 50000))
+    assert "`with TestClient(app) as client:`" in said
 
 
 def test_repository_after_the_lifespan_says_so(topic: Topic) -> None:

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI
 from structlog.testing import LogCapture
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, run
+from fastapi_django_orm.database import lifetimes
 from fastapi_django_orm.errors import DatabaseBusy, RefreshFailed
 from tests.databases import default_changed
 from tests.gates import Gate, gated, started
@@ -176,10 +177,43 @@ def test_refresh_without_a_token_is_warned_of(
 
 def test_refresh_that_is_settled_is_not_warned_of(lines: list[Any]) -> None:
     """With a token, or without the route, there is nothing to say."""
-    for settings in ({"refresh_token": "s3cret"}, {"refresh_path": ""}):
+    for settings in ({"refresh_token": "s3cret"}, {"refresh_path": "off"}):
         with serving(application(**settings)):
             pass
     assert not [line for line in lines if line["log_level"] == "warning"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "warns"),
+    [({"CONN_MAX_AGE": 0}, True), ({"CONN_MAX_AGE": 1}, False), ({"CONN_MAX_AGE": None}, False)],
+)
+def test_connections_that_are_not_kept_are_warned_of(
+    lines: list[Any], changes: dict[str, Any], warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log says once for each database what it costs, and which setting changes it."""
+    monkeypatch.setattr(lifetimes, "_told_of", set())
+    with default_changed(**changes):
+        for _ in range(2):
+            with serving(application(refresh_token="s3cret")):
+                pass
+    warnings = named(lines, "connections_not_kept")
+    assert len(warnings) == warns
+    for warning in warnings:
+        assert warning["database"] == "default"
+        assert "DATABASES['default']['CONN_MAX_AGE']" in warning["hint"]
+        assert "0.1 to 0.3 ms" in warning["hint"]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_pool_of_the_driver_keeps_connections(
+    database: str, lines: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django wants `CONN_MAX_AGE = 0` with psycopg's pool, and that is not warned of."""
+    monkeypatch.setattr(lifetimes, "_told_of", set())
+    settings = {**connections.settings[database], "CONN_MAX_AGE": 0, "OPTIONS": {"pool": True}}
+    with default_changed(**settings), serving(application(refresh_token="s3cret")):
+        pass
+    assert not named(lines, "connections_not_kept")
 
 
 # The request's id
@@ -363,7 +397,7 @@ def test_configured_logs_are_one_stream_of_json(project: Project, early: bool) -
     project.write("main.py", MAIN + JSON + setup + SPEAKING)
     with project.uvicorn() as server:
         assert server.get("/speak?x=1", headers={"X-Request-ID": "abc"}).status_code == 200
-        assert server.get("/break").status_code == 500
+        assert server.get("/break", headers={"X-Request-ID": "broken"}).status_code == 500
         server.stop()
     output = server.output()
     lines = events(output)
@@ -376,6 +410,8 @@ def test_configured_logs_are_one_stream_of_json(project: Project, early: bool) -
     assert (said["word"], said["request_id"], said["logger"]) == ("hello", "abc", "mine")
     (django,) = named(lines, "django says hello")
     assert (django["request_id"], django["level"]) == ("abc", "warning")
+    (failure,) = [line for line in lines if "exception" in line]
+    assert (failure["request_id"], failure["logger"]) == ("broken", "uvicorn.error")
     assert len(named(lines, "plainly")) == 1
     for event in ("django_set_up", "repository_loaded", "Application startup complete.", "shut_down"):
         assert len(named(lines, event)) == 1, event

@@ -42,6 +42,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pacing, "time", clock)
+    monkeypatch.setattr(pacing, "monotonic", clock.monotonic)
     return clock
 
 

@@ -49,7 +49,7 @@ TopicRepo = Annotated[Topics, Depends(Topics.current)]
 
 def application() -> FastAPI:
     """An application with a handler for the list, and one that refreshes."""
-    plugin = DjangoORM(ORMSettings(refresh_path=""), repositories=[Topics, Cacheable])
+    plugin = DjangoORM(ORMSettings(refresh_path="off"), repositories=[Topics, Cacheable])
     app = FastAPI(lifespan=plugin.lifespan)
 
     @app.api_route("/", methods=["GET", "HEAD", "POST"])

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from django.conf import settings as django_settings
 from django.db import OperationalError
-from fastapi import APIRouter, FastAPI
-from pydantic import SecretStr
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, SecretStr
 from starlette.responses import PlainTextResponse
 from structlog.testing import capture_logs
 
@@ -319,7 +320,7 @@ def test_without_a_token_refreshing_is_closed_otherwise(method: str, logs: list[
 
 def test_with_a_token_nothing_is_warned_of(logs: list[Any]) -> None:
     """An application with a token, or without the route, starts without a warning."""
-    for app in (with_token(), application(refresh_path="")):
+    for app in (with_token(), application(refresh_path="off")):
         with serving(app):
             pass
     assert [entry["event"] for entry in logs if entry["log_level"] != "info"] == []
@@ -346,10 +347,10 @@ def test_the_paths_are_settings() -> None:
 
 
 @pytest.mark.parametrize("setting", ["refresh_path", "health_path"])
-def test_an_empty_path_means_no_route(setting: str) -> None:
-    """The route whose path is empty is neither served nor documented; the other one is."""
+def test_off_as_a_path_means_no_route(setting: str) -> None:
+    """The route whose path is `off` is neither served nor documented; the other one is."""
     paths = {"refresh_path": "/refresh/", "health_path": "/health/"}
-    with serving(with_token(**{setting: ""})) as client:
+    with serving(with_token(**{setting: "off"})) as client:
         documented = client.get("/openapi.json").json()["paths"]
         absent = paths.pop(setting)
         (present,) = paths.values()
@@ -409,6 +410,47 @@ def test_a_path_of_the_applications_own_wins(where: str, logs: list[Any]) -> Non
     assert warning["path"] == "/own/health/"
 
 
+@pytest.mark.parametrize("methods", [["GET"], ["GET", "POST"]])
+def test_a_refresh_of_the_applications_own_is_warned_of_once(
+    methods: list[str], debug: None, logs: list[Any]
+) -> None:
+    """One line says whose route is served and what to set; nothing is said of the route that is not there."""
+    app = application()
+
+    @app.api_route("/refresh/", methods=methods)
+    async def refresh() -> str:
+        return "the application's own"
+
+    with serving(app) as client:
+        for method in ("GET", "POST"):
+            answer = client.request(method, "/refresh/")
+            assert answer.status_code == (200 if method in methods else 405)
+        assert client.get("/refresh/").json() == "the application's own"
+        assert client.get("/health/").status_code == 200
+    (warning,) = [entry for entry in logs if entry["log_level"] == "warning"]
+    assert warning["event"] == "route_not_added"
+    assert "DJANGO_ORM_REFRESH_PATH" in warning["hint"]
+
+
+def test_a_refusal_of_a_method_names_all_that_there_are() -> None:
+    """405 has the methods of the path in `Allow`, and not those of one route."""
+    with serving(with_token()) as client:
+        for method in ("PUT", "HEAD", "OPTIONS"):
+            answer = client.request(method, "/refresh/", headers=BEARER)
+            assert answer.status_code == 405
+            assert answer.headers["Allow"] == "GET, POST"
+        answer = client.post("/health/")
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_health_answers_head_without_a_body() -> None:
+    """The status and the headers are those of GET."""
+    with serving(application()) as client:
+        get, head = client.get("/health/"), client.head("/health/")
+        assert (head.status_code, head.content) == (get.status_code, b"") == (200, b"")
+        assert head.headers["Content-Type"] == get.headers["Content-Type"]
+
+
 def test_the_routes_pass_the_applications_middleware() -> None:
     """What the application does to every response it does to these."""
     app = with_token()
@@ -466,6 +508,55 @@ def test_the_routes_are_documented_with_what_they_answer() -> None:
     assert "security" not in health
 
 
+class Health(BaseModel):
+    pulse: int
+
+
+class Workers(BaseModel):
+    names: list[str]
+
+
+class RefreshReport(BaseModel):
+    rows: int
+
+
+def test_the_applications_models_keep_their_names() -> None:
+    """FastAPI renames both models where two have one name, so the plugin's have names of their own."""
+    own = (Health, Workers, RefreshReport)
+    app = with_token()
+    for model in own:
+        app.post(f"/{model.__name__}/", response_model=model)(lambda: None)
+    security = HTTPBearer(description="the application's own")
+    app.get("/secret/", dependencies=[Depends(security)])(lambda: None)
+    with serving(app) as client:
+        components = client.get("/openapi.json").json()["components"]
+    for model in own:
+        assert components["schemas"][model.__name__]["title"] == model.__name__
+        assert set(components["schemas"][model.__name__]["properties"]) == set(model.model_fields)
+    assert components["securitySchemes"]["HTTPBearer"]["description"] == "the application's own"
+
+
+def test_the_routes_stand_last_under_a_tag_of_their_own() -> None:
+    """In the document the application's own routes come first, also before a mount that takes everything."""
+    app = with_token()
+    app.get("/own/")(lambda: None)
+    app.mount("/", everything)
+    with serving(app) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        assert client.get("/health/").json()["status"] == "ok"
+    assert list(paths) == ["/own/", "/refresh/", "/health/"]
+    assert [operation["tags"] for operation in paths["/refresh/"].values()] == [["django-orm"]] * 2
+    assert list(paths["/health/"]) == ["get"]
+
+
+def test_the_routes_need_not_be_documented() -> None:
+    """With `include_in_schema` off they answer and are not in the document."""
+    with serving(with_token(include_in_schema=False)) as client:
+        assert client.get("/openapi.json").json()["paths"] == {}
+        assert client.get("/refresh/", headers=BEARER).status_code == 200
+        assert client.get("/health/").status_code == 200
+
+
 def test_a_document_that_was_made_early_is_made_again() -> None:
     """An application that asks for its OpenAPI document before it starts has the routes in it afterwards."""
     app = with_token()
@@ -485,7 +576,7 @@ def test_the_routes_go_when_the_application_ends() -> None:
     before = list(app.routes)
     for _ in range(2):
         with serving(app) as client:
-            assert list(client.get("/openapi.json").json()["paths"]) == ["/refresh/", "/health/", "/"]
+            assert list(client.get("/openapi.json").json()["paths"]) == ["/", "/refresh/", "/health/"]
             assert client.get("/refresh/", headers=BEARER).status_code == 200
         assert list(app.routes) == before
         assert list(app.openapi()["paths"]) == ["/"]

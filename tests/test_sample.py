@@ -126,6 +126,32 @@ def test_the_topics_are_served_from_memory(site: Uvicorn) -> None:
     assert keys == sorted(keys, reverse=True)
 
 
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8"
+
+
+@pytest.mark.parametrize("accept", [BROWSER, "text/html", "application/json;q=0.5, text/html"])
+def test_a_browser_gets_a_page(site: Uvicorn, accept: str) -> None:
+    """The root is a page where the client asks for HTML, and shows the topics as they were typed."""
+    answer = site.get("/", headers={"Accept": accept})
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "Accept" in answer.headers["Vary"]
+    assert "Hello, board! Django wrote this line and FastAPI serves it." in answer.text
+    assert "&lt;b&gt;Markup&lt;/b&gt;" in answer.text
+    for path in re.findall(r'href="(/[^"]*)"', answer.text):
+        assert site.get(path, follow_redirects=True).status_code == 200, path
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/json, text/html;q=0.9", None])
+def test_a_program_gets_json(site: Uvicorn, accept: str | None) -> None:
+    """Everybody else gets bytes from memory, with what caches need to tell both apart."""
+    answer = site.get("/", headers={} if accept is None else {"Accept": accept})
+    assert answer.headers["Content-Type"] == "application/json"
+    assert {"Accept", "Accept-Encoding"} <= set(answer.headers["Vary"].split(", "))
+    again = site.get("/", headers={"If-None-Match": answer.headers["ETag"]})
+    assert again.status_code == 304
+    assert "Accept" in again.headers["Vary"].split(", ")
+
+
 def test_one_topic_has_an_address_of_its_own(site: Uvicorn) -> None:
     """A topic is found by its key, the longest one by its length, and an unknown key is FastAPI's 404."""
     topic = site.get("/").json()["topics"][0]
@@ -173,6 +199,26 @@ def test_the_demo_admin_sees_the_topics(site: Uvicorn) -> None:
         assert "Hello, board!" in visitor.get("/admin/bbs/topic/").text
 
 
+def test_the_admin_keeps_the_lines_of_a_topic(site: Uvicorn) -> None:
+    """A topic of several lines is shown as such, and an edit that changes nothing leaves it as it is."""
+    with httpx.Client(base_url=site.url, follow_redirects=True, timeout=DEADLINE, trust_env=False) as visitor:
+        page = visitor.get("/admin/")
+        form = {"csrfmiddlewaretoken": token_in(page), "username": "demo", "password": "demo"}
+        visitor.post(page.url, data=form, headers={"Referer": str(page.url)})
+        page = visitor.get("/admin/bbs/topic/add/")
+        form = {"csrfmiddlewaretoken": token_in(page), "comment": "one\r\ntwo", "_continue": "on"}
+        for _ in range(2):
+            page = visitor.post(page.url, data=form, headers={"Referer": str(page.url)})
+            assert page.url.path.endswith("/change/")
+            found = re.search(r"<textarea[^>]*>([^<]*)</textarea>", page.text)
+            assert found is not None
+            assert found[1].strip() == "one\ntwo"
+            # As a browser sends it.
+            typed = found[1].strip().replace("\n", "\r\n")
+            form = {"csrfmiddlewaretoken": token_in(page), "comment": typed, "_continue": "on"}
+    assert comments(site.get("/refresh/"))[0] == "one\ntwo"
+
+
 def test_the_admins_static_files_are_served(site: Uvicorn) -> None:
     """The style sheet that the login page names is there."""
     (style, *_) = re.findall(r'href="(/static/[^"]+\.css)"', site.get("/admin/login/").text)
@@ -182,10 +228,14 @@ def test_the_admins_static_files_are_served(site: Uvicorn) -> None:
 
 
 def test_the_api_is_documented(site: Uvicorn) -> None:
-    """The page of the API and its document are FastAPI's, with the plugin's routes in them."""
-    assert "swagger" in site.get("/docs").text.lower()
+    """The page of the API needs nothing from the internet, and its document has the plugin's routes last."""
+    page = site.get("/docs").text
+    pytest.importorskip("fastapi_offline", reason="fastapi-offline is not installed")
+    for address in re.findall(r'(?:href|src)="([^"]+)"', page):
+        assert address.startswith("/"), address
+        assert site.get(address).status_code == 200
     paths = site.get("/openapi.json").json()["paths"]
-    assert {"/", "/topics/{pk}", "/longest/", "/refresh/", "/health/"} == set(paths)
+    assert list(paths) == ["/", "/topics/{pk}", "/longest/", "/refresh/", "/health/"]
 
 
 def test_the_sample_is_healthy(site: Uvicorn) -> None:

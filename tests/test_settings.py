@@ -70,10 +70,26 @@ def test_environment_reaches_the_application(sqlite: str, monkeypatch: pytest.Mo
         assert client.get("/health/").status_code == 404
 
 
-def test_empty_path_means_no_route(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("source", ["environment", "dotenv"])
+@pytest.mark.parametrize("field", ORMSettings.model_fields)
+def test_empty_variable_is_not_set(
+    field: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`DJANGO_ORM_THREADS=`, as docker-compose writes a variable that is not there, gives the default."""
+    variable = f"DJANGO_ORM_{field.upper()}"
+    monkeypatch.delenv(variable, raising=False)
+    default = getattr(ORMSettings(), field)
+    if source == "environment":
+        monkeypatch.setenv(variable, "")
+    else:
+        (tmp_path / ".env").write_text(f"{variable}=\n")
+    assert getattr(ORMSettings(), field) == default
+
+
+def test_off_as_a_path_means_no_route(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both routes can be switched off, together as well."""
-    monkeypatch.setenv("DJANGO_ORM_REFRESH_PATH", "")
-    monkeypatch.setenv("DJANGO_ORM_HEALTH_PATH", "")
+    monkeypatch.setenv("DJANGO_ORM_REFRESH_PATH", "off")
+    monkeypatch.setenv("DJANGO_ORM_HEALTH_PATH", "off")
     with serving(FastAPI(lifespan=DjangoORM(repositories=[]).lifespan)) as client:
         assert client.get("/refresh/").status_code == 404
         assert client.get("/health/").status_code == 404
@@ -113,7 +129,8 @@ def test_token_is_not_shown() -> None:
         ("THREADS", "many", "valid integer"),
         ("THREADS", "1000000", "less than or equal to 1000"),
         ("REFRESH_PATH", "refresh/", 'starts with "/"'),
-        ("HEALTH_PATH", "health", 'starts with "/"'),
+        ("HEALTH_PATH", "health", '"off" for no route'),
+        ("INCLUDE_IN_SCHEMA", "perhaps", "valid boolean"),
     ],
 )
 def test_wrong_value_names_the_variable(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.projects import MANAGE, SETTINGS, Project, explanation
+from tests.projects import MAIN, MANAGE, SETTINGS, Project, explanation
 
 EXITING = """
     from django.apps import AppConfig
@@ -482,3 +482,125 @@ def test_models_can_be_imported_at_the_top_after_setup(project: Project) -> None
     with project.uvicorn() as server:
         assert server.get("/").json() == {"topics": [{"id": 1, "comment": "first"}]}
         assert server.output().count("django_set_up") == 1
+
+
+# Settings that are read while they are imported
+
+EARLY = """\
+from django.conf import settings
+
+getattr(settings, "WHATEVER", None)
+"""
+
+WHOLE = """
+    import django
+    from django.apps import apps
+    from django.conf import settings
+    from django.db import connections
+    {first}
+    from fastapi_django_orm import DjangoORM
+    DjangoORM.setup()
+    print("apps:", len(list(apps.get_models())), settings.USE_TZ, connections["default"].vendor)
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        EARLY + SETTINGS,
+        "import reading\n" + SETTINGS,
+        "from .base import *\n",
+        SETTINGS + "\nimport django\ndjango.setup()\n",
+        "from django.db import connection\n" + EARLY + SETTINGS,
+        EARLY + SETTINGS + "\n" + EARLY,
+    ],
+    ids=["itself", "library", "split", "django.setup()", "connection", "twice"],
+)
+def test_settings_that_are_read_while_they_are_imported(project: Project, text: str) -> None:
+    """Django has all that the module says, also what stands below the line that has read a setting."""
+    project.write("reading.py", EARLY)
+    project.write("config/base.py", EARLY + SETTINGS)
+    project.write("config/settings.py", text)
+    assert "apps: 1 True sqlite" in project.python(WHOLE.format(first=""))
+
+
+def test_settings_that_somebody_has_imported_before(project: Project) -> None:
+    """A module that is there already is taken as it is."""
+    assert "apps: 1 True sqlite" in project.python(WHOLE.format(first="import config.settings"))
+
+
+def test_half_of_the_settings_is_not_kept(project: Project) -> None:
+    """Settings that were read early and then failed to import are read anew by the next attempt."""
+    project.write("config/settings.py", EARLY + SETTINGS)
+    project.write("config/broken.py", EARLY + "1 / 0\n")
+    code = """
+        from django.apps import apps
+        from fastapi_django_orm import DjangoORM
+        from fastapi_django_orm.errors import SettingsModuleBroken
+
+        try:
+            DjangoORM.setup("config.broken")
+        except SettingsModuleBroken as error:
+            print("refused:", error)
+        DjangoORM.setup("config.settings")
+        print("apps:", len(list(apps.get_models())))
+    """
+    output = project.python(code)
+    assert "'config.broken'" in message(output.partition("apps:")[0])
+    assert "ZeroDivisionError" in output
+    assert "apps: 1" in output
+
+
+SET_UP_AT_THE_TOP = MAIN.replace("class Topics", "DjangoORM.setup()\n\n\nclass Topics")
+
+AS_A_SERVER = """
+    import asyncio, importlib
+    from django.apps import apps
+
+    async def serve():
+        main = importlib.import_module("main")
+        async with main.app.router.lifespan_context(main.app):
+            print("apps:", len(list(apps.get_models())), "rows:", len(await main.Topics.current()))
+
+    asyncio.run(serve())
+"""
+
+BY_DJANGO = """
+    import django, os
+
+    os.environ["DJANGO_SETTINGS_MODULE"] = "config.settings"
+    django.setup()
+    from django.apps import apps
+    print("apps:", len(list(apps.get_models())))
+"""
+
+
+@pytest.mark.parametrize("place", ["above", "below"])
+def test_settings_that_import_the_application(project: Project, place: str) -> None:
+    """Neither a server, whose loop runs, nor manage.py hangs or leaves Django without its apps."""
+    project.write("main.py", SET_UP_AT_THE_TOP)
+    lines = ["import main\n", SETTINGS]
+    project.write("config/settings.py", "".join(lines if place == "above" else reversed(lines)))
+    assert "apps: 1 rows: 1" in project.python(AS_A_SERVER)
+    output = project.python(BY_DJANGO)
+    assert "apps: 1" in output
+    assert "setup_postponed" in output
+
+
+def test_an_app_that_imports_the_application(project: Project) -> None:
+    """A ready() that imports the application finds as much of it as there is by then, and does not hang."""
+    project.write("main.py", SET_UP_AT_THE_TOP)
+    project.write(
+        "bbs/apps.py",
+        """
+        from django.apps import AppConfig
+
+
+        class BoardConfig(AppConfig):
+            name = "bbs"
+
+            def ready(self):
+                import main
+        """,
+    )
+    assert "apps: 1 rows: 1" in project.python(AS_A_SERVER)

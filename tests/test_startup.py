@@ -1,5 +1,6 @@
 """Starting in bad weather: what a user reads, and what recovers by itself."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -132,14 +133,14 @@ def test_missing_table_on_a_server_says_migrate(on_server: Project) -> None:
 COLUMN = '    extra = models.CharField(max_length=5, default="")\n'
 
 LIVE = """
-    from fastapi_django_orm.errors import ColumnMissing, RefreshFailed
+    from fastapi_django_orm.errors import ColumnMissing, RefreshFailed, TableMissing
 
 
     @app.get("/live")
     async def live(topics: TopicRepo):
         try:
             await topics.fetch(1)
-        except ColumnMissing as error:
+        except (ColumnMissing, TableMissing) as error:
             return str(error)
 
 
@@ -184,8 +185,114 @@ def test_missing_column_on_a_server_says_the_same(on_server: Project) -> None:
         on_server.write("rename.py", RENAME)
         on_server.python("import rename", DJANGO_SETTINGS_MODULE="config.settings")
         for path in ("/some", "/live"):
-            assert "has no column 'comment'" in application.get(path).json()
+            said = application.get(path).json()
+            assert "has no column 'comment'" in said
+            assert RESTART.search(said)
+            assert "manage.py" not in said
     assert "has no column" in explanation(on_server.fails())
+
+
+RESTART = re.compile(r"restart (it|the worker) with the new code")
+SECOND = """
+    from django.db import migrations, models
+
+
+    class Migration(migrations.Migration):
+        dependencies = [("bbs", "0001_initial")]
+        operations = [migrations.{operation}]
+"""
+ADDING = SECOND.format(operation='AddField("Topic", "extra", models.CharField(max_length=5, default=""))')
+
+
+def test_missing_column_of_a_migration_says_migrate(project: Project) -> None:
+    """Where a migration adds the column, no other has to be made."""
+    project.drop_table()
+    project.migrate()
+    project.write("bbs/models.py", MODELS + COLUMN)
+    project.write("bbs/migrations/0002_extra.py", ADDING)
+    said = explanation(project.fails())
+    assert "has no column 'extra'" in said
+    assert "`python manage.py migrate`" in said
+    assert "makemigrations" not in said
+    project.migrate()
+    with project.uvicorn() as application:
+        assert application.get("/").json() == {"topics": []}
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["an empty package", "no package"])
+def test_missing_table_of_an_app_without_migrations_names_the_app(project: Project, there: bool) -> None:
+    """`makemigrations` passes over an app that has no migrations, unless it is named."""
+    project.drop_table()
+    (project.directory / "bbs/migrations/0001_initial.py").unlink()
+    if not there:
+        (project.directory / "bbs/migrations/__init__.py").unlink()
+    said = explanation(project.fails())
+    assert "`python manage.py makemigrations bbs` and `python manage.py migrate`" in said
+    for command in (["makemigrations", "bbs"], ["migrate"]):
+        exit_code, output = project.run("manage.py", *command)
+        assert exit_code == 0, output
+    with project.uvicorn() as application:
+        assert application.get("/").json() == {"topics": []}
+
+
+def test_missing_table_of_a_model_without_a_migration_says_makemigrations(project: Project) -> None:
+    """The app has migrations, all are applied, and none of them makes this table."""
+    project.drop_table()
+    project.migrate()
+    project.append("bbs/models.py", "\n\nclass Reply(models.Model):\n    text = models.TextField()\n")
+    project.append("main.py", '\n\nclass Replies(CachedRepository):\n    model = "bbs.Reply"\n')
+    said = explanation(project.fails())
+    assert "TableMissing" in said
+    assert "'bbs_reply'" in said
+    assert "`python manage.py makemigrations` and `python manage.py migrate`" in said
+
+
+def test_a_joined_table_that_is_missing_is_named(project: Project) -> None:
+    """The error is about the table that the query joins, and not about the repository's own."""
+    project.drop_table()
+    project.migrate()
+    project.append(
+        "bbs/models.py",
+        "\n\nclass Page(models.Model):\n    topic = models.ForeignKey(Topic, models.CASCADE)\n",
+    )
+    project.append(
+        "main.py",
+        """
+
+        class Pages(CachedRepository):
+            model = "bbs.Topic"
+
+            def queryset(self):
+                return super().queryset().filter(page__isnull=False)
+        """,
+    )
+    assert "no table 'bbs_page' for bbs.Page" in explanation(project.fails())
+
+
+def test_a_table_that_no_migration_makes_is_told_so(project: Project) -> None:
+    """With `managed = False` neither command would help."""
+    project.drop_table()
+    project.write("bbs/models.py", MODELS + "\n    class Meta:\n        managed = False\n")
+    said = explanation(project.fails())
+    assert "managed = False" in said
+    assert "manage.py" not in said
+
+
+@pytest.mark.parametrize("gone", ["column", "table"])
+def test_an_old_worker_is_not_told_to_migrate(on_server: Project, gone: str) -> None:
+    """While a new release is rolled out, `migrate` helps it neither while it runs nor when it starts."""
+    on_server.append("main.py", LIVE)
+    rename = 'RenameField("Topic", "comment", "text")' if gone == "column" else 'DeleteModel("Topic")'
+    with on_server.uvicorn(DJANGO_ORM_COHERENCE="off") as application:
+        on_server.write("bbs/migrations/0002_newer.py", SECOND.format(operation=rename))
+        on_server.migrate()
+        (on_server.directory / "bbs/migrations/0002_newer.py").unlink()  # the old release never had it
+        for path in ("/some", "/live"):
+            assert RESTART.search(application.get(path).json())
+    said = explanation(on_server.fails())
+    assert "bbs.0002_newer" in said
+    assert RESTART.search(said)
+    assert "manage.py" not in said
 
 
 def test_table_that_is_made_later_is_found(project: Project) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Hashable
 from contextvars import copy_context
 from typing import Any
 
+from ..clock import monotonic, pause
 from ..reading.refresh import Refresher
 from .hints import MOST_KEYS_OF_HINT
 
@@ -67,18 +68,17 @@ class Follower:
         self._serve(self._heard)
 
     async def _run(self) -> None:
-        clock = asyncio.get_running_loop().time
         while self._all or self._keys:
             if self._all:
                 # In proportion to its cost: what is done in an instant need not be spread.
-                await asyncio.sleep(random.uniform(0, min(self._spread, SPREAD * self._cost)))
+                await pause(random.uniform(0, min(self._spread, SPREAD * self._cost)))
             keys = None if self._all else frozenset(self._keys)
             self._all, self._keys = False, set()
-            heard, next_one = self._heard, clock() + PACE
+            heard, next_one = self._heard, monotonic() + PACE
             await self._refresh(keys)
             if keys is None or not self._all:
                 self._serve(heard)
-            await asyncio.sleep(next_one - clock())
+            await pause(next_one - monotonic())
 
     async def _refresh(self, keys: Collection[Hashable] | None) -> None:
         try:

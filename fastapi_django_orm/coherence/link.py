@@ -2,12 +2,12 @@
 
 import asyncio
 import random
-import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from .. import metrics
 from ..backoff import backoff
+from ..clock import monotonic, pause
 from ..errors import text_of
 from ..events import logger
 from .hints import EVERYTHING, Hint
@@ -88,7 +88,7 @@ class Link:
 
     def connected(self) -> None:
         """Note the connection, and have everything read anew."""
-        self.connected_since, self._up_since = datetime.now(UTC), time.monotonic()
+        self.connected_since, self._up_since = datetime.now(UTC), monotonic()
         self.error = None
         self.tried.set()
         logger.info("coherence_connected", transport=self.name)
@@ -116,14 +116,14 @@ class Link:
             except Exception as error:
                 self._lost(error)
             delay = backoff(self._failures, FIRST_DELAY, LAST_DELAY)
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
+            await pause(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
 
     def _lost(self, error: Exception) -> None:
         was_up, self.connected_since = self.connected_since is not None, None
         if was_up or self._failures == 0:  # one line, however long it lasts
             event = "coherence_lost" if self.has_been_up else "coherence_unavailable"
             logger.error(event, transport=self.name, error=type(error).__name__, cause=text_of(error))
-        if was_up and time.monotonic() - self._up_since > LAST_DELAY:
+        if was_up and monotonic() - self._up_since > LAST_DELAY:
             self._failures = 0
         self._failures += 1
         self.error = error

@@ -18,6 +18,7 @@ from asgiref.sync import sync_to_async
 from psycopg import AsyncConnection, sql
 from psycopg.pq import PGnotify
 
+from ..clock import monotonic
 from ..errors import text_of
 from .hints import CHANNEL, Hint, decode, encode
 from .origins import SERVER
@@ -155,19 +156,18 @@ class PostgreSQLListener:
             )
 
     async def _stay(self, session: Session, receiver: Receiver) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._interval
+        due = monotonic() + self._interval
         while True:
-            await session.wait(due - loop.time())
+            await session.wait(due - monotonic())
             await self._do_errands(session)
             if self._asking:
                 if self._watch.polls:  # or who asks would not get what a REFRESH has committed
                     await self._look(session, receiver)
                 await self._beat(session)
-            if loop.time() >= due:
+            if monotonic() >= due:
                 await self._beat(session)
                 await self._look(session, receiver)
-                due = loop.time() + self._interval
+                due = monotonic() + self._interval
 
     @property
     def _interval(self) -> float:

@@ -6,12 +6,12 @@ one worker was given by name go the same way, and get no answer.
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from ..clock import monotonic
 from .hints import Hint
 from .link import Link
 from .transport import TransportUnavailable
@@ -192,13 +192,13 @@ class RollCall:
         return {each: _attendance(call, place, name, reached) for place, each in enumerate(names)}
 
     async def _collect(self, link: Link, call: _Call) -> None:
-        look_again = time.monotonic() + LOOK_AGAIN
+        look_again = monotonic() + LOOK_AGAIN
         while call.missing:
-            await call.answered(look_again - time.monotonic())
-            if call.missing and time.monotonic() >= look_again:
+            await call.answered(look_again - monotonic())
+            if call.missing and monotonic() >= look_again:
                 with suppress(TransportUnavailable):  # it may be back before the time is over
                     call.present &= await self._present(link)
-                look_again = time.monotonic() + LOOK_AGAIN
+                look_again = monotonic() + LOOK_AGAIN
 
     async def _present(self, link: Link) -> frozenset[str]:
         return await _connecting(link).workers() - {self.worker}

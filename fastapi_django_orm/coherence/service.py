@@ -183,8 +183,7 @@ class Coherence:
             RefreshFailed: it could not be read.
         """
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
-            elsewhere = asyncio.run_coroutine_threadsafe(self.seen(name), self._loop)
-            return await asyncio.wrap_future(elsewhere)
+            return await running.on_loop(self._loop, self.seen(name), f"{name}: refreshed()")
         follower, link = self._followers[name], self._orderly(name)
         if link is not None and await link.listener.caught_up() and link is self._orderly(name):
             await follower.settle()

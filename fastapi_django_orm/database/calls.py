@@ -6,13 +6,13 @@ first touches one, and gives it back when it ends, so none is held while a reque
 """
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ..clock import monotonic
 from ..errors import TransactionLeftOpen
 from .pool import Pool
 
@@ -65,7 +65,7 @@ class Call:
         A connection with an open transaction stays in ``held``, for the caller to decide on.
         """
         self.ident = threading.get_ident()
-        self.started = time.monotonic()
+        self.started = monotonic()
         before = current()  # a call inside a call: asgiref runs code of inner frames on outer threads
         _local.call = self
         running_calls.add(self)

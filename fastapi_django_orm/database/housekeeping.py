@@ -1,8 +1,6 @@
 """What must happen even if nobody calls: jobs that wait too long, calls that do not end, idle connections."""
 
-import asyncio
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +8,7 @@ from types import FrameType
 
 import asgiref
 
+from ..clock import monotonic, pause
 from ..events import logger
 from . import calls
 from .calls import Call, running_calls
@@ -38,7 +37,7 @@ async def keep_house(
     named: set[Call] = set()
     interval = min(INTERVAL, thread_timeout / 4, call_timeout / 4 or INTERVAL)
     while True:
-        await asyncio.sleep(interval)
+        await pause(interval)
         threads.expire()
         named = _name_blocked(named, thread_timeout)
         if call_timeout:
@@ -49,7 +48,7 @@ async def keep_house(
 
 
 def _cut_off(call_timeout: float) -> None:
-    latest = time.monotonic() - call_timeout
+    latest = monotonic() - call_timeout
     for call in [call for call in tuple(running_calls) if call.started < latest and not call.cut_off]:
         used = [*call.held.values(), *call.transaction.values()]
         if used:
@@ -60,7 +59,7 @@ def _cut_off(call_timeout: float) -> None:
 
 
 def _name_blocked(named: set[Call], thread_timeout: float) -> set[Call]:
-    latest = time.monotonic() - thread_timeout
+    latest = monotonic() - thread_timeout
     blocked = {call for call in tuple(running_calls) if call.started < latest}
     unnamed = blocked - named
     frames = sys._current_frames() if unnamed else {}
@@ -69,7 +68,7 @@ def _name_blocked(named: set[Call], thread_timeout: float) -> set[Call]:
         if frame is not None or not call.ident:
             logger.warning(
                 "call_does_not_end",
-                seconds=round(time.monotonic() - call.started, 1),
+                seconds=round(monotonic() - call.started, 1),
                 databases=sorted(call.held),
                 at=["a query that the event loop waits for"] if frame is None else _places(frame),
             )

@@ -9,7 +9,6 @@ thread, which opens connections, heals them, and raises what Django raises.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.connection import ConnectionDoesNotExist
 
+from ..clock import monotonic
 from .calls import Call, running_calls
 from .pool import Pool, lender_of
 
@@ -112,7 +112,7 @@ class _LoopCall(Call):
     def __init__(self, pools: Callable[[str], Pool], connection: BaseDatabaseWrapper) -> None:
         super().__init__(pools)
         self.held[connection.alias] = connection
-        self.started = time.monotonic()
+        self.started = monotonic()
 
     def connection(self, alias: str) -> BaseDatabaseWrapper:
         connection = self.held.get(alias)

@@ -1,16 +1,18 @@
 """Whether a database answers, and what to do when it does not."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, Error, connections
 from django.db.models import Model
 
 from ..errors import ColumnMissing, DatabaseUnreachable, PrivateDatabase, TableMissing
 from .engines import kind_of, name_of
+from .migrations import note_read, what_helps
 
 
 def check_reachable(alias: str, *, starting: bool = True) -> None:
@@ -64,57 +66,67 @@ def check_shareable(alias: str) -> None:
 
 @contextmanager
 def table_explained(model: type[Model], alias: str) -> Iterator[None]:
-    """Say ``manage.py migrate`` where a query inside fails for want of the model's table, or of a column.
+    """Say what to do where a query inside fails because a table or a column is missing.
 
     Raises:
-        TableMissing: the table is not there.
-        ColumnMissing: it has not all of the model's columns.
+        TableMissing: a table is not there, the model's or one that the query joins.
+        ColumnMissing: one of them has not all of its model's columns.
     """
     try:
         yield
     except DatabaseError as error:
-        if _is_missing(model._meta.db_table, alias):
+        concerned = _concerned(model, str(error))
+        for each in _missing_tables(concerned, alias):
             raise TableMissing(
-                f"The database {alias!r} has no table {model._meta.db_table!r} for {model._meta.label}. "
-                "Create it with `python manage.py migrate`."
+                f"The database {alias!r} has no table {each._meta.db_table!r} for {each._meta.label}. "
+                f"{what_helps(each, alias)}"
             ) from error
-        for table, column in _missing_columns(model, alias, str(error)):
+        for field in _missing_columns(concerned, alias, str(error)):
             raise ColumnMissing(
-                f"The table {table!r} of the database {alias!r} has no column {column!r}, and "
-                f"{model._meta.label} has. Create it with `python manage.py makemigrations` and "
-                "`python manage.py migrate`."
+                f"The table {field.model._meta.db_table!r} of the database {alias!r} has no column "
+                f"{field.column!r}, and {field.model._meta.label} has. "
+                f"{what_helps(field.model, alias, field.name)}"
             ) from error
         raise
+    else:
+        note_read(model, alias)
 
 
-def _is_missing(table: str, alias: str) -> bool:
+def _concerned(model: type[Model], message: str) -> list[type[Model]]:
+    """The model, its parents, and the models whose tables an error names."""
+    named = [each for each in apps.get_models(include_auto_created=True) if each._meta.db_table in message]
+    return list(dict.fromkeys([model, *model._meta.all_parents, *named]))
+
+
+def _missing_tables(models: Iterable[type[Model]], alias: str) -> Iterator[type[Model]]:
     connection: Any = connections[alias]
     try:
         with connection.cursor() as cursor:
-            return table not in connection.introspection.table_names(cursor, include_views=True)
+            there = set(connection.introspection.table_names(cursor, include_views=True))
     except DatabaseError:
-        return False  # the database is away altogether, which is another error
+        return  # the database is away altogether, which is another error
+    yield from (model for model in models if model._meta.db_table not in there)
 
 
-def _missing_columns(model: type[Model], alias: str, message: str) -> Iterator[tuple[str, str]]:
-    """Columns of a model that its tables lack, with the table's name.
+def _missing_columns(models: Iterable[type[Model]], alias: str, message: str) -> Iterator[Any]:
+    """Fields whose columns are not in their models' tables.
 
     Args:
-        model: the model.
+        models: whose fields to look at.
         alias: the database that was asked.
         message: of the error. Only columns are looked for that it names, in whatever language: to describe a
             table may mean to read it, and after another error, such as a lock's, that would fail as well.
     """
-    columns = [(field.model._meta.db_table, str(field.column)) for field in model._meta.concrete_fields]
+    fields: list[Any] = [field for model in models for field in model._meta.local_concrete_fields]
     named = [
-        (table, column)
-        for table, column in columns
-        if re.search(rf"\b{re.escape(column)}\b", message, re.IGNORECASE)
+        field for field in fields if re.search(rf"\b{re.escape(field.column)}\b", message, re.IGNORECASE)
     ]
-    for table in dict.fromkeys(table for table, _ in named):
-        there = _columns(table, alias)
-        missing = (column for of, column in named if of == table and column.casefold() not in there)
-        yield from ((table, column) for column in missing if there)
+    tables = {field.model._meta.db_table for field in named}
+    there = {table: _columns(table, alias) for table in tables}
+    for field in named:
+        columns = there[field.model._meta.db_table]
+        if columns and field.column.casefold() not in columns:
+            yield field
 
 
 def _columns(table: str, alias: str) -> set[str]:

@@ -6,13 +6,13 @@ job that has waited too long for a thread could not be ended with an error that 
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 from weakref import WeakSet
 
+from ..clock import monotonic
 from ..errors import DatabaseBusy
 
 
@@ -33,7 +33,7 @@ class Job:
             call: the function, its arguments bound.
         """
         self.future: Future[Any] = Future()
-        self.submitted = time.monotonic()
+        self.submitted = monotonic()
         self._calls = [call]  # a list, for pop(): a thread may begin it at the moment when it expires
 
     @property
@@ -157,7 +157,7 @@ class DatabaseThreads:
 
     def expire(self) -> None:
         """Give up the jobs that have waited for a thread longer than the timeout."""
-        latest = time.monotonic() - self._timeout
+        latest = monotonic() - self._timeout
         with self._lock:
             late = []
             while self._waiting and (not self._waiting[0].waits or self._waiting[0].submitted < latest):
@@ -186,9 +186,9 @@ class DatabaseThreads:
                 self._jobs.put(None)
             for worker in self._for_transactions:
                 worker.jobs.put(None)
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         for worker in (*self._shared, *self._for_transactions):
-            worker.thread.join(max(0.0, deadline - time.monotonic()))
+            worker.thread.join(max(0.0, deadline - monotonic()))
 
     @property
     def hanging(self) -> list[str]:

@@ -4,10 +4,10 @@ Hints wait while it is down, merged, and are sent when it is back.
 """
 
 import threading
-import time
 from contextlib import suppress
 
 from ..backoff import backoff
+from ..clock import monotonic
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
 from ..events import django_logger as logger
@@ -82,7 +82,7 @@ class Destination:
         if self.failures == 0:
             return 0.0
         due = self._tried + backoff(1 if self._waited_for else self.failures, FIRST_RETRY, LAST_RETRY)
-        return max(0.0, due - time.monotonic())
+        return max(0.0, due - monotonic())
 
     def _send(self, unsent: list[Hint]) -> None:
         """Publish all; what fails waits for the next time.
@@ -110,7 +110,7 @@ class Destination:
                 self._publisher.name,
                 error,
             )
-        self._tried = time.monotonic()
+        self._tried = monotonic()
         self.failures += 1
 
     def _succeeded(self) -> None:

@@ -4,9 +4,9 @@ import atexit
 import encodings.idna  # noqa: F401 - or a fork during the first look-up of a host leaves half of it
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 
+from ..clock import monotonic
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
 from ..events import django_logger as logger
@@ -43,12 +43,12 @@ class Outbox:
         Returns:
             Whether all is published.
         """
-        end = time.monotonic() + patience
+        end = monotonic() + patience
         destinations = self._destinations or []
         for destination in destinations:
             destination.hurry(1)
         try:
-            return all(destination.wait(end - time.monotonic()) for destination in destinations)
+            return all(destination.wait(end - monotonic()) for destination in destinations)
         finally:
             for destination in destinations:
                 destination.hurry(-1)

@@ -55,7 +55,7 @@ def list_model(repository: Repository[Any], row: type[BaseModel]) -> type[BaseMo
     """The model of ``{"name": [rows]}``."""
     rows: Any = list[row]  # type: ignore[valid-type]  # known when it runs
     fields: dict[str, Any] = {"rows": (rows, pydantic.Field(alias=repository.name))}
-    return create_model(repository.label, **fields)
+    return create_model(f"{repository.label}List", **fields)
 
 
 def key_type(repository: Repository[Any]) -> Any:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..clock import monotonic
 from ..shared import SharedContext
 
 SHARE = 0.07  # of the time, while there are requests
@@ -58,7 +59,7 @@ class Pace:
         self._seen = requests()
         self._worked = self._asked_until = 0.0
         self._credit = SAVED  # seconds of work that requests do not notice; below 0: they have
-        self._credited_at = time.monotonic()
+        self._credited_at = monotonic()
 
     def begin(self) -> None:
         """Begin a load, after a rest if those before it have had too much."""
@@ -76,7 +77,7 @@ class Pace:
 
     def _charge(self) -> bool:
         """Count the work since the last time; returns whether there are requests."""
-        now, worked = time.monotonic(), time.thread_time()
+        now, worked = monotonic(), time.thread_time()
         seen, self._seen = self._seen, self._requests()
         if seen != self._seen:
             self._asked_until = now + ASKED

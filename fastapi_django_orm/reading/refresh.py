@@ -8,7 +8,6 @@ unless somebody who waits with them wants everything.
 
 import asyncio
 import random
-import time
 from collections.abc import Collection, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
-from .. import metrics
+from .. import metrics, running
 from ..backoff import backoff
+from ..clock import monotonic
 from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
 from ..events import logger
 from ..snapshots.snapshot import RowT, Snapshot
@@ -133,7 +133,7 @@ class Refresher(Generic[RowT]):
             return None
         # The system's clock may be set back, and the other stands still while the system sleeps.
         by_date = (datetime.now(UTC) - self.snapshot.loaded_at).total_seconds()
-        return max(by_date, time.monotonic() - self._read_at)
+        return max(by_date, monotonic() - self._read_at)
 
     @property
     def stale(self) -> bool:
@@ -151,13 +151,13 @@ class Refresher(Generic[RowT]):
 
         Raises:
             RefreshFailed: it failed.
+            NotStarted: the event loop of the application stands still.
         """
         loop = asyncio.get_running_loop()
         if self._loop is None or self._task is None or self._task.done():
             raise self._shut_down()
         if loop is not self._loop:  # asgiref's async_to_sync may run its own
-            elsewhere = asyncio.run_coroutine_threadsafe(self.refresh(trigger, keys), self._loop)
-            return await asyncio.wrap_future(elsewhere)
+            return await running.on_loop(self._loop, self.refresh(trigger, keys), f"{self.name}: refreshing")
         if self._next is None:
             bound = structlog.contextvars.get_contextvars()
             request = {"request_id": bound["request_id"]} if "request_id" in bound else {}
@@ -218,7 +218,7 @@ class Refresher(Generic[RowT]):
         return max(0.0, self._max_age.total_seconds() - self.age)
 
     async def _load(self, asked: Asked[RowT]) -> None:
-        started, read_at = time.perf_counter(), time.monotonic()
+        started, read_at = monotonic(), monotonic()
         try:
             snapshot = await self._read_on_loop(asked)
             if snapshot is None:
@@ -233,13 +233,13 @@ class Refresher(Generic[RowT]):
             else:  # at the start it goes on as it is, and may come from any manager
                 error.add_note(f"Raised while the repository {self.name!r} was loading.")
             asked.done.set_exception(error)
-            metrics.count_load(self.name, asked.trigger, time.perf_counter() - started, error)
+            metrics.count_load(self.name, asked.trigger, monotonic() - started, error)
             asked.done.exception()  # seen: asyncio need not complain when nobody waits for it any more
             self._failed(error, asked.trigger)
         else:
             keys = None if asked.keys is None else len(asked.keys)
             pieces = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
-            load = Load(snapshot, time.perf_counter() - started, asked.trigger, keys)
+            load = Load(snapshot, monotonic() - started, asked.trigger, keys)
             metrics.count_load(self.name, asked.trigger, load.duration)
             if load.keys is None:
                 self._read_at = read_at

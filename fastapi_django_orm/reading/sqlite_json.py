@@ -29,8 +29,11 @@ def _seconds(length: int) -> str:
     )
 
 
+_DATETIME: tuple[type] = (datetime,)  # in a tuple: under a frozen clock the name would mean another class
+
+
 def _moment(zone: str) -> tuple[type, str]:
-    return datetime, (
+    return _DATETIME[0], (
         "CASE WHEN typeof({0}) = 'text' AND substr({0}, 1, 4) >= '0001'"
         " AND datetime(substr({0}, 1, 19), '+0 days') = substr({0}, 1, 19)"
         f" AND {_seconds(19)} THEN '\"' || replace({{0}}, ' ', 'T') || '{zone}\"' END"

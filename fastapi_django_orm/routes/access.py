@@ -10,10 +10,16 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from ..events import logger
+from ..settings import ORMSettings
 
 HOW_TO_ALLOW = "set DJANGO_ORM_REFRESH_TOKEN and send `Authorization: Bearer <token>`"
 
-_bearer = HTTPBearer(auto_error=False, description="The value of DJANGO_ORM_REFRESH_TOKEN.")
+_bearer = HTTPBearer(
+    # A name of its own: an application may have a bearer scheme, too, and both stand in one document.
+    scheme_name="DjangoORMRefreshToken",
+    auto_error=False,
+    description="The value of DJANGO_ORM_REFRESH_TOKEN.",
+)
 
 
 def may_refresh(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
@@ -39,6 +45,16 @@ def may_refresh(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
             raise _refused(403, "This token may not refresh.", "wrong token")
 
     return check
+
+
+def warn_if_closed(settings: ORMSettings) -> None:
+    """Say in the log who may refresh, where nobody has said so in the settings."""
+    if settings.refresh_token is None:
+        logger.warning(
+            "refresh_open_to_all" if django_settings.DEBUG else "refresh_closed",
+            path=settings.refresh_path,
+            hint=HOW_TO_ALLOW,
+        )
 
 
 def _refused(status: int, detail: str, reason: str) -> HTTPException:

@@ -1,4 +1,7 @@
-"""What the health route tells: does the database answer, and how fresh is what is served."""
+"""What the health route tells: does the database answer, and how fresh is what is served.
+
+The models have names that no application will have: FastAPI renames both where two have one.
+"""
 
 import asyncio
 from collections.abc import Iterable, Mapping
@@ -18,7 +21,7 @@ from ..reading.refresh import Refresher
 DATABASE_TIMEOUT = 2.0  # seconds that a database has to answer
 
 
-class RepositoryHealth(BaseModel):
+class DjangoORMRepositoryHealth(BaseModel):
     """The state of one repository."""
 
     rows: int | None = Field(description="How many rows are served; null if none were loaded yet.")
@@ -31,7 +34,7 @@ class RepositoryHealth(BaseModel):
     )
 
 
-class TransportHealth(BaseModel):
+class DjangoORMTransportHealth(BaseModel):
     """The state of one way by which hints of changes come."""
 
     connected_since: datetime | None = Field(description="Null while it is down.")
@@ -40,7 +43,7 @@ class TransportHealth(BaseModel):
     error: str | None = Field(description="The class of the error, while it is down.")
 
 
-class Health(BaseModel):
+class DjangoORMHealth(BaseModel):
     """The state of the application.
 
     ``ok``: all is fresh. ``degraded``: what is served is stale, or may be: a transport is down, or writes
@@ -50,8 +53,8 @@ class Health(BaseModel):
 
     status: Literal["ok", "degraded", "unavailable"]
     databases: dict[str, bool] = Field(description="For each database, whether it answers.")
-    repositories: dict[str, RepositoryHealth]
-    transports: dict[str, TransportHealth]
+    repositories: dict[str, DjangoORMRepositoryHealth]
+    transports: dict[str, DjangoORMTransportHealth]
 
 
 class DatabaseProbe:
@@ -90,7 +93,9 @@ class DatabaseProbe:
             await asyncio.gather(self._asking, return_exceptions=True)
 
 
-async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refresher[Any]]) -> Health:
+async def report(
+    probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refresher[Any]]
+) -> DjangoORMHealth:
     """The state of the application now."""
     probes, refreshers = dict(probes), list(refreshers)  # an application that ends forgets them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
@@ -105,12 +110,14 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
     if not all(answers) or any(state.rows is None for state in repositories.values()):
         status = "unavailable"
     transports = {link.listener.name: _transport(link) for link in links}
-    return Health(status=status, databases=databases, repositories=repositories, transports=transports)
+    return DjangoORMHealth(
+        status=status, databases=databases, repositories=repositories, transports=transports
+    )
 
 
-def _state(refresher: Refresher[Any], coherence: Coherence | None) -> RepositoryHealth:
+def _state(refresher: Refresher[Any], coherence: Coherence | None) -> DjangoORMRepositoryHealth:
     snapshot = refresher.snapshot
-    return RepositoryHealth(
+    return DjangoORMRepositoryHealth(
         rows=None if snapshot is None else len(snapshot),
         version=None if snapshot is None else snapshot.version,
         age=refresher.age,
@@ -121,8 +128,8 @@ def _state(refresher: Refresher[Any], coherence: Coherence | None) -> Repository
     )
 
 
-def _transport(link: Link) -> TransportHealth:
-    return TransportHealth(
+def _transport(link: Link) -> DjangoORMTransportHealth:
+    return DjangoORMTransportHealth(
         connected_since=link.connected_since,
         last_hint=link.last_hint,
         unheard=sorted(link.listener.unheard),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
 from .. import running
 from ..coherence.hints import READ_LIMIT, VERSION, Hint, decode
@@ -18,7 +18,6 @@ from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
 from ..reading.models import model_named
 from ..reading.refresh import Load, Refresher
 from ..rows.encoding import combine
-from ..settings import ORMSettings
 from .access import may_refresh
 
 Refreshers = Mapping[str, Refresher[Any]]
@@ -26,7 +25,7 @@ Refreshers = Mapping[str, Refresher[Any]]
 DEFAULT_WAIT = 5.0  # seconds
 
 
-class Workers(BaseModel):
+class DjangoORMWorkers(BaseModel):
     """Which worker processes serve what was committed before the request."""
 
     asked_by: list[str] = Field(
@@ -39,7 +38,7 @@ class Workers(BaseModel):
     missing: list[str] = Field(description="They are connected and have not answered in time.")
 
 
-class RefreshReport(BaseModel):
+class DjangoORMRefreshReport(BaseModel):
     """What one repository's refresh did."""
 
     rows: int | None = Field(description="How many rows are served now.")
@@ -47,7 +46,7 @@ class RefreshReport(BaseModel):
     duration_ms: float | None = Field(description="How long the load took, in milliseconds.")
     trigger: str | None = Field(description="What asked first for the load that this request shared.")
     error: str | None = Field(default=None, description="The class of the error, if the load failed.")
-    workers: Workers
+    workers: DjangoORMWorkers
 
 
 Wait = Annotated[
@@ -60,9 +59,14 @@ Wait = Annotated[
 ]
 
 
-def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers) -> None:
+# With the first parameter of a route FastAPI imports all of pydantic, and under a clock that a test has
+# stopped this import fails. So it happens now.
+APIRouter().get("/")(lambda wait: None)
+
+
+def add_refresh(router: APIRouter, path: str, token: SecretStr | None, refreshers: Refreshers) -> None:
     """Add the route for these repositories."""
-    guard = [Depends(may_refresh(settings.refresh_token))]
+    guard = [Depends(may_refresh(token))]
     refusals: dict[int | str, dict[str, Any]] = {
         401: {"description": "No token was sent."},
         403: {"description": "The token is wrong, or none is configured and DEBUG is off."},
@@ -79,7 +83,7 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
     Selected = Annotated[list[Refresher[Any]], Depends(select)]
 
     @router.get(
-        settings.refresh_path,
+        path,
         response_model=dict[str, list[dict[str, Any]]],
         dependencies=guard,
         responses={**refusals, 503: {"description": "A load failed; the old rows are served on."}},
@@ -99,19 +103,22 @@ def add_refresh(router: APIRouter, settings: ORMSettings, refreshers: Refreshers
         return Response(body, media_type="application/json", headers=refreshed.headers)
 
     @router.post(
-        settings.refresh_path,
-        response_model=dict[str, RefreshReport],
+        path,
+        response_model=dict[str, DjangoORMRefreshReport],
         dependencies=guard,
         responses={
             **refusals,
             202: {"model": None, "description": "A hint was heard, and is followed from now on."},
             413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
             503: {
-                "model": dict[str, RefreshReport],
+                "model": dict[str, DjangoORMRefreshReport],
                 "description": "At least one load failed here; or a hint was heard, and could "
                 "not be passed on.",
             },
-            504: {"model": dict[str, RefreshReport], "description": "Not all other workers have it yet."},
+            504: {
+                "model": dict[str, DjangoORMRefreshReport],
+                "description": "Not all other workers have it yet.",
+            },
         },
         openapi_extra=_HINT,
         summary="Reload, and report what was done; or hear a hint",
@@ -200,16 +207,16 @@ class _Refreshed:
         late = set[str]().union(*(found.failed | found.missing | found.down for found in every))
         return {"Workers-Missing": ", ".join(sorted(late))} if late else {}
 
-    def report(self) -> dict[str, RefreshReport]:
+    def report(self) -> dict[str, DjangoORMRefreshReport]:
         return {
             refresher.name: _report(refresher, load, self._workers(refresher.name, isinstance(load, Load)))
             for refresher, load in zip(self.selected, self.loads, strict=True)
         }
 
-    def _workers(self, name: str, have: bool) -> Workers:
+    def _workers(self, name: str, have: bool) -> DjangoORMWorkers:
         others = self.attendance[name]
         own = {self.worker}
-        return Workers(
+        return DjangoORMWorkers(
             asked_by=sorted(others.asked),
             down=sorted(others.down),
             have=sorted(others.have | own if have else others.have),
@@ -249,9 +256,11 @@ def _named(name: str, refreshers: Refreshers) -> Refresher[Any]:
         raise NotFound(f"There is no repository {name!r}. {nearest(name, refreshers)}") from None
 
 
-def _report(refresher: Refresher[Any], load: Load[Any] | BaseException, workers: Workers) -> RefreshReport:
+def _report(
+    refresher: Refresher[Any], load: Load[Any] | BaseException, workers: DjangoORMWorkers
+) -> DjangoORMRefreshReport:
     if isinstance(load, Load):
-        return RefreshReport(
+        return DjangoORMRefreshReport(
             rows=len(load.snapshot),
             version=load.snapshot.version,
             duration_ms=round(load.duration * 1000, 3),
@@ -261,7 +270,7 @@ def _report(refresher: Refresher[Any], load: Load[Any] | BaseException, workers:
     if not isinstance(load, RefreshFailed):
         raise load
     old, cause = refresher.snapshot, load.__cause__ or load
-    return RefreshReport(
+    return DjangoORMRefreshReport(
         rows=None if old is None else len(old),
         version=None if old is None else old.version,
         duration_ms=None,

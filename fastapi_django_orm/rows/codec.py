@@ -32,6 +32,10 @@ PARSERS: dict[type, Parse | None] = {
 }
 
 
+# Of which JSON does not say all. Made here, since under a frozen clock `datetime` means another class later.
+_OF_MORE_THAN_JSON = frozenset({float, datetime, time})
+
+
 class RowCodec:
     """Knows which type each column of a repository has, and so how to read its rows' JSON.
 
@@ -83,9 +87,7 @@ class RowCodec:
         return True
 
     def _learn(self) -> None:
-        self._watched = [
-            position for position, kind in enumerate(self._types) if kind in (float, datetime, time)
-        ]
+        self._watched = [position for position, kind in enumerate(self._types) if kind in _OF_MORE_THAN_JSON]
         parsers = ((name, PARSERS[kind]) for name, kind in self.types.items() if kind is not None)
         self._parsers = [(name, parse) for name, parse in parsers if parse is not None]
 

@@ -10,9 +10,11 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import TypeAdapter
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from ..errors import InvalidRow
 from .refusal import without_json
+from .row import Row
 
 CLOSING = b"]}"
 DIGEST_SIZE = 16  # bytes
@@ -58,6 +60,26 @@ def _text_of(value: Any) -> str:
     if isinstance(value, ZoneInfo):
         return str(value)
     raise TypeError(f"<class '{type(value).__module__}.{type(value).__qualname__}'>")
+
+
+_any = Encoder()
+
+
+def in_forms_of_rows(content: Any) -> Any:
+    """A value with rows in it, the rows as ``response()`` sends them: a decimal as text, ``Z`` for UTC.
+
+    Without a response model FastAPI would send others: a decimal as a number, ``+00:00``.
+    """
+    if isinstance(content, Row):
+        try:
+            return from_json(_any.encode(None, content))
+        except InvalidRow:  # FastAPI may know what to do with it
+            return content
+    if type(content) is dict:
+        return {key: in_forms_of_rows(value) for key, value in content.items()}
+    if type(content) in (list, tuple):
+        return [in_forms_of_rows(item) for item in content]
+    return content
 
 
 def opening(name: str) -> bytes:

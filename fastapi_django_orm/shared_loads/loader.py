@@ -9,7 +9,6 @@ for itself, as it would without.
 
 import secrets
 import threading
-import time
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -18,6 +17,7 @@ import redis
 from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
+from ..clock import monotonic
 from ..errors import text_of
 from ..events import logger
 from ..reading.declaration import Declared
@@ -53,7 +53,7 @@ class SharedSnapshots:
     @property
     def in_use(self) -> bool:
         """Whether to try to share."""
-        return self._failed_at is None or time.monotonic() - self._failed_at > REST
+        return self._failed_at is None or monotonic() - self._failed_at > REST
 
     def loader(self, loader: Loader, repository: Declared, reader: Reader) -> RowLoader[Any]:
         """What a repository loads with.
@@ -70,7 +70,7 @@ class SharedSnapshots:
     def failed(self, error: Exception) -> None:
         """Note a failure, in one line of the log for as long as failures last."""
         with self._lock:
-            was, self._failed_at = self._failed_at, time.monotonic()
+            was, self._failed_at = self._failed_at, monotonic()
         if was is None:
             cause = text_of(error) or type(error).__name__
             logger.error("shared_snapshots_lost", error=type(error).__name__, cause=cause)
@@ -154,9 +154,9 @@ class _Attempt:
 
     def _wait(self, room: Room, before: Snapshot[Any] | None) -> Snapshot[Any] | LoadTurn | None:
         """Rows that another has read, or the turn to read them; None when neither comes in time."""
-        end = time.monotonic() + LONGEST_WAIT_FOR_OTHERS
+        end = monotonic() + LONGEST_WAIT_FOR_OTHERS
         ticket, missing = room.ask(), ""
-        while time.monotonic() < end:
+        while monotonic() < end:
             try:
                 step = room.look(ticket, missing)
             except Lost:

@@ -144,7 +144,7 @@ class Order:
             return self._null, 0
         if type(value) not in types:
             raise NotComparable
-        if self._zone is not None and type(value) is datetime and _may_come_twice(value, self._zone):
+        if self._zone is not None and isinstance(value, datetime) and _may_come_twice(value, self._zone):
             raise NotComparable
         return (1, 0) if isinstance(value, float | Decimal) and isnan(value) else (0, value)
 

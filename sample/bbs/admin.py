@@ -1,11 +1,13 @@
 from django.contrib import admin
 
+from bbs.forms import TopicForm
 from bbs.models import Topic
 
 
 # Django's generic classes take no parameter at run time.
 @admin.register(Topic)
 class TopicAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    form = TopicForm  # several lines: the admin's own field for a CharField has one, and would join them
     list_display = ("id", "comment", "created_at")
     list_display_links = ("id", "comment")
     readonly_fields = ("created_at",)

@@ -1,0 +1,37 @@
+"""Time that passes although a test has stopped the clock.
+
+freezegun replaces ``time.monotonic`` and every module's name for it, so a duration measured with it is zero
+or fifty years. And asyncio asks it for the time, too: under a stopped clock ``asyncio.sleep()`` never ends.
+https://github.com/spulec/freezegun/issues/401
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from types import BuiltinFunctionType
+
+# The same clock as time.monotonic() by another name, which freezegun and time-machine leave alone.
+monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+
+
+async def pause(seconds: float) -> None:
+    """Sleep for what really are so many seconds: for waits that others depend on.
+
+    Args:
+        seconds: how long; not at all, if it is 0 or less.
+    """
+    if isinstance(time.monotonic, BuiltinFunctionType):
+        await asyncio.sleep(seconds)
+        return
+    # A test has replaced the clock. A thread's timer waits in C, which no test replaces.
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    timer = threading.Timer(seconds, loop.call_soon_threadsafe, [over.set])
+    timer.daemon = True  # the loop may be closed, and the process end, before it fires
+    timer.start()
+    try:
+        await over.wait()
+    finally:
+        timer.cancel()
