@@ -7,7 +7,6 @@ from django.db import connections
 from ..events import logger
 from .engines import kind_of
 
-
 # Measured on one machine, in milliseconds: a query on a new connection, and on one that was kept.
 COSTS = {"postgresql": "2.6 ms instead of 0.1", "sqlite": "0.1 to 0.3 ms instead of 0.01"}
 
