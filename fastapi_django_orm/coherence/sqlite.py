@@ -92,7 +92,7 @@ class _Watch:
         with suppress(RuntimeError):  # the loop has closed
             try:
                 self._look_again_and_again()
-            except (sqlite3.Error, OSError) as failure:
+            except Exception as failure:  # whatever it is, the link must be told, or it would wait for ever
                 error = TransportUnavailable(f"SQLite's file cannot be watched: {failure}")
                 error.__cause__ = failure
             self._loop.call_soon_threadsafe(self._end, error)

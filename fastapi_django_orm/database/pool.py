@@ -120,7 +120,6 @@ class Pool:
         files: OpenedFiles = connection.opened_files  # type: ignore[attr-defined]
         if files.were_replaced():
             self._close(connection)  # a loop over its rows or not: what was written there would be lost
-        files.expect()
         if connection.connection is not None and died_idle(connection):
             self._close(connection)
             connection.connection = None

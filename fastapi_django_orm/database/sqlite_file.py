@@ -79,18 +79,16 @@ class OpenedFiles:
         self._expected = Files(None, None)
 
     def were_replaced(self) -> bool:
-        """Whether the connection is open, and writes where nobody else reads."""
-        if self._path is None or self._connection.connection is None:
-            return False
-        return self._expected.replaced_by(files_at(self._path))
+        """Whether the connection is open, and writes where nobody else reads; it is to be closed then.
 
-    def expect(self) -> None:
-        """Note what the connection will open, or has.
-
-        Called before each use, and so before the connection opens anything: a file that is replaced in
-        between is taken for replaced once more. Noted afterwards, it would be taken for the one that is open.
+        Asked before each use, since what is found is what the connection is expected to open in that use. So
+        a file that is replaced before it is opened is taken for replaced once more; looked at afterwards, it
+        would be taken for the one that is open.
         """
         if self._path is None:
-            return
-        if self._connection.connection is None or self._expected.wal is None:
-            self._expected = files_at(self._path)
+            return False
+        before, now = self._expected, files_at(self._path)
+        replaced = self._connection.connection is not None and before.replaced_by(now)
+        # The last connection that closes a database removes its -wal, and this may be the last.
+        self._expected = Files(now.database, None) if replaced else now
+        return replaced

@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -92,7 +93,9 @@ class Worker:
 
     def _work(self) -> None:
         while (job := self.jobs.get()) is not None:
-            job.run()
+            # A future that ends calls what waits for it; an error there is logged, and the log may raise.
+            with suppress(Exception):
+                job.run()
             del job  # or its result would live on until the next one comes
             if self._idle is not None:
                 self._idle.release()
