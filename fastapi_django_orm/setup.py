@@ -12,7 +12,7 @@ from asyncio.events import _get_running_loop, _set_running_loop
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import django
 from django.apps import apps
@@ -52,10 +52,10 @@ def set_up_django(settings_module: str | None = None, where: str = "the argument
     """
     if apps.ready and settings_module is None:
         return
-    if module := _being_imported():
-        # The settings import the application, which asks for them. What stands there so far is not all of
-        # them, and Django can be set up only once.
-        logger.warning("setup_postponed", settings_module=module, hint="its import is not finished")
+    if waiting_for := _being_imported() or _being_populated():
+        # The settings or an app import the application, which asks for them. Django can be set up only once,
+        # and what has begun to set it up will do so.
+        logger.warning("setup_postponed", hint=f"{waiting_for} imports this application")
         return
     with _lock, _loop_out_of_sight():
         _set_up(settings_module, where)
@@ -66,6 +66,12 @@ def _being_imported() -> str | None:
     name = os.environ.get(ENVIRONMENT_VARIABLE, "")
     spec = getattr(sys.modules.get(name), "__spec__", None)
     return name if getattr(spec, "_initializing", False) else None
+
+
+def _being_populated() -> str | None:
+    """What this thread is in the middle of, if it is ``django.setup()``."""
+    lock: Any = apps._lock  # type: ignore[attr-defined]
+    return "an app of INSTALLED_APPS" if apps.loading and not apps.ready and lock._is_owned() else None
 
 
 @contextmanager

@@ -604,3 +604,6 @@ def test_an_app_that_imports_the_application(project: Project) -> None:
         """,
     )
     assert "apps: 1 rows: 1" in project.python(AS_A_SERVER)
+    output = project.python(BY_DJANGO)
+    assert "apps: 1" in output
+    assert "setup_postponed" in output
