@@ -91,7 +91,9 @@ class CachedRepository(Repository[RowT]):
             rows_kept=self.rows_kept,
             pace=Pace(here.requests_so_far),
         )
-        loader: RowLoader[RowT] = own if here.shared is None else here.shared.loader(own, self, self._reader)
+        loader: RowLoader[RowT] = own
+        if here.shared is not None:
+            loader = here.shared.loader(own, self.ordered_queryset, self._reader)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

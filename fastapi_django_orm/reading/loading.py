@@ -76,9 +76,12 @@ class Loader:
             LazyValue: a row holds something that would query later.
             DatabaseError: as Django raises it.
         """
+        return self.read(self._queryset(), before)
+
+    def read(self, queryset: AnyQuerySet, before: Snapshot[Any] | None) -> Snapshot[Any]:
+        """The same of this query, which the repository has made."""
         began = datetime.now(UTC)
         self._pace.begin()
-        queryset = self._queryset()
         with table_explained(queryset.model, queryset.db):
             try:
                 table = self._read_table(queryset, before, in_python=False)
@@ -87,7 +90,7 @@ class Loader:
         return self._made(table, before, began)
 
     def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
-        """Make a snapshot of rows that another process has read.
+        """Make a snapshot of rows that another process has read, and whose JSON the database has made.
 
         Args:
             pages: all of them, cut as this process would have.
@@ -100,8 +103,9 @@ class Loader:
         self._pace.begin()
         known = None if before is None else before.table
         listed = PageList(self._taken(pages, known))
-        where = self._where(listed.pages, known) if self._reader.keyed else None
-        return self._made(Table(listed, where), before, loaded_at)
+        table = Table(listed, self._where(listed.pages, known))
+        table.formed = True
+        return self._made(table, before, loaded_at)
 
     def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
         for number, page in enumerate(pages):
