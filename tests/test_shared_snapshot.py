@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 import redis
 from django.db import OperationalError, connections, models
+from django.db.backends.signals import connection_created
 from django.db.models import F
 from django.test import override_settings
 from django.test.utils import isolate_apps
@@ -912,10 +913,19 @@ def test_rows_in_which_code_has_a_part_are_not_shared(
 
 
 @pytest.mark.usefixtures("_started")
-def test_a_connection_whose_queries_pass_through_code_shares_nothing() -> None:
-    """What is wrapped around queries may send others."""
+def test_connections_that_code_prepares_share_nothing() -> None:
+    """What is wrapped around queries may send others; what prepares them may choose another schema."""
+
+    def prepare(**_: Any) -> None:
+        pass
+
     with connections["default"].execute_wrapper(lambda execute, *arguments: execute(*arguments)):
         assert identity() is None
+    connection_created.connect(prepare)
+    try:
+        assert identity() is None
+    finally:
+        connection_created.disconnect(prepare)
     assert identity() is not None
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import django
 from django.conf import settings
 from django.db import connections
+from django.db.backends.signals import connection_created
 
 from ..reading.key_columns import AnyQuerySet
 from ..reading.sql_json import DatabaseJSON
@@ -37,7 +38,7 @@ def identity_of(in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
         EmptyResultSet: it can have no rows.
     """
     connection = connections[queryset.db]
-    if connection.execute_wrappers or not _is_of_django(queryset.model._meta.pk):
+    if not _is_plain(connection) or not _is_of_django(queryset.model._meta.pk):
         return None
     sql, params = in_sql.compiled(queryset)
     where = sorted(
@@ -49,6 +50,15 @@ def identity_of(in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
     types = [kind.__name__ for kind in in_sql.types]
     what = repr([versions, where, types, sql, [(type(one), one) for one in params]])
     return blake2b(what.encode(errors="backslashreplace"), digest_size=16, key=secret()).hexdigest()
+
+
+def _is_plain(connection: Any) -> bool:
+    """Whether no code but Django's prepares a connection or stands around its queries."""
+    signalled = connection_created._live_receivers(type(connection))
+    code = [type(connection), *(receiver for kind in signalled for receiver in kind)]
+    return not connection.execute_wrappers and all(
+        getattr(each, "__module__", "").startswith("django.") for each in code
+    )
 
 
 def _is_of_django(key: Any) -> bool:
