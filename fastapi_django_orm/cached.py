@@ -60,8 +60,11 @@ class CachedRepository(Repository[RowT]):
             third of the memory, and become objects when they are read.
         depends_on: labels of further models whose rows these are made of. Models that the query's SQL, its
             prefetches or the schema name are found without it.
+        max_limit, max_offset: None by default, since memory gives any part of the list.
     """
 
+    max_limit: ClassVar[int | None] = None
+    max_offset: ClassVar[int | None] = None
     max_age: ClassVar[timedelta | None] = None
     indexes: ClassVar[Sequence[str]] = ()
     rows_kept: ClassVar[int] = 10_000

@@ -16,6 +16,7 @@ from .errors import NotStarted
 if TYPE_CHECKING:  # rooms above this one
     from .coherence.service import Coherence
     from .database.executor import DatabaseExecutor
+    from .reading.windows import Windows
     from .repository import Repository
     from .shared_loads.loader import SharedSnapshots
 
@@ -35,6 +36,7 @@ class Running:
         self.shared: SharedSnapshots | None = None  # if loads are shared
         self.ended = False
         self.requests = 0
+        self.windows: Windows  # the plugin sets it with the executor
 
     def requests_so_far(self) -> int:
         """How many requests have come so far."""

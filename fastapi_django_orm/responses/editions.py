@@ -7,10 +7,10 @@ it.
 from collections.abc import Hashable, Iterable
 from datetime import datetime
 from email.utils import format_datetime
-from hashlib import sha256
 from threading import Lock
 from typing import Any, Self, TypeAlias
 
+from ..rows.encoding import tag_of
 from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import MINIMUM, Variants
 
@@ -124,9 +124,9 @@ class Content:
         self._add(None, self.headers, body)
 
     @classmethod
-    def plain(cls, stamp: Stamp, body: bytes) -> Self:
+    def plain(cls, stamp: Stamp, body: bytes, tag: bytes | None = None) -> Self:
         """Bytes that are never compressed: made for one request, they are not worth it."""
-        return cls(stamp, tag_of(body), body, len(body), None, varies=False)
+        return cls(stamp, tag or tag_of(body), body, len(body), None, varies=False)
 
     def _tagged(self, coding: str | None) -> Headers:
         """The headers that a form has beside those of its body. Each has a tag of its own."""
@@ -287,8 +287,3 @@ class Edition:
             self._rows.clear()  # the cheapest way to make room, once in ten thousand times
         self._rows[key] = row
         return row
-
-
-def tag_of(body: bytes) -> bytes:
-    """An entity tag for bytes, without quotes: alike wherever these are."""
-    return sha256(body).hexdigest()[:32].encode()

@@ -4,7 +4,7 @@ Pydantic makes them: ``Z`` for UTC, decimals and UUIDs as strings, null for NaN.
 """
 
 from collections.abc import Hashable, Iterable
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -55,6 +55,11 @@ def opening(name: str) -> bytes:
 def digest(body: bytes | bytearray) -> bytes:
     """A fingerprint of these bytes, of ``DIGEST_SIZE`` bytes."""
     return blake2b(body, digest_size=DIGEST_SIZE).digest()
+
+
+def tag_of(body: bytes) -> bytes:
+    """An entity tag for bytes, without quotes: alike wherever these are."""
+    return sha256(body).hexdigest()[:32].encode()
 
 
 def combine(bodies: Iterable[bytes]) -> bytes:
