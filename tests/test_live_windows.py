@@ -269,24 +269,20 @@ def test_a_window_is_read_no_further_when_its_client_has_gone(
             assert go_on.wait(DEADLINE)
             yield chunk
 
+    asked: list[Any] = []
+    submit = Windows._submit
+    monkeypatch.setattr(
+        Windows, "_submit", lambda self, *given: asked.append(given[1]) or submit(self, *given)
+    )
     monkeypatch.setattr(DatabaseJSON, "read", counted)
     with serving(plain(live(max_limit=None))) as client:
         connection = asking(client).ask(ROWS)
         assert begun.wait(DEADLINE)
-        (asked,) = _running(reads)
         connection.close()
-        soon(lambda: not asked.is_wanted())
+        soon(lambda: not asked[0].is_wanted())
         go_on.set()
         soon(lambda: reads[0]._large.running == 0)
         assert chunks == 1
-
-
-def _running(reads: list[Windows]) -> list[Any]:
-    """The windows that are being read: jobs know them by whether they are wanted."""
-    import gc
-
-    kind = reading_windows._Asked
-    return [each for each in gc.get_objects() if type(each) is kind and each.is_wanted()]
 
 
 def test_each_window_is_handed_out_as_soon_as_it_is_read(
@@ -362,7 +358,7 @@ def test_a_window_outside_of_the_event_loop_of_the_application(many: None) -> No
         app = plain(repository := live())
         async with app.router.lifespan_context(app):
             board = await repository.current()
-            listed = await asyncio.to_thread(lambda: asyncio.run(board.live.window((0, 2))))
-            assert len(json.loads(listed.body)["live"]) == 2
+            listed = await asyncio.to_thread(lambda: asyncio.run(board.live.window(0, 2)))
+            assert len(json.loads(listed)["live"]) == 2
 
     asyncio.run(main())

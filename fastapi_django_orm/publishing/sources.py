@@ -137,7 +137,7 @@ class LiveSource:
         try:
             if window is None:
                 return Content.plain(self._stamp, await live.row_json(key)), None
-            reading = live.window(window)
+            reading = live.listed(window)
             return _ListedContent.of(
                 self._stamp, await (unless_gone(receive, reading) if is_large(window) else reading)
             ), None
@@ -153,6 +153,7 @@ class _ListedContent(Content):
     """A part of a list, which is counted for as long as it is being sent."""
 
     __slots__ = ("_listed",)
+    _listed: Listed
 
     @classmethod
     def of(cls, stamp: Stamp, listed: Listed) -> Self:

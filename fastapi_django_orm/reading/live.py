@@ -99,8 +99,12 @@ class LiveReads:
             raise Absent(pk) from None
         return (await self._find("pk", key)).json
 
-    async def window(self, window: Window) -> Listed:
-        """The bytes of ``{"name": [rows]}`` for some of the rows.
+    async def window(self, offset: int, limit: int | None) -> bytes:
+        """The bytes of ``{"name": [rows]}`` for some of the rows."""
+        return (await self.listed((offset, limit))).body
+
+    async def listed(self, window: Window) -> Listed:
+        """The same with their tag, for as long as they are being sent.
 
         Raises:
             DatabaseBusy: too much was asked for, and was not read in time.
