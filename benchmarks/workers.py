@@ -102,6 +102,11 @@ class Counted:
         with self._pooler.load():
             return self.alone.load(before)
 
+    def read(self, queryset: Any, before: Any) -> Any:
+        """Read the database, for others too."""
+        with self._pooler.load():
+            return self.alone.read(queryset, before)
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.alone, name)
 

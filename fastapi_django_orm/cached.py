@@ -61,8 +61,11 @@ class CachedRepository(Repository[RowT]):
             third of the memory, and become objects when they are read.
         depends_on: labels of further models whose rows these are made of. Models that the query's SQL, its
             prefetches or the schema name are found without it.
+        max_limit, max_offset: None by default, since memory gives any part of the list.
     """
 
+    max_limit: ClassVar[int | None] = None
+    max_offset: ClassVar[int | None] = None
     max_age: ClassVar[timedelta | None] = None
     indexes: ClassVar[Sequence[str]] = ()
     rows_kept: ClassVar[int] = 10_000
@@ -93,7 +96,9 @@ class CachedRepository(Repository[RowT]):
             rows_kept=self.rows_kept,
             pace=Pace(here.requests_so_far),
         )
-        loader: RowLoader[RowT] = own if here.shared is None else here.shared.loader(own, self, self._reader)
+        loader: RowLoader[RowT] = own
+        if here.shared is not None:
+            loader = here.shared.loader(own, self.ordered_queryset, self._reader)
         if self._reader.codec is None:  # made of instances, whose code may query
             loader = ObservingLoader(loader, self.observed, self.queryset().db)
         self._refresher = Refresher(self.name, loader, self.max_age)

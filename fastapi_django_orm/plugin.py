@@ -35,6 +35,7 @@ from .events import logger
 from .handlers import handlers_instrumented
 from .publishing.routes import publications, published
 from .reading.refresh import Refresher
+from .reading.windows import Windows
 from .repository import Repository
 from .routes.added import build_router, routes_added, routes_documented
 from .routes.health import DatabaseProbe
@@ -152,6 +153,7 @@ class DjangoORM:
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
             here.executor, here.loop = executor, loop
+            here.windows = Windows(executor, loop, settings.thread_timeout)
             stack.enter_context(_handlers.entered())
             threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
             await sync_to_async(_set_up_by)(settings)

@@ -127,6 +127,10 @@ class Repository(Generic[RowT]):
         publish: a path such as ``"/topics/"`` at which everybody may read the list, and each row under its
             key, without a handler. It is public: no dependency of yours guards it, and so it wants ``fields``
             or a ``schema``.
+        max_limit: how many rows of a published list a request gets at most, and without ``?limit``; None for
+            no limit. A larger ``?limit`` is refused.
+        max_offset: how many rows of it a request may leave out, which costs the database as much as to give
+            them; None for no limit.
         cache_control: the ``Cache-Control`` header of responses; by default clients ask whether there is
             anything new.
     """
@@ -137,6 +141,8 @@ class Repository(Generic[RowT]):
     ordering: ClassVar[Sequence[str]] = ()
     schema: ClassVar[type[Any] | None] = None
     publish: ClassVar[str | None] = None
+    max_limit: ClassVar[int | None] = 1000
+    max_offset: ClassVar[int | None] = 100_000
     cache_control: ClassVar[str] = "no-cache"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from .how_to_start import how_to_start
 if TYPE_CHECKING:  # rooms above this one
     from .coherence.service import Coherence
     from .database.executor import DatabaseExecutor
+    from .reading.windows import Windows
     from .repository import Repository
     from .shared_loads.loader import SharedSnapshots
 
@@ -37,6 +38,7 @@ class Running:
         self.shared: SharedSnapshots | None = None  # if loads are shared
         self.ended = False
         self.requests = 0
+        self.windows: Windows  # the plugin sets it with the executor
 
     def requests_so_far(self) -> int:
         """How many requests have come so far."""

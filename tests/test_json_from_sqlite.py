@@ -1,10 +1,13 @@
 """JSON that SQLite makes: byte for byte what FastAPI makes of Django's values, or left to Python."""
 
+import asyncio
 import datetime as dt
 import sqlite3
+import tracemalloc
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +19,15 @@ from django.test.utils import isolate_apps
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from fastapi_django_orm.errors import RefreshFailed
+from fastapi_django_orm.reading import loading
 from fastapi_django_orm.reading.choosing import choose_reader
+from fastapi_django_orm.reading.pacing import Pace
 from fastapi_django_orm.reading.sql_json import NotExpressible
 from tests.comparing import assert_as_loaded_anew, finish, typed, values
-from tests.databases import created
+from tests.databases import created, default_changed
 from tests.gates import started
+from tests.playing import outside
 from tests.project.board.models import Author, Everything, Page, Topic
 from tests.projects import Project, events
 from tests.repositories import declare
@@ -499,3 +506,83 @@ def test_time_zones(project: Project, more: str, sent: str, in_sql: bool) -> Non
     )
     found = [event for event in events(output) if "sent" in event]
     assert found == [{"sent": sent, "in_sql": in_sql}]
+
+
+# How the rows come
+
+
+def add_many(rows: int) -> None:
+    with connections["default"].cursor() as cursor:  # as instances they would take longer than all the rest
+        cursor.execute(
+            "INSERT INTO board_topic (comment, tags, created_at)"
+            " WITH RECURSIVE counter(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM counter WHERE n < %s)"
+            " SELECT 'a topic of some length, as people write them: ' || n, '[]', '2026-01-01 00:00:00'"
+            " FROM counter",
+            [rows],
+        )
+
+
+def test_a_load_holds_few_rows_at_a_time() -> None:
+    """At its most it takes little more memory than the snapshot that it leaves."""
+
+    async def main() -> float:
+        async with started(declare(fields=("id", "comment"))) as (topics,):
+            await outside(lambda: add_many(20_000))
+            tracemalloc.start()
+            try:
+                await topics.refresh()
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            return peak / topics.snapshot.size
+
+    assert asyncio.run(main()) < 2.5  # all rows at once: 4.3
+
+
+@pytest.mark.parametrize("field", ["comment", "tags"], ids=["by SQLite", "by Python"])
+def test_a_load_that_rests_keeps_no_writer_waiting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, field: str
+) -> None:
+    """Without WAL nobody can commit while rows are being read, so a load does not rest before it has them."""
+    file = tmp_path / "rests.sqlite3"
+    rests = 0
+
+    def rest(pace: Pace) -> None:
+        nonlocal rests
+        with closing(sqlite3.connect(file, timeout=0)) as writer:
+            writer.execute("BEGIN EXCLUSIVE")  # "database is locked" if anybody reads
+        rests += 1
+
+    async def main() -> None:
+        async with started(declare(fields=("id", field))) as (topics,):
+            await outside(lambda: add_many(3000))
+            monkeypatch.setattr(Pace, "rest", rest)
+            await topics.refresh()
+            assert len(topics) == 3000
+
+    with default_changed(migrate=True, NAME=file, OPTIONS={"transaction_mode": "IMMEDIATE"}):
+        asyncio.run(main())
+    assert rests
+
+
+def test_a_load_that_fails_half_way_leaves_no_rows_open(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Others can write at once, though somebody still holds the error."""
+    file = tmp_path / "fails.sqlite3"
+
+    def broken(page: Any, known: Any) -> Any:
+        raise ValueError("of the first page")
+
+    async def main() -> None:
+        async with started(declare(fields=("id", "comment"))) as (topics,):
+            await outside(lambda: add_many(3000))
+            monkeypatch.setattr(loading, "known_page", broken)
+            with pytest.raises(RefreshFailed) as error:
+                await topics.refresh()
+            with closing(sqlite3.connect(file, timeout=0)) as writer:
+                writer.execute("BEGIN EXCLUSIVE")
+            assert "first page" in str(error.value.__cause__)
+
+    with default_changed(migrate=True, NAME=file, OPTIONS={"transaction_mode": "IMMEDIATE"}):
+        asyncio.run(main())

@@ -384,9 +384,11 @@ def test_live_repositories_are_served_as_the_database_has_them(make: Callable[..
 
 @everywhere
 def test_live_rows_beyond_what_a_database_can_count(make: Callable[..., FastAPI], database: str) -> None:
-    """However large `offset` and `limit` are, the answer is what it is from the cache."""
+    """However large `offset` and `limit` are, without limits the answer is what it is from the cache."""
     add_topics("one")
-    live = type("Live", (Repository,), {"model": "board.Topic", "fields": ("comment",), "publish": "/live/"})
+    unlimited = {"max_limit": None, "max_offset": None}
+    attributes = {"model": "board.Topic", "fields": ("comment",), "publish": "/live/", **unlimited}
+    live = type("Live", (Repository,), attributes)
     most = 2**63 - 1
     with serving(make(live)) as client:
         for offset, limit, comments in (

@@ -14,16 +14,17 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette._utils import get_route_path
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import running
-from ..reading.live_queries import Window
+from ..reading.windows import Window
 from ..responses.editions import Answer
 from ..responses.negotiation import at_once, deliver
 from ..responses.representation import READING
 from .bare import LOOK_AGAIN, BeforeApplication
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
-from .sources import Source, plain_window
+from .sources import GONE, Source, plain_window
 
 PATHS = 10_000  # that are noted with what they mean
 
@@ -109,7 +110,7 @@ class Directory:
             return None
         query: bytes = scope["query_string"]
         if (published := self._lists.get(path)) is not None:
-            window = plain_window(query)
+            window = published.source.admitted(plain_window(query))
             if window is None or published.own.may_serve(path, scope["method"]):
                 return None
             assert published.list_route is not None
@@ -174,8 +175,12 @@ class BeforeRouter:
             if asked is not None:
                 asked.tell(scope)
                 source, window, key = asked.source, asked.window, asked.key
-                found = source.at_hand(window, key) or await source.read(window, key)
-                await deliver(*found, scope, send, source.cache_control)
+                try:
+                    found = source.at_hand(window, key) or await source.read(window, key, receive)
+                except ClientDisconnect:
+                    await GONE(scope, receive, send)
+                else:
+                    await deliver(*found, scope, send, source.cache_control)
                 return
         await self.app(scope, receive, send)
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 from django.conf import settings
 from django.db import connections, transaction
 from django.utils import timezone
-from fastapi import FastAPI, Path, Query
+from fastapi import FastAPI, Path, Query, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from ..cached import CachedRepository
@@ -25,11 +26,11 @@ from ..repository import Repository, naming_errors
 from .front import Published, layer_added
 from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
 from .row_models import key_type, list_model, row_model
-from .sources import Source, plain_keys, response_to, source_of
+from .sources import GONE, Source, plain_keys, response_to, source_of
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "What the client has, by `If-None-Match` or `If-Modified-Since`, is what there is."},
-    503: {"description": "Nothing could be read yet."},
+    503: {"description": "Nothing could be read yet, or too much is asked for at the moment."},
 }
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No row has this key."}}
 
@@ -55,6 +56,7 @@ class Publication:
         """
         self.repository = repository
         self.path = _checked_path(repository)
+        _check_limits(repository)
         self.base = self.path.rstrip("/")
         self.row_path = f"{self.base}/{{pk}}"
         self.row_model = row_model(repository)
@@ -70,6 +72,16 @@ def _checked_path(repository: Repository[Any]) -> str:
             f'slash and has no braces, no query and no empty part: publish = "/{repository.name}/".'
         )
     return path
+
+
+def _check_limits(repository: Repository[Any]) -> None:
+    for name, least in (("max_limit", 1), ("max_offset", 0)):
+        value = getattr(repository, name)
+        if value is not None and (type(value) is not int or value < least):
+            raise InvalidRepository(
+                f"{repository.label}.{name}: {value!r} is not a number of rows. Write a whole number from "
+                f"{least}, or None for no limit."
+            )
 
 
 def publications(repositories: Iterable[Repository[Any]]) -> list[Publication]:
@@ -175,13 +187,20 @@ Route = tuple[str, Callable[..., Any], dict[str, Any]]
 def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Route:
     name, base = publication.repository.name, publication.base
 
-    async def rows(
-        offset: Annotated[int, Query(ge=0, description="How many rows to leave out.")] = 0,
-        limit: Annotated[int | None, Query(ge=1, description="How many rows to give at most.")] = None,
-    ) -> Response:
-        source = _source(sources, base, name)
-        return response_to(await source.read((offset, limit), None), source.repository)
+    most, deepest = publication.repository.max_limit, publication.repository.max_offset
 
+    async def rows(request: Request, offset: Any = 0, limit: Any = most) -> Response:
+        source = _source(sources, base, name)
+        try:
+            return response_to(await source.read((offset, limit), None, request.receive), source.repository)
+        except ClientDisconnect:
+            return GONE
+
+    at_most = Query(ge=1, le=most, description="How many rows to give at most.")
+    rows.__annotations__ |= {
+        "offset": Annotated[int, Query(ge=0, le=deepest, description="How many rows to leave out.")],
+        "limit": Annotated[int | None if most is None else int, at_most],
+    }
     return (
         publication.path,
         rows,
@@ -200,10 +219,10 @@ def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Rout
 def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route:
     name, base = publication.repository.name, publication.base
 
-    async def row(pk: Any) -> Response:
+    async def row(request: Request, pk: Any) -> Response:
         source = _source(sources, base, name)
         key = _in_zone(source.repository, pk) if isinstance(pk, datetime) else pk
-        return response_to(await source.read(None, key), source.repository)
+        return response_to(await source.read(None, key, request.receive), source.repository)
 
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
     return (

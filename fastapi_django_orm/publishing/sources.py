@@ -3,27 +3,36 @@
 The layer asks for what is written plainly. The rest it leaves to the routes, which validate and explain.
 """
 
+import asyncio
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from contextlib import suppress
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 from uuid import UUID
 
 from django.db import InterfaceError, OperationalError
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive
 
 from ..cached import CachedRepository
 from ..errors import NotFound, NotLoaded, ReadFailed, without_values
 from ..events import logger
 from ..reading.batching import Absent
-from ..reading.live_queries import Window
+from ..reading.windows import Listed, Window, is_large
 from ..repository import Repository
 from ..responses.editions import Content, Edition, Header, Stamp, cache_control_header
 from ..responses.representation import RepositoryResponse
 from ..snapshots.snapshot import Snapshot
 
+T = TypeVar("T")
+
 Served: TypeAlias = tuple[Content, Snapshot[Any] | None]
 
 WHOLE: Window = (0, None)
+
+# What nginx calls it; nobody will see it, but logs and metrics should not take it for an answer or an error.
+GONE = Response(status_code=499)
 
 _WINDOW = re.compile(rb"(?:offset=(\d{1,15}))?(?:(?:^|(?<=.)&)limit=([1-9]\d{0,14}))?").fullmatch
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII).fullmatch
@@ -46,10 +55,20 @@ class Source(Protocol):
     def at_hand(self, window: Window | None, key: Hashable) -> Served | None:
         """What is there without waiting: the rows of a window, or else the row with a key."""
 
-    async def read(self, window: Window | None, key: Hashable) -> Served:
+    def admitted(self, window: Window | None) -> Window | None:
+        """A window as the repository limits it; None if it is larger, or there is none."""
+
+    async def read(self, window: Window | None, key: Hashable, receive: Receive) -> Served:
         """The same, or what can be had by waiting.
 
+        Args:
+            window: which rows of the list; None for one row.
+            key: of the row.
+            receive: the request's.
+
         Raises:
+            ClientDisconnect: the client has gone.
+            DatabaseBusy: too much was asked for, and was not read in time.
             NotFound: there is no row with this key.
             NotLoaded: there is nothing yet.
             ReadFailed: the database does not answer.
@@ -80,7 +99,11 @@ class CachedSource:
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
             return None
 
-    async def read(self, window: Window | None, key: Hashable) -> Served:
+    def admitted(self, window: Window | None) -> Window | None:
+        """A window as the repository limits it."""
+        return _admitted(self.repository, window)
+
+    async def read(self, window: Window | None, key: Hashable, receive: Receive) -> Served:
         """The same, with an error that says why there is nothing."""
         if self._refresher.snapshot is None:
             raise NotLoaded.of(self.repository.name)
@@ -106,11 +129,20 @@ class LiveSource:
         """None: what the database has now must be waited for."""
         return None
 
-    async def read(self, window: Window | None, key: Hashable) -> Served:
+    def admitted(self, window: Window | None) -> Window | None:
+        """A window as the repository limits it."""
+        return _admitted(self.repository, window)
+
+    async def read(self, window: Window | None, key: Hashable, receive: Receive) -> Served:
         """Ask the database."""
         live = self.repository.live
         try:
-            body = await (live.row_json(key) if window is None else live.window(*window))
+            if window is None:
+                return Content.plain(self._stamp, await live.row_json(key)), None
+            reading = live.listed(window)
+            return _ListedContent.of(
+                self._stamp, await (unless_gone(receive, reading) if is_large(window) else reading)
+            ), None
         except Absent:
             raise NotFound.of(self.repository.name, key) from None
         except (InterfaceError, OperationalError) as error:
@@ -119,7 +151,53 @@ class LiveSource:
                 "live_read_failed", repository=name, error=f"{type(error).__name__}: {without_values(error)}"
             )
             raise ReadFailed(f"{name} cannot be read now.") from error
-        return Content.plain(self._stamp, body), None
+
+
+class _ListedContent(Content):
+    """A part of a list, which is counted for as long as it is being sent."""
+
+    __slots__ = ("_listed",)
+    _listed: Listed
+
+    @classmethod
+    def of(cls, stamp: Stamp, listed: Listed) -> Self:
+        content = cls.plain(stamp, listed.body, listed.tag)
+        content._listed = listed
+        return content
+
+
+async def unless_gone(receive: Receive, reading: Coroutine[Any, Any, T]) -> T:
+    """What this coroutine returns; it is cancelled if the client goes first.
+
+    Servers do not tell a handler that its client has gone: whoever wants to know has to listen.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+    read, gone = asyncio.create_task(reading), asyncio.create_task(_gone(receive))
+    try:
+        await asyncio.wait((read, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not read.done() and gone.exception() is None:
+            raise ClientDisconnect
+        return await read
+    finally:
+        read.cancel()
+        gone.cancel()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _admitted(repository: Repository[Any], window: Window | None) -> Window | None:
+    if window is None:
+        return None
+    offset, limit = window
+    most, deepest = repository.max_limit, repository.max_offset
+    if (most is not None and (limit or 0) > most) or (deepest is not None and offset > deepest):
+        return None
+    return window if limit or most is None else (offset, most)
 
 
 def source_of(repository: Repository[Any]) -> Source:

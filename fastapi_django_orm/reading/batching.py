@@ -130,14 +130,15 @@ class Batcher(Generic[K, V]):
         self._running -= 1
         if isinstance(found, BaseException):
             for futures in batch.values():
-                _give(futures, found)
+                give(futures, found)
         else:
             for key, futures in batch.items():
-                _give(futures, found[key] if key in found else Absent(key))
+                give(futures, found[key] if key in found else Absent(key))
         self._start()
 
 
-def _give(futures: "Sequence[asyncio.Future[V]]", outcome: V | BaseException) -> None:
+def give(futures: "Sequence[asyncio.Future[V]]", outcome: V | BaseException) -> None:
+    """Give all who still wait a result, or a copy each of an error."""
     for future in futures:
         if future.done():
             continue

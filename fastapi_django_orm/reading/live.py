@@ -14,9 +14,10 @@ from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Absent, Batcher, Outcomes
-from .live_queries import LiveQueries, Window
+from .live_queries import LiveQueries
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
+from .windows import Found, Listed, Window, WindowRead
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -46,7 +47,6 @@ class LiveReads:
         self._label = label
         self._model = self._queries.model
         self._rows: dict[str, Batcher[Hashable, NewRow]] = {}
-        self._windows: Batcher[Window, bytes] | None = None
 
     def key(self, value: Any) -> Hashable:
         """A primary key in the form in which rows have it: 5 for ``"5"``.
@@ -119,10 +119,19 @@ class LiveReads:
 
     async def window(self, offset: int, limit: int | None) -> bytes:
         """The bytes of ``{"name": [rows]}`` for some of the rows."""
-        window = (offset, limit)
-        if self._windows is None:
-            self._windows = self._batcher(self._queries.read_windows, self._windows_on_loop)
-        return await self._read_by(self._windows, self._queries.read_windows, window)
+        return (await self.listed((offset, limit))).body
+
+    async def listed(self, window: Window) -> Listed:
+        """The same with their tag, for as long as they are being sent.
+
+        Raises:
+            DatabaseBusy: too much was asked for, and was not read in time.
+        """
+        here = running.find(self._label)
+        if here.windows.loop is not asyncio.get_running_loop() or is_bound():
+            return await here.executor.run(self._queries.read_window, window)
+        read = WindowRead(partial(self._queries.read_window, window), partial(self._window_on_loop, window))
+        return await here.windows.get(self, window, read)
 
     def _asked(self, pk: tuple[Any, ...], unique: Mapping[str, Any]) -> Unique:
         if len(pk) + len(unique) != 1:
@@ -204,19 +213,12 @@ class LiveReads:
 
         return self._on_loop.rows(keys, read)
 
-    def _windows_on_loop(
-        self,
-        windows: Sequence[Window],
-        done: Callable[[Outcomes[Window, bytes] | Exception | None], None],
-    ) -> bool:
-        ((offset, limit), *others) = windows
-        if others or limit is None:  # several queries; as many rows as there are
-            return False
-
+    def _window_on_loop(self, window: Window, done: Callable[[Found], None]) -> bool:
         def read(chunk: Chunk | Exception | None) -> None:
-            done({(offset, limit): self._queries.listed([chunk])} if isinstance(chunk, Chunk) else chunk)
+            done(self._queries.listed([b",".join(chunk.json)]) if isinstance(chunk, Chunk) else chunk)
 
-        return self._on_loop.window(offset, limit, read)
+        offset, limit = window
+        return limit is not None and self._on_loop.window(offset, limit, read)
 
 
 def _never(*_: object) -> bool:

@@ -1,6 +1,7 @@
 """What a live read asks the database, on a database thread, and which row answers which question."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
@@ -15,12 +16,12 @@ from ..snapshots.pages import Chunk
 from .batching import Outcomes
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
+from .pacing import switching_sooner
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
+from .windows import IsWanted, Listed, Window
 
 _MOST_ROWS = 2**63 - 1
-
-Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
 
 
 class LiveQueries:
@@ -159,32 +160,41 @@ class LiveQueries:
         except NotExpressible:
             return list(self._reader.read(queryset, key=key, in_python=True))
 
-    def read_windows(self, windows: Sequence[Window]) -> Outcomes[Window, bytes]:
-        """For each of these parts of the list its bytes, or why they cannot be made."""
-        found: dict[Window, bytes | Exception] = {}
-        for window in windows:
-            try:
-                found[window] = self._read_window(*window)
-            except Exception as error:
-                if not _is_of_one_key(error):
-                    raise
-                found[window] = error  # of a row that others need not have asked for
-        return found
+    def read_window(self, window: Window, is_wanted: IsWanted = lambda: True) -> Listed:
+        """A part of the list.
 
-    def _read_window(self, offset: int, limit: int | None) -> bytes:
+        Args:
+            window: which.
+            is_wanted: whether anybody still waits for it; asked between two chunks of rows.
+
+        Raises:
+            DatabaseError: as Django raises it.
+        """
+        offset, limit = window
         # No table has more rows than a database can count.
         end = None if limit is None or offset + limit > _MOST_ROWS else offset + limit
-        chunks: list[Chunk] = []
-        if offset <= _MOST_ROWS:
-            queryset = self._ordered()[offset:end]
-            with table_explained(self.model, queryset.db):
-                chunks = self._chunks(queryset)
-        return self.listed(chunks)
+        if offset > _MOST_ROWS:
+            return self.listed([])
+        queryset = self._ordered()[offset:end]
+        # Whoever computes holds the interpreter, and the loop answers others meanwhile.
+        with table_explained(self.model, queryset.db), switching_sooner():
+            try:
+                return self.listed(self._joined(queryset, is_wanted, in_python=False))
+            except NotExpressible:
+                return self.listed(self._joined(queryset, is_wanted, in_python=True))
 
-    def listed(self, chunks: Iterable[Chunk]) -> bytes:
-        """The bytes of ``{"name": [rows]}``."""
-        json = b",".join(row for chunk in chunks for row in chunk.json)
-        return opening(self._name) + json + CLOSING
+    def _joined(self, queryset: AnyQuerySet, is_wanted: IsWanted, *, in_python: bool) -> Iterator[bytes]:
+        """The rows' JSON, chunk by chunk; it ends early if nobody waits for it."""
+        chunks: Any = self._reader.read(queryset, in_python=in_python)
+        with closing(chunks):
+            for chunk in chunks:
+                if not is_wanted():
+                    return
+                yield b",".join(chunk.json)
+
+    def listed(self, rows: Iterable[bytes]) -> Listed:
+        """The bytes of ``{"name": [rows]}``, of parts with commas between their rows."""
+        return Listed(opening(self._name) + b",".join(rows) + CLOSING)
 
 
 def _kind(queryset: AnyQuerySet) -> str:

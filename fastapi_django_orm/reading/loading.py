@@ -1,8 +1,11 @@
 """A load of everything: rows are read and encoded chunk by chunk, and become a snapshot."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
+
+from django.db import connections
 
 from ..database.reachable import table_explained
 from ..snapshots.key_index import KeyIndex
@@ -73,9 +76,12 @@ class Loader:
             LazyValue: a row holds something that would query later.
             DatabaseError: as Django raises it.
         """
+        return self.read(self._queryset(), before)
+
+    def read(self, queryset: AnyQuerySet, before: Snapshot[Any] | None) -> Snapshot[Any]:
+        """The same of this query, which the repository has made."""
         began = datetime.now(UTC)
         self._pace.begin()
-        queryset = self._queryset()
         with table_explained(queryset.model, queryset.db):
             try:
                 table = self._read_table(queryset, before, in_python=False)
@@ -84,7 +90,7 @@ class Loader:
         return self._made(table, before, began)
 
     def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
-        """Make a snapshot of rows that another process has read.
+        """Make a snapshot of rows that another process has read, and whose JSON the database has made.
 
         Args:
             pages: all of them, cut as this process would have.
@@ -97,8 +103,9 @@ class Loader:
         self._pace.begin()
         known = None if before is None else before.table
         listed = PageList(self._taken(pages, known))
-        where = self._where(listed.pages, known) if self._reader.keyed else None
-        return self._made(Table(listed, where), before, loaded_at)
+        table = Table(listed, self._where(listed.pages, known))
+        table.formed = True
+        return self._made(table, before, loaded_at)
 
     def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
         for number, page in enumerate(pages):
@@ -126,7 +133,21 @@ class Loader:
                 self._pace.rest()
 
     def _read_table(self, queryset: AnyQuerySet, before: Snapshot[Any] | None, *, in_python: bool) -> Table:
-        chunks = self._paced(self._reader.read(queryset, in_python=in_python))
+        rows: Any = self._reader.read(queryset, in_python=in_python)
+        # Closed here if a row cannot be kept: the error's traceback would keep the rows open, on a connection
+        # that others borrow next.
+        with closing(rows):
+            paced = in_python or not self._holds_up_others(queryset)
+            return self._table_of(self._paced(rows) if paced else rows, before, queryset, in_python=in_python)
+
+    def _table_of(
+        self,
+        chunks: Iterable[Chunk],
+        before: Snapshot[Any] | None,
+        queryset: AnyQuerySet,
+        *,
+        in_python: bool,
+    ) -> Table:
         known = None if before is None else before.table
         if not self._reader.keyed:
             return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None)
@@ -134,6 +155,13 @@ class Loader:
         table = Table(listed, self._where(listed.pages, known))
         table.formed = not in_python and reads_formed(self._reader, queryset)
         return table
+
+    def _holds_up_others(self, queryset: AnyQuerySet) -> bool:
+        """Whether writers of the database wait while its rows are being read: it must be done soon.
+
+        SQLite's rows are there all at once, but for those whose JSON it makes itself.
+        """
+        return connections[queryset.db].vendor == "sqlite" and reads_formed(self._reader, queryset)
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:

@@ -91,13 +91,18 @@ class ColumnReader:
         """Let the database make the JSON where it can, else read tuples and encode them."""
         if not in_python and key == "pk":
             there = queryset.using(queryset.db)  # a router may choose another one whenever it is asked
-            if (in_sql := self._database_json(there)) is not None:
+            if (in_sql := self.database_json(there)) is not None:
                 return _without_objects(in_sql.read(there, CHUNK))
         number = len(self.names)  # what comes after these is of the key alone
         rows, key_of = with_key(queryset, self.names, key)
         return _chunks(self._keyed(key_of(values), values[:number]) for values in rows.iterator(CHUNK))
 
-    def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
+    def database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
+        """How the database makes the JSON of this query's rows; None if Python has to.
+
+        Raises:
+            DatabaseError: as Django raises it.
+        """
         alias = queryset.db
         if alias not in self._asked:  # once, since columns keep their types under a running application
             try:

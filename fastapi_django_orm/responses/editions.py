@@ -7,12 +7,12 @@ and whoever answers adds ``Cache-Control``: that differs from answer to answer a
 from collections.abc import Hashable, Iterable
 from datetime import datetime
 from email.utils import format_datetime
-from hashlib import sha256
 from threading import Lock
 from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from ..errors import InvalidWindow
+from ..rows.encoding import tag_of
 from ..snapshots.snapshot import JOINED, Snapshot
 from ..snapshots.table import Table
 from .compression import MINIMUM, Variants
@@ -128,9 +128,9 @@ class Content:
         self._add(None, self.headers, body)
 
     @classmethod
-    def plain(cls, stamp: Stamp, body: bytes) -> Self:
+    def plain(cls, stamp: Stamp, body: bytes, tag: bytes | None = None) -> Self:
         """Bytes that are never compressed: made for one request, they are not worth it."""
-        return cls(stamp, tag_of(body), body, len(body), None, varies=False)
+        return cls(stamp, tag or tag_of(body), body, len(body), None, varies=False)
 
     def _tagged(self, coding: str | None) -> Headers:
         """The headers that a form has beside those of its body. Each has a tag of its own."""
@@ -298,8 +298,3 @@ def _check_window(offset: Any, limit: Any) -> None:
 # By the table and not by the snapshot: a refresh that finds the same rows makes another snapshot of the same
 # table, and what was compressed is still good. An edition does not know its table, or neither would ever go.
 _editions: WeakKeyDictionary[Table, Edition] = WeakKeyDictionary()
-
-
-def tag_of(body: bytes) -> bytes:
-    """An entity tag for bytes, without quotes: alike wherever these are."""
-    return sha256(body).hexdigest()[:32].encode()

@@ -66,7 +66,9 @@ async def deliver(
     await send({"type": "http.response.start", "status": status, "headers": headers})
     if scope["method"] == "HEAD":
         body = b""
-    elif body is None or len(body) > JOINED:
+    elif body is None or len(body) > (SLAB if snapshot is None else JOINED):
+        # Piece by piece, as the client takes them: what a server is given it keeps. A snapshot's bytes are
+        # there in any case, and the same for all.
         await _send_slabs(send, _joined(content.parts(snapshot)) if body is None else _cut(body))
         body = b""
     await send({"type": "http.response.body", "body": body, "more_body": False})

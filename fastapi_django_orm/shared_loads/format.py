@@ -1,11 +1,12 @@
-"""A table as bytes that another process may trust: what a worker has loaded, on its way to the others.
+"""Rows as bytes that another process may trust: what a worker has loaded, on its way to the others.
 
-A strict binary layout around the JSON that the rows are kept as anyhow. Nothing in it is code (pickle would
-be), and whoever lacks the key of the application can neither change it nor make one.
+A table's pages go in *parts* of about a megabyte, in a binary layout around the JSON that the rows are kept
+as anyhow. Nothing in it is code (pickle would be). A *manifest* says whom the rows are for, and names each
+part by size and digest. It is signed, so a client of the server without the application's key can neither
+change rows nor make some, nor pass older rows for newer ones.
 
-Each part is a fingerprint of 16 bytes and some pages; before the pages of the first stands a header. A page
-is its size in rows, that of its keys and that of its JSON in bytes; then the keys as JSON, how long each row
-is, and the rows.
+A page in a part is whether it is the first, its size in rows, that of its keys and that of its JSON in bytes;
+then the keys as JSON, how long each row is, and the rows.
 """
 
 import hmac
@@ -13,166 +14,120 @@ import json
 import struct
 from array import array
 from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from typing import Any
 from uuid import UUID
 
 from ..errors import DjangoORMError
-from ..rows.codec import PARSERS, RowCodec
 from ..snapshots.pages import HEAD, Page
 
-FORMAT = 1
+FORMAT = 2
 PART = 2**20  # bytes, about
+SIGNED = 16  # bytes of a signature, with which a manifest begins
 
-_SIGNED = 16
-_LENGTH = struct.Struct("<I")
 _PAGE = struct.Struct("<?III")
 _KEYS: dict[str, Any] = {"int": int, "str": str, "UUID": UUID}
-_TYPES = {kind.__name__: kind for kind in PARSERS}
 
 
 class NotPortable(DjangoORMError):
-    """A table has what JSON does not say all of, and stays in the process that has read it."""
+    """A table has keys that JSON does not say all of, and stays in the process that has read it."""
 
 
 class NotGenuine(DjangoORMError):
     """These bytes are not what another worker of this application has written."""
 
 
-def pack(pages: Sequence[Page], keyed: bool, codec: RowCodec, key: bytes) -> Iterator[bytes]:
-    """A table's parts, at least one.
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a load has led to.
 
-    Args:
-        pages: the table's.
-        keyed: whether its rows have keys.
-        codec: knows the columns' types.
-        key: what to sign with, of up to 64 bytes; another for each table.
+    Attributes:
+        wanted_by: the numbers of those who had asked before it began to read: random, and each drawn for one
+            question. Nobody else may take its rows.
+        version: under which the rows are on the server.
+        kind: the type of the rows' keys.
+        parts: the size and the digest of each part; None if every worker is to load for itself.
+        before: the version that this one replaces, and how many parts that has.
+    """
+
+    wanted_by: Sequence[str]
+    version: str = ""
+    kind: str = ""
+    parts: list[tuple[int, str]] | None = None
+    before: tuple[str, int] = ("", 0)
+
+    def signed(self, key: bytes) -> bytes:
+        """The manifest as bytes, after their signature."""
+        body = json.dumps(asdict(self)).encode()
+        return _signature(key, body) + body
+
+    @classmethod
+    def verified(cls, signed: bytes, key: bytes) -> "Manifest":
+        """The manifest that was signed with this key.
+
+        Raises:
+            NotGenuine: it was not.
+        """
+        body = signed[SIGNED:]
+        if not hmac.compare_digest(signed[:SIGNED], _signature(key, body)):
+            raise NotGenuine("what stands for shared rows is damaged, or another application's")
+        return cls(**json.loads(body))
+
+
+def _signature(key: bytes, body: bytes) -> bytes:
+    return blake2b(body, digest_size=SIGNED, key=key).digest()
+
+
+def digest_of(part: bytes) -> str:
+    """What a manifest knows a part by, beside its size."""
+    return blake2b(part, digest_size=16).hexdigest()
+
+
+def kind_of(pages: Sequence[Page]) -> str:
+    """The type of these pages' keys.
 
     Raises:
-        NotPortable: a row has more than its JSON, or a key of a kind that cannot be written.
+        NotPortable: it is none that can be written, or not the same for all.
     """
-    kinds = _kinds(pages) if keyed else []
-    types = [kind and kind.__name__ for kind in codec.types.values()]
-    header = json.dumps({"keys": kinds, "types": types, "pages": len(pages)}).encode()
-    body, number = bytearray(_LENGTH.pack(len(header)) + header), 0
+    kinds = set().union(*(map(type, page.keys) for page in pages)) or {int}
+    names = [name for name, kind in _KEYS.items() if {kind} == kinds]
+    if not names:
+        raise NotPortable(f"keys of {kinds} are not shared")
+    return names[0]
+
+
+def pack(pages: Iterable[Page]) -> Iterator[bytes]:
+    """Pages whose rows are JSON alone and whose keys are of one ``kind_of()``, as parts."""
+    body = bytearray()
     for page in pages:
         if len(body) >= PART:
-            yield _signature(key, number, body) + body
-            body, number = bytearray(), number + 1
-        _pack_page(page, kinds, body)
-    yield _signature(key, number, body) + body
+            yield bytes(body)
+            body = bytearray()
+        keys = json.dumps(page.keys, default=str).encode()
+        body += _PAGE.pack(page.start is HEAD, len(page), len(keys), len(page.json))
+        body += keys
+        body += page.ends
+        body += page.json
+    if body:
+        yield bytes(body)
 
 
-def unpack(parts: Iterable[bytes], codec: RowCodec, key: bytes) -> Iterator[Page]:
-    """The pages of a table, of which each part is checked before it is used.
-
-    Args:
-        parts: what ``pack()`` has made.
-        codec: learns the columns' types.
-        key: what was signed with.
-
-    Raises:
-        NotGenuine: something was changed, or is missing; or a column has another type here.
-    """
-    kinds: list[str] = []
-    expected, rows = -1, 0  # no part, no header
-    for number, part in enumerate(parts):
-        view = memoryview(part)
-        body = view[_SIGNED:]
-        if not hmac.compare_digest(bytes(view[:_SIGNED]), _signature(key, number, body)):
-            raise NotGenuine("a part of a shared snapshot is damaged, or another application's")
-        try:
-            if number == 0:
-                kinds, expected, body = _header(body, codec)
-            while body:
-                page, body = _unpack_page(body, kinds, rows)
-                rows, expected = rows + len(page), expected - 1
-                yield page
-        except (struct.error, ValueError, KeyError, TypeError) as error:
-            # Not the error's text, which may quote a row and is logged.
-            raise NotGenuine(f"a shared snapshot cannot be read ({type(error).__name__})") from error
-    if expected != 0:
-        raise NotGenuine("a part of a shared snapshot is missing")
+def unpack(parts: Iterable[bytes], kind: str) -> Iterator[Page]:
+    """The pages of these parts, which must have been verified: nothing is checked here."""
+    for part in parts:
+        body = memoryview(part)
+        while body:
+            page, body = _unpack_page(body, _KEYS[kind])
+            yield page
 
 
-def is_portable(pages: Sequence[Page]) -> bool:
-    """Whether the rows' JSON says it all."""
-    return all(page.objects is None for page in pages)
-
-
-def _signature(key: bytes, number: int, body: "bytes | bytearray | memoryview") -> bytes:
-    signature = blake2b(_LENGTH.pack(number), digest_size=_SIGNED, key=key)
-    signature.update(body)
-    return signature.digest()
-
-
-def _kinds(pages: Sequence[Page]) -> list[str]:
-    """The types of the keys' parts, after ``tuple`` if there may be several."""
-    first = next((key for page in pages for key in page.keys), 0)
-    kinds = [type(part).__name__ for part in (first if isinstance(first, tuple) else (first,))]
-    if not _KEYS.keys() >= set(kinds):
-        raise NotPortable(f"keys like {first!r} are not shared")
-    return ["tuple", *kinds] if isinstance(first, tuple) else kinds
-
-
-def _pack_page(page: Page, kinds: Sequence[str], body: bytearray) -> None:
-    if page.objects is not None:
-        raise NotPortable("a row has more than its JSON")
-    keys = json.dumps([_written(key, kinds) for key in page.keys]).encode() if kinds else b""
-    body += _PAGE.pack(page.start is HEAD, len(page), len(keys), len(page.json))
-    body += keys
-    body += page.ends
-    body += page.json
-
-
-def _written(key: Any, kinds: Sequence[str]) -> Any:
-    if kinds[0] == "tuple":
-        if type(key) is not tuple or len(key) != len(kinds) - 1:
-            raise NotPortable("not all keys are of one kind")
-        return [_written(part, [kind]) for part, kind in zip(key, kinds[1:], strict=True)]
-    if type(key) is not _KEYS[kinds[0]]:
-        raise NotPortable("not all keys are of one kind")
-    return str(key) if kinds[0] == "UUID" else key
-
-
-def _header(body: memoryview, codec: RowCodec) -> tuple[list[str], int, memoryview]:
-    (length,) = _LENGTH.unpack_from(body)
-    header = json.loads(bytes(body[_LENGTH.size : _LENGTH.size + length]))
-    # A worker that has met nothing but nulls in a column knows no type, and another may.
-    told = [None if name is None else _TYPES[name] for name in header["types"]]
-    types: list[Any] = [new or old for new, old in zip(told, codec.types.values(), strict=True)]
-    if not codec.expect(types):
-        raise NotGenuine("a column of a shared snapshot has another type here")
-    return header["keys"], header["pages"], body[_LENGTH.size + length :]
-
-
-def _unpack_page(body: memoryview, kinds: Sequence[str], before: int) -> tuple[Page, memoryview]:
+def _unpack_page(body: memoryview, kind: Any) -> tuple[Page, memoryview]:
     is_head, rows, keys_length, json_length = _PAGE.unpack_from(body)
-    ends, place = [], _PAGE.size
-    for length in (keys_length, rows * 4, json_length):
-        place += length
-        ends.append(place)
-    if place > len(body):
-        raise ValueError("it ends too early")
-    keys = _read_keys(body[_PAGE.size : ends[0]], kinds, range(before, before + rows))
-    row_ends = array("I", bytes(body[ends[0] : ends[1]]))
-    if len(keys) != rows or rows == 0 or row_ends[-1] + rows - 1 != json_length:
-        raise ValueError("its lengths contradict each other")
+    first, second = _PAGE.size + keys_length, _PAGE.size + keys_length + rows * array("I").itemsize
+    last = second + json_length
+    written = json.loads(bytes(body[_PAGE.size : first]))
+    keys = tuple(map(UUID, written)) if kind is UUID else tuple(written)
     start: Hashable = HEAD if is_head else keys[0]
-    return Page.restored(start, keys, bytes(body[ends[1] : ends[2]]), row_ends), body[place:]
-
-
-def _read_keys(written: memoryview, kinds: Sequence[str], numbers: range) -> tuple[Hashable, ...]:
-    if not kinds:
-        return tuple(numbers)
-    keys = json.loads(bytes(written))
-    if kinds in (["int"], ["str"]):
-        return tuple(keys)
-    return tuple(_read(key, kinds) for key in keys)
-
-
-def _read(key: Any, kinds: Sequence[str]) -> Hashable:
-    if kinds[0] == "tuple":
-        return tuple(_read(part, [kind]) for part, kind in zip(key, kinds[1:], strict=True))
-    kind: type[Any] = _KEYS[kinds[0]]
-    return UUID(key) if kind is UUID else kind(key)
+    ends = array("I", bytes(body[first:second]))
+    return Page.restored(start, keys, bytes(body[second:last]), ends), body[last:]

@@ -1,29 +1,24 @@
-"""Who may take whose rows: workers that would read the same of the same database, with the same code.
+"""Who may take whose rows: workers that would send the same SQL to the same database.
 
-Everything that decides what a load gives is made into one fingerprint, under which rows are shared. Where
-two workers differ, as they do while a release is rolled out, each finds only its own kind. What goes into
-it may be too much, which costs a load, and must not be too little, which would serve other rows.
+Rows are shared only where the database makes their JSON. No code has a part in them then but Django's, which
+makes the SQL, and this package's: what a field, a helper or a setting of the project changes is in the SQL.
+Of all other rows the next release may make something else, so each worker reads those for itself.
 """
 
-import inspect
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import django
 from django.conf import settings
 from django.db import connections
-from django.db.models.query import ValuesIterable
+from django.db.backends.signals import connection_created
 
-from ..reading.declaration import Declared
 from ..reading.key_columns import AnyQuerySet
+from ..reading.sql_json import DatabaseJSON
 from .format import FORMAT
 
-PACKAGES = ("fastapi-django-orm", "pydantic-core")
 _NOT_THE_DATABASE = ("PASSWORD", "TEST")  # the first may be changed while workers run
 
 
@@ -32,64 +27,49 @@ def secret() -> bytes:
     return blake2b(str(settings.SECRET_KEY).encode(), digest_size=32, person=b"shared snapshot").digest()
 
 
-class Identity:
-    """What a repository's rows are called among all that share a server."""
+def identity_of(in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
+    """What the rows of a query are called among all that share a server; None if code has a part in them.
 
-    def __init__(self, repository: Declared, names: Sequence[str]) -> None:
-        """Take in what stays as long as this process runs.
+    Args:
+        in_sql: how the database makes their JSON.
+        queryset: the query.
 
-        Args:
-            repository: an instance of its class.
-            names: its rows' fields.
-        """
-        model = repository.model_class
-        fields = {type(field) for field in model._meta.get_fields()}
-        classes = [*type(repository).__mro__, *model.__mro__, *sorted(fields, key=str)]
-        self._names = tuple(names)
-        self._fixed = repr(
-            [
-                FORMAT,
-                sys.byteorder,
-                sys.version_info[:2],
-                django.VERSION,
-                [_version(package) for package in PACKAGES],
-                (settings.USE_TZ, settings.TIME_ZONE),
-                (type(repository).__module__, repository.label, repository.name, self._names),
-                list(_sources(classes)),
-            ]
-        )
-
-    def of(self, queryset: AnyQuerySet) -> str:
-        """The fingerprint for what this query reads.
-
-        Args:
-            queryset: the repository's, whose parameters may be others at each load.
-
-        Raises:
-            EmptyResultSet: it can have no rows.
-        """
-        model_rows = not issubclass(queryset._iterable_class, ValuesIterable)
-        query = (queryset.values_list(*self._names, "pk") if model_rows else queryset).query
-        statement, params = query.get_compiler(queryset.db).as_sql()
-        database = connections.settings[queryset.db]
-        where = sorted(
-            (name, repr(value)) for name, value in database.items() if name not in _NOT_THE_DATABASE
-        )
-        what = repr([self._fixed, where, type(queryset), statement, [(type(one), one) for one in params]])
-        return blake2b(what.encode(errors="backslashreplace"), digest_size=16, key=secret()).hexdigest()
+    Raises:
+        EmptyResultSet: it can have no rows.
+    """
+    connection = connections[queryset.db]
+    if not _is_plain(connection) or not _is_of_django(queryset.model._meta.pk):
+        return None
+    sql, params = in_sql.compiled(queryset)
+    where = sorted(
+        (name, repr(value))
+        for name, value in connections.settings[queryset.db].items()
+        if name not in _NOT_THE_DATABASE
+    )
+    versions = [FORMAT, _version(), sys.byteorder, sys.version_info[:2], django.VERSION]
+    types = [kind.__name__ for kind in in_sql.types]
+    what = repr([versions, where, types, sql, [(type(one), one) for one in params]])
+    return blake2b(what.encode(errors="backslashreplace"), digest_size=16, key=secret()).hexdigest()
 
 
-def _version(package: str) -> str:
-    with suppress(PackageNotFoundError):
-        return version(package)
-    return ""
+def _is_plain(connection: Any) -> bool:
+    """Whether no code but Django's prepares a connection or stands around its queries."""
+    signalled = connection_created._live_receivers(type(connection))
+    code = [type(connection), *(receiver for kind in signalled for receiver in kind)]
+    return not connection.execute_wrappers and all(
+        getattr(each, "__module__", "").startswith("django.") for each in code
+    )
 
 
-def _sources(classes: Sequence[type[Any]]) -> Iterator[tuple[str, str, bytes]]:
-    """The project's own code among these: a field may make something else of a column in the next release."""
-    for cls in classes:
-        content = b""
-        if not cls.__module__.startswith(("builtins", "typing", "django.", "fastapi_django_orm.")):
-            with suppress(TypeError, OSError):  # made in a shell
-                content = blake2b(Path(inspect.getfile(cls)).read_bytes(), digest_size=16).digest()
-        yield cls.__module__, cls.__qualname__, content
+def _is_of_django(key: Any) -> bool:
+    """Whether a key's values are made by Django's own field: they come beside the JSON."""
+    while key.is_relation:
+        key = key.target_field
+    return type(key).__module__.startswith("django.db.models.")
+
+
+def _version() -> str:
+    try:
+        return version("fastapi-django-orm")
+    except PackageNotFoundError:
+        return ""

@@ -3,12 +3,15 @@
 Only a load of everything is shared; one of a few keys is cheaper than asking. Whoever waits holds a database
 thread meanwhile, as it would for a load of its own, and no connection.
 
-Whatever goes wrong here (no server, a slow or a full one, bytes that are not ours), the worker loads
+Whatever goes wrong here (no server, a slow or a full one, keys or bytes that are not ours), the worker loads
 for itself, as it would without.
 """
 
 import secrets
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -18,19 +21,22 @@ from django.core.exceptions import EmptyResultSet
 from django.db import DatabaseError
 
 from ..clock import monotonic
+from ..database import calls
 from ..errors import text_of
 from ..events import logger
-from ..reading.declaration import Declared
+from ..reading.key_columns import AnyQuerySet
 from ..reading.loading import Loader
-from ..reading.readers import Reader
+from ..reading.readers import ColumnReader, Reader
 from ..reading.refresh import RowLoader
-from ..rows.codec import RowCodec
+from ..snapshots.pages import Page
 from ..snapshots.snapshot import Snapshot
-from .format import NotGenuine, NotPortable, is_portable, pack, unpack
-from .identity import Identity, secret
-from .store import Alone, LoadTurn, Lost, Room, SharedStore, Take
+from .format import SIGNED, Manifest, NotGenuine, NotPortable, digest_of, kind_of, pack, unpack
+from .identity import identity_of, secret
+from .store import Gone, LoadTurn, Room, SharedStore, Wait, draw
 
 LONGEST_WAIT_FOR_OTHERS = 30.0  # seconds to wait for others
+MOST_LOOKS = 200  # at the server for one load: somebody may ring all the time
+MOST_NUMBERS_KEPT = 1000  # of those for whom earlier rows were
 REST = 10.0  # seconds without another attempt after a failure
 
 
@@ -55,17 +61,17 @@ class SharedSnapshots:
         """Whether to try to share."""
         return self._failed_at is None or monotonic() - self._failed_at > REST
 
-    def loader(self, loader: Loader, repository: Declared, reader: Reader) -> RowLoader[Any]:
+    def loader(self, loader: Loader, queryset: Callable[[], AnyQuerySet], reader: Reader) -> RowLoader[Any]:
         """What a repository loads with.
 
         Args:
             loader: what reads the database.
-            repository: the repository, prepared.
+            queryset: gives what to read, ordered.
             reader: the repository's.
         """
-        if reader.codec is None:
-            return loader  # rows of a schema are Python objects, which stay where they are
-        return SharedLoader(loader, Identity(repository, reader.names), repository, reader.codec, self)
+        if not isinstance(reader, ColumnReader):
+            return loader  # Python makes its rows
+        return SharedLoader(loader, queryset, reader, self)
 
     def failed(self, error: Exception) -> None:
         """Note a failure, in one line of the log for as long as failures last."""
@@ -84,29 +90,26 @@ class SharedSnapshots:
 
 
 class SharedLoader:
-    """RowLoader one repository. Its methods run on a database thread, one at a time."""
+    """Loads one repository. Its methods run on a database thread, one at a time."""
 
     def __init__(
         self,
         loader: Loader,
-        identity: Identity,
-        repository: Declared,
-        codec: RowCodec,
+        queryset: Callable[[], AnyQuerySet],
+        reader: ColumnReader,
         shared: SharedSnapshots,
     ) -> None:
         """Share what this loader loads.
 
         Args:
             loader: what reads the database.
-            identity: who shares with us.
-            repository: gives the query.
-            codec: knows the columns' types.
+            queryset: gives what to read, ordered.
+            reader: the repository's.
             shared: where.
         """
         self._loader = loader
-        self._identity = identity
-        self._repository = repository
-        self._codec = codec
+        self._queryset = queryset
+        self._reader = reader
         self._shared = shared
         self.load_keys = loader.load_keys
         self.load_keys_on_loop = loader.load_keys_on_loop
@@ -118,105 +121,163 @@ class SharedLoader:
         Raises:
             The same as the loader's.
         """
-        if not self._shared.in_use or not (before is None or is_portable(before.table.pages)):
+        if not self._shared.in_use:
             return self._loader.load(before)
+        # One query for the question and for the load: the repository's next may have other parameters, and a
+        # router may choose another database whenever it is asked.
+        queryset = self._queryset()
+        queryset = queryset.using(queryset.db)
+        identity = self._identity(queryset)
+        if identity is None:
+            return self._loader.read(queryset, before)
+        if (call := calls.current()) is not None:
+            call.give_back()  # or each repository that waits for others would keep a connection from all
+        attempt = _Attempt(
+            self._shared,
+            identity,
+            read=lambda: self._loader.read(queryset, before),
+            take=lambda pages, asked_at: self._loader.take(pages, before, asked_at),
+            # The columns' types may turn out to be others while they are being read.
+            is_shared=lambda loaded: loaded.table.formed and self._identity(queryset) == identity,
+        )
+        with self._shared.store.room(identity) as room:
+            return attempt.load(room)
+
+    def _identity(self, queryset: AnyQuerySet) -> str | None:
+        """What the rows of this query are shared under; None if they are not."""
         try:
-            identity = self._identity.of(self._repository.ordered_queryset())
-        except (EmptyResultSet, DatabaseError):
-            return self._loader.load(before)
-        return _Attempt(self._loader, self._codec, self._shared, identity).load(before)
+            in_sql = self._reader.database_json(queryset)
+            return None if in_sql is None else identity_of(in_sql, queryset)
+        except (EmptyResultSet, DatabaseError):  # which the load meets again
+            return None
 
 
 class _Attempt:
     """One load."""
 
-    def __init__(self, loader: Loader, codec: RowCodec, shared: SharedSnapshots, identity: str) -> None:
-        self._loader = loader
-        self._codec = codec
+    def __init__(
+        self,
+        shared: SharedSnapshots,
+        identity: str,
+        *,
+        read: Callable[[], Snapshot[Any]],
+        take: Callable[[Iterator[Page], datetime], Snapshot[Any]],
+        is_shared: Callable[[Snapshot[Any]], bool],
+    ) -> None:
         self._shared = shared
-        self._identity = identity
-        self._failed = False
+        self._read = read
+        self._take = take
+        self._is_shared = is_shared
+        # What is signed for one query is worth nothing for another.
+        self._key = blake2b(identity.encode(), digest_size=32, key=secret()).digest()
+        self._number = draw()
         self._asked_at = datetime.now(UTC)  # for ourselves, and not compared with anybody's
+        self._failed = False
 
-    def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
-        found: Snapshot[Any] | LoadTurn | None
-        with self._shared.store.room(self._identity) as room:
-            try:
-                found = self._wait(room, before)
-            except (redis.RedisError, OSError, NotGenuine) as error:
-                self._fail(error)
-                found = None
-            if isinstance(found, LoadTurn):
-                found = self._load(room, found, before)
-            if not self._failed:
-                self._shared.worked()
-            return self._loader.load(before) if found is None else found
+    def load(self, room: Room) -> Snapshot[Any]:
+        found: Snapshot[Any] | LoadTurn | None = None
+        # Everything may be wrong with what the server has, and none of it is a reason not to load.
+        try:
+            found = self._wait(room)
+        except Exception as error:
+            self._fail(room, error)
+        if isinstance(found, LoadTurn):
+            found = self._load(room, found)
+        if not self._failed:
+            self._shared.worked()
+        return self._read() if found is None else found
 
-    def _wait(self, room: Room, before: Snapshot[Any] | None) -> Snapshot[Any] | LoadTurn | None:
-        """Rows that another has read, or the turn to read them; None when neither comes in time."""
-        end = monotonic() + LONGEST_WAIT_FOR_OTHERS
-        ticket, missing = room.ask(), ""
-        while monotonic() < end:
-            try:
-                step = room.look(ticket, missing)
-            except Lost:
-                ticket = room.ask()
-                continue
-            except Alone:
-                return None
+    def _wait(self, room: Room) -> Snapshot[Any] | LoadTurn | None:
+        """Rows that another has read for us, or the turn to read them; None if we are to load alone."""
+        end, seen = monotonic() + LONGEST_WAIT_FOR_OTHERS, b""
+        for _ in range(MOST_LOOKS):
+            step = room.look(self._number, seen)
             if isinstance(step, LoadTurn):
                 return step
-            if isinstance(step, Take):
-                try:
-                    return self._take(room, step, before)
-                except LookupError:  # it was dropped meanwhile
-                    missing = step.version
-            else:
+            if isinstance(step, Wait):
+                seen = step.signature
+                if monotonic() > end:
+                    return None
                 room.wait(step)
+                continue
+            seen = step.manifest[:SIGNED]
+            manifest = Manifest.verified(step.manifest, self._key)
+            if self._number in manifest.wanted_by:  # or it was read for others, and perhaps before we asked
+                if manifest.parts is None:
+                    return None
+                with suppress(Gone):
+                    return self._taken(room, manifest)
         return None
 
-    def _take(self, room: Room, take: Take, before: Snapshot[Any] | None) -> Snapshot[Any]:
-        pages = unpack(room.parts(take), self._codec, self._key(take.version))
-        snapshot = self._loader.take(pages, before, self._asked_at)
-        logger.debug("shared_snapshot_taken", repository=snapshot.name, shared=take.version)
+    def _taken(self, room: Room, manifest: Manifest) -> Snapshot[Any]:
+        snapshot = self._take(unpack(_parts(room, manifest), manifest.kind), self._asked_at)
+        logger.debug("shared_snapshot_taken", repository=snapshot.name, shared=manifest.version)
         return snapshot
 
-    def _load(self, room: Room, turn: LoadTurn, before: Snapshot[Any] | None) -> Snapshot[Any]:
+    def _load(self, room: Room, turn: LoadTurn) -> Snapshot[Any]:
         with room.held(turn):
-            shares = False
             try:
-                snapshot = self._loader.load(before)
-                # If nobody else has asked so far, nobody may take it.
-                shares = turn.wanted > 1 and self._hand_over(room, turn, snapshot)
+                snapshot = self._read()
             except BaseException:
                 # The next in line tries: what has failed for us may be our own fault.
-                self._release(room, turn, alone=False)
+                self._release(room, turn, b"")
                 raise
-            self._release(room, turn, alone=not shares)
+            self._release(room, turn, self._handed_over(room, turn, snapshot))
             return snapshot
 
-    def _hand_over(self, room: Room, turn: LoadTurn, snapshot: Snapshot[Any]) -> bool:
-        version = secrets.token_hex(8)
-        keyed = snapshot.table.where is not None
+    def _handed_over(self, room: Room, turn: LoadTurn, snapshot: Snapshot[Any]) -> bytes:
+        """The manifest, once the rows are on the server, if anybody may take them."""
+        others = [number for number in turn.numbers if number != self._number]
+        if not others:
+            return b"" if turn.manifest else Manifest(()).signed(self._key)
+        old = Manifest(())
+        if turn.manifest:
+            with suppress(NotGenuine):  # as it may be for nobody, it is replaced
+                old = Manifest.verified(turn.manifest, self._key)
+        # Some for whom the last rows were may not have looked yet, and these are as good for them.
+        manifest = Manifest([*others, *old.wanted_by][: max(len(others), MOST_NUMBERS_KEPT)])
         try:
-            parts = pack(snapshot.table.pages, keyed, self._codec, self._key(version))
-            return room.publish(turn, version, parts)
+            if self._is_shared(snapshot):
+                manifest = self._put(room, manifest, old, snapshot.table.pages)
         except NotPortable:
-            return False
-        except (redis.RedisError, OSError) as error:
-            self._fail(error)
-            return False
+            pass
+        except Exception as error:
+            self._fail(room, error)
+        return manifest.signed(self._key)
 
-    def _release(self, room: Room, turn: LoadTurn, *, alone: bool) -> None:
+    def _put(self, room: Room, manifest: Manifest, old: Manifest, pages: Sequence[Page]) -> Manifest:
+        kind, version, parts = kind_of(pages), secrets.token_hex(8), []
+        for number, part in enumerate(pack(pages)):
+            room.put(version, number, part)
+            parts.append((len(part), digest_of(part)))
+        # Somebody may still be taking the last rows; nobody takes those before them.
+        room.drop(*old.before)
+        before = old.version, len(old.parts or ())
+        return replace(manifest, version=version, kind=kind, parts=parts, before=before)
+
+    def _release(self, room: Room, turn: LoadTurn, manifest: bytes) -> None:
         try:
-            room.release(turn, alone=alone)
-        except (redis.RedisError, OSError) as error:
-            self._fail(error)
+            room.release(turn, manifest)
+        except Exception as error:
+            self._fail(room, error)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, room: Room, error: Exception) -> None:
         self._failed = True
         self._shared.failed(error)
+        if not isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError):
+            with suppress(Exception):
+                room.clear()  # what is damaged would stay so
 
-    def _key(self, version: str) -> bytes:
-        """What one version is signed with, so that no part of another passes for one of it."""
-        return blake2b((self._identity + version).encode(), digest_size=32, key=secret()).digest()
+
+def _parts(room: Room, manifest: Manifest) -> Iterator[bytes]:
+    """The parts of some rows.
+
+    Raises:
+        Gone: one of them is no longer there.
+        NotGenuine: one of them is not what was signed.
+    """
+    for number, (size, digest) in enumerate(manifest.parts or ()):
+        part = room.part(manifest.version, number, size)
+        if len(part) != size or digest_of(part) != digest:
+            raise NotGenuine("a part of shared rows is damaged")
+        yield part

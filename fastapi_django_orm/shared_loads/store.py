@@ -1,10 +1,12 @@
 """Where workers agree on who loads, and hand over what was loaded: a few keys in Redis or Valkey.
 
-Whoever wants rows draws a *number*. Whoever gets the lock notes, in the same step, the last number that was
-drawn, and only then begins to read; so what it has read satisfies all numbers up to this one, whatever
-anybody's clock says. The result is taken only while its lock still stands, and only under the *epoch* in
-which the numbers were drawn: a server that has lost what it knew (restarted, failed over to a replica
-that lags, short of memory) has lost the lock or the epoch as well, and nobody takes too old rows for new.
+A worker that wants rows draws a random *number* and leaves it on the server. The one that gets the lock
+takes, in the same step, all numbers that are there, and only then begins to read. It signs them with the
+rows, and so a worker that finds its number among them knows that the rows were read after it had asked:
+whatever anybody's clock says, whatever the server has lost or got back, and whoever else writes to it.
+
+Nothing here is believed. What the server gives is bounded in size, and verified by ``format``; what it should
+have and has not is left there again with the next look.
 
 Waiting is ``XREAD BLOCK`` on a stream that is rung like a bell, since a notification could come before the
 subscription; the bell tells nothing but that it is time to look.
@@ -12,82 +14,82 @@ subscription; the bell tells nothing but that it is time to look.
 
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from .format import SIGNED, NotGenuine
+
 PREFIX = "fastapi_django_orm:shared"
 STORE_PATIENCE = 2.0  # seconds to connect, or for an answer
 LOCK = 3.0  # seconds that a lock outlives its holder
 ROWS_KEPT = 60  # seconds that rows stay for those who asked before they were read
-STATE_KEPT = 3600  # seconds that the numbers stay
+STATE_KEPT = 3600  # seconds that the manifest and numbers stay
 LOOK_INTERVAL = 1.0  # seconds between two looks
+DRAWN = 16  # characters of a number
+MOST_NUMBERS = 10_000  # and bytes of a manifest; more is not ours, and removed
+MOST_BYTES = 2**20
 
-# What is in the hash: epoch; asked, the last number drawn; covers, up to which number the rows satisfy;
-# version and parts, which rows; alone, up to which number everybody is to load for itself.
-_ASK = """
-redis.call('HSETNX', KEYS[1], 'epoch', ARGV[1])
-redis.call('EXPIRE', KEYS[1], ARGV[2])
-return {redis.call('HGET', KEYS[1], 'epoch'), redis.call('HINCRBY', KEYS[1], 'asked', 1)}
-"""
-
-_LOOK = """
-local number, s = tonumber(ARGV[2]), redis.call(
-    'HMGET', KEYS[1], 'epoch', 'asked', 'covers', 'alone', 'version', 'parts')
-local covers, alone = tonumber(s[3] or 0), tonumber(s[4] or 0)
-if s[1] ~= ARGV[1] then return {'lost'} end
-if covers >= number and s[5] ~= ARGV[5] then return {'take', s[5], tonumber(s[6])} end
-if alone >= number then return {'alone'} end
-if redis.call('SET', KEYS[2], ARGV[3], 'NX', 'PX', ARGV[4]) then
-    return {'load', s[2], s[2] - math.max(covers, alone)}
+# The state is a hash: the numbers, each a field of its own, and the manifest of the last load.
+_LOOK = f"""
+local state, lock, bell = KEYS[1], KEYS[2], KEYS[3]
+local number, seen, token, patience = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+if redis.call('HSTRLEN', state, 'manifest') > {MOST_BYTES} or redis.call('HLEN', state) > {MOST_NUMBERS} then
+    redis.call('DEL', state)
 end
-local bell = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
-return {'wait', redis.call('PTTL', KEYS[2]), bell[1] and bell[1][1] or '0-0'}
+local manifest = redis.call('HGET', state, 'manifest') or ''
+local signature = string.sub(manifest, 1, {SIGNED})
+if manifest ~= '' and seen ~= '' and signature ~= seen then return {{'manifest', manifest}} end
+if redis.call('SET', lock, token, 'NX', 'PX', patience) then
+    local numbers = {{}}
+    for _, name in ipairs(redis.call('HKEYS', state)) do
+        if #name == {DRAWN} then
+            table.insert(numbers, name)
+            redis.call('HDEL', state, name)
+        end
+    end
+    return {{'load', manifest, numbers}}
+end
+redis.call('HSET', state, number, '')
+redis.call('EXPIRE', state, {STATE_KEPT})
+local left = redis.call('PTTL', lock)
+if left < 0 or left > patience then redis.call('PEXPIRE', lock, patience) end
+local rung = redis.call('XREVRANGE', bell, '+', '-', 'COUNT', 1)
+return {{'wait', signature, left, rung[1] and rung[1][1] or '0-0'}}
 """
 
 _RENEW = """
 return redis.call('GET', KEYS[2]) == ARGV[1] and redis.call('PEXPIRE', KEYS[2], ARGV[2])
 """
 
-_PUBLISH = """
-if redis.call('GET', KEYS[2]) ~= ARGV[1] or redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[2] then return 0 end
-local before = redis.call('HMGET', KEYS[1], 'version', 'parts', 'old_version', 'old_parts')
-redis.call('HSET', KEYS[1], 'covers', ARGV[3], 'version', ARGV[4], 'parts', ARGV[5],
-    'old_version', before[1] or '', 'old_parts', before[2] or 0)
-return {before[3] or '', tonumber(before[4] or 0)}
-"""
-
-_RELEASE = """
+_RELEASE = f"""
 if redis.call('GET', KEYS[2]) ~= ARGV[1] then return 0 end
 redis.call('DEL', KEYS[2])
-if ARGV[3] ~= '' and redis.call('HGET', KEYS[1], 'epoch') == ARGV[2] then
-    redis.call('HSET', KEYS[1], 'alone', ARGV[3])
-end
+if ARGV[2] ~= '' then redis.call('HSET', KEYS[1], 'manifest', ARGV[2]) end
+redis.call('EXPIRE', KEYS[1], {STATE_KEPT})
 redis.call('XADD', KEYS[3], 'MAXLEN', 1, '*', 'rung', 1)
-redis.call('EXPIRE', KEYS[3], ARGV[4])
+redis.call('EXPIRE', KEYS[3], {STATE_KEPT})
 return 1
 """
 
 
+def draw() -> str:
+    """A number for one question."""
+    return secrets.token_hex(DRAWN // 2)
+
+
+NONE_SEEN = b"none"  # a signature that no manifest has
+
+
 @dataclass(frozen=True, slots=True)
-class Ticket:
-    """That somebody wants rows that are read from now on."""
+class Loaded:
+    """Somebody has loaded since our last look; here is the manifest, not verified."""
 
-    epoch: bytes
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """There are rows that are new enough."""
-
-    version: str
-    parts: int
+    manifest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,31 +98,26 @@ class LoadTurn:
 
     Attributes:
         token: by which the lock knows us.
-        epoch: of the numbers.
-        covers: the last number that was drawn before the lock was ours.
-        wanted: how many were drawn since rows were read last, ours included.
+        manifest: the last load's, not verified; empty if there is none.
+        numbers: those that others, and perhaps we, have left before the lock was ours.
     """
 
     token: str
-    epoch: bytes
-    covers: int
-    wanted: int
+    manifest: bytes
+    numbers: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Somebody else loads. Look again when the bell has rung, or after so many seconds."""
 
+    signature: bytes
     seconds: float
     bell: bytes
 
 
-class Lost(Exception):
-    """The server knows our number no more: draw another."""
-
-
-class Alone(Exception):
-    """What was read for us cannot be shared."""
+class Gone(Exception):
+    """Rows were dropped since."""
 
 
 class Room:
@@ -132,33 +129,27 @@ class Room:
         self._name = f"{PREFIX}:{{{identity}}}"  # in braces: a cluster keeps them on one server
         self._keys = [f"{self._name}:{what}" for what in ("state", "lock", "bell")]
 
-    def ask(self) -> Ticket:
-        """Draw a number. What is read from now on is wanted."""
-        epoch, number = self._run(_ASK, secrets.token_hex(8), STATE_KEPT)
-        return Ticket(epoch, number)
-
-    def look(self, ticket: Ticket, without: str = "") -> Take | LoadTurn | Wait:
-        """What to do now.
+    def look(self, number: str, seen: bytes) -> Loaded | LoadTurn | Wait:
+        """What to do now; our number is left for the next loader unless there is something to do.
 
         Args:
-            ticket: ours.
-            without: a version that we could not take.
+            number: ours.
+            seen: the signature of the last manifest that we know of; empty with the first look, since no
+                manifest from before it can have our number.
 
         Raises:
-            Lost: draw another number.
-            Alone: load without the others.
+            NotGenuine: the server answers what it never does.
         """
         token = secrets.token_hex(16)
-        match self._run(_LOOK, ticket.epoch, ticket.number, token, _ms(LOCK), without):
-            case [b"take", version, parts]:
-                return Take(version.decode(), parts)
-            case [b"load", covers, wanted]:
-                return LoadTurn(token, ticket.epoch, int(covers), wanted)
-            case [b"wait", left, bell]:
-                return Wait(min(LOOK_INTERVAL, max(left, 1) / 1000), bell)
-            case [b"alone"]:
-                raise Alone
-        raise Lost
+        match self._run(_LOOK, number, seen, token, _ms(LOCK)):
+            case [b"manifest", bytes(manifest)]:
+                return Loaded(manifest)
+            case [b"load", bytes(manifest), list(numbers)]:
+                return LoadTurn(token, manifest, [each.decode(errors="replace") for each in numbers])
+            case [b"wait", bytes(signature), int(left), bytes(bell)]:
+                seconds = left / 1000 if 0 < left < _ms(LOOK_INTERVAL) else LOOK_INTERVAL
+                return Wait(signature or NONE_SEEN, seconds, bell)
+        raise NotGenuine("the server with shared rows gives an answer that is not ours")
 
     def wait(self, wait: Wait) -> None:
         """Return when the bell has rung since, or the time is over."""
@@ -171,7 +162,7 @@ class Room:
 
         def renew() -> None:
             while not over.wait(LOCK / 3):
-                with suppress(redis.RedisError, OSError):  # then it is lost, and what we publish refused
+                with suppress(redis.RedisError, OSError):  # then it is lost, and another begins
                     self._run(_RENEW, turn.token, _ms(LOCK))
 
         thread = threading.Thread(target=renew, name="shared-lock", daemon=True)
@@ -182,47 +173,38 @@ class Room:
             over.set()
             thread.join()
 
-    def publish(self, turn: LoadTurn, version: str, parts: Iterable[bytes]) -> bool:
-        """Hand these rows to all whose numbers they satisfy; False if the lock was lost meanwhile."""
-        count = 0
-        for part in parts:
-            self._client.set(self._part(version, count), part, ex=ROWS_KEPT)
-            count += 1
-        old = self._run(_PUBLISH, turn.token, turn.epoch, turn.covers, version, count)
-        # Whoever takes the last but one is still at it; nobody wants the one before that.
-        gone = (version, count) if old == 0 else (old[0].decode(), old[1])
-        self._drop(*gone)
-        return bool(old)
+    def release(self, turn: LoadTurn, manifest: bytes) -> None:
+        """Give the lock away, and this manifest to all who wait; an empty one leaves them what there is."""
+        self._run(_RELEASE, turn.token, manifest)
 
-    def release(self, turn: LoadTurn, *, alone: bool = False) -> None:
-        """Give the lock away.
+    def put(self, version: str, number: int, part: bytes) -> None:
+        """Leave a part of some rows."""
+        self._client.set(self._part(version, number), part, ex=ROWS_KEPT)
 
-        Args:
-            turn: ours.
-            alone: tell those who wait to load for themselves.
-        """
-        self._run(_RELEASE, turn.token, turn.epoch, turn.covers if alone else "", STATE_KEPT)
-
-    def parts(self, take: Take) -> Iterator[bytes]:
-        """The parts of the rows to take.
+    def part(self, version: str, number: int, size: int) -> bytes:
+        """A part of some rows, or whatever stands in its place, up to a byte more than it should have.
 
         Raises:
-            LookupError: one is no longer there.
+            Gone: there is none.
         """
-        for number in range(take.parts):
-            part: Any = self._client.get(self._part(take.version, number))
-            if part is None:
-                raise LookupError(take.version)
-            yield part
+        part: bytes = self._client.getrange(self._part(version, number), 0, size)  # type: ignore[assignment]
+        if not part:
+            raise Gone
+        return part
+
+    def drop(self, version: str, parts: int) -> None:
+        """Remove rows that nobody takes any more."""
+        if parts:
+            self._client.unlink(*(self._part(version, number) for number in range(parts)))
+
+    def clear(self) -> None:
+        """Remove all but rows: what is damaged would stay so. Others leave their numbers again."""
+        self._client.unlink(*self._keys)
 
     def _part(self, version: str, number: int) -> str:
         return f"{self._name}:{version}:{number}"
 
-    def _drop(self, version: str, parts: int) -> None:
-        if parts:
-            self._client.unlink(*(self._part(version, number) for number in range(parts)))
-
-    def _run(self, script: str, *arguments: Any) -> Any:
+    def _run(self, script: str, *arguments: str | bytes | int) -> object:
         return self._client.eval(script, len(self._keys), *self._keys, *arguments)
 
 
