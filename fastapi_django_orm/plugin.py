@@ -31,6 +31,7 @@ from .database.service import database_service
 from .dependencies import dependencies_of
 from .errors import InvalidRepository
 from .handlers import handlers_instrumented
+from .publishing.directory import answered_below
 from .publishing.routes import publications, published
 from .reading.refresh import Refresher
 from .repository import Repository
@@ -172,7 +173,8 @@ class DjangoORM:
             for probe in probes.values():
                 stack.push_async_callback(probe.stop)
             stack.enter_context(routes_added(app, build_router(settings, refreshers, probes)))
-            stack.enter_context(published(app, found))
+            routes = stack.enter_context(published(app, found))
+            stack.enter_context(answered_below(app, routes, here))
             stack.enter_context(_layer_added(app, here, threads))
             _warn_if_closed(settings)
             yield
