@@ -33,6 +33,7 @@ from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
 from .handlers import handlers_instrumented
+from .publishing.directory import answered_below
 from .publishing.routes import publications, published
 from .reading.refresh import Refresher
 from .reading.windows import Windows
@@ -176,7 +177,8 @@ class DjangoORM:
                 stack.push_async_callback(probe.stop)
             router = build_router(settings, refreshers, probes)
             stack.enter_context(routes_added(app, router, settings))
-            stack.enter_context(published(app, found))
+            routes = stack.enter_context(published(app, found))
+            stack.enter_context(answered_below(app, routes, here))
             stack.enter_context(routes_documented(app, router, settings))
             stack.enter_context(_layer_added(app, here, threads))
             stack.enter_context(_left_as_entered(here, threads))

@@ -1,37 +1,36 @@
-"""Published repositories: routes that answer from the bytes, and a layer in front that answers most requests.
-
-The routes are FastAPI's own. They are in the OpenAPI document, they validate, and they answer 404, 405 and
-422 in FastAPI's form. The layer in front of them (``front``) answers what is asked for in the
-plain form and is there.
-"""
+"""Published repositories: which routes are added to an application, and where they stand among its own."""
 
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from django.conf import settings
 from django.db import connections, transaction
 from django.utils import timezone
 from fastapi import FastAPI, Path, Query, Request
+from fastapi.routing import iter_route_contexts
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Mount
 
 from ..cached import CachedRepository
 from ..errors import InvalidRepository, NotFound, NotLoaded
 from ..events import logger
 from ..repository import Repository, naming_errors
-from .front import Published, layer_added
-from .own_routes import OwnRoutes, PublishedRoute, told_of_additions
+from .route import PublishedRoute
 from .row_models import key_type, list_model, row_model
-from .sources import GONE, Source, plain_keys, response_to, source_of
+from .sources import GONE, Question, Source, plain_keys, plain_window, response_to, source_of
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     304: {"description": "What the client has, by `If-None-Match` or `If-Modified-Since`, is what there is."},
     503: {"description": "Nothing could be read yet, or too much is asked for at the moment."},
 }
+_EXAMPLES: dict[Any, str] = {int: "0", UUID: str(UUID(int=0))}
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "No row has this key."}}
 
 
@@ -105,55 +104,64 @@ def publications(repositories: Iterable[Repository[Any]]) -> list[Publication]:
     return list(found.values())
 
 
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """A route to be made.
+
+    Attributes:
+        publication: what it serves.
+        path: where.
+        endpoint: the handler, for requests that FastAPI has to read.
+        question: reads plain requests.
+        options: FastAPI's.
+        example: a path that it matches.
+    """
+
+    publication: Publication
+    path: str
+    endpoint: Callable[..., Any]
+    question: Callable[[bytes, dict[str, Any]], Question | None]
+    options: dict[str, Any]
+    example: str
+
+
 @contextmanager
-def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[None]:
-    """Serve what is published, for the length of the block."""
-    own = {publication.base: OwnRoutes(app, publication.base) for publication in found}
+def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[list[PublishedRoute]]:
+    """Serve what is published, for the length of the block.
+
+    The routes stand after the application's own and before what is mounted at ``/``, as Django may be, since
+    that matches every path. A path that the application serves itself is found here, once.
+
+    Yields:
+        The routes.
+    """
     sources = {publication.base: source_of(publication.repository) for publication in found}
-    lists: dict[str, PublishedRoute] = {}
-    rows: dict[str, PublishedRoute] = {}
+    routes, added = app.router.routes, list[PublishedRoute]()
+    place = next((at for at, route in enumerate(routes) if _is_mounted_at_root(route)), len(routes))
     for publication in found:
         _warn_of_empty_key(publication.repository)
     with ExitStack() as stack:
         # FastAPI remembers functions for longer than their routes, and all that these can reach.
         stack.callback(sources.clear)
-        for routes in own.values():
-            stack.enter_context(told_of_additions(routes.forget))
-        # All are looked at before any is added: a route that is added has every one look at all routes again.
-        with_rows = [
-            each
-            for each in sorted(found, key=lambda each: each.base.count("/"))
-            if each.key_type is not None and not _is_taken(each, each.row_path, own[each.base])
-        ]
-        beside = {each.base: f"; the rows are at {each.row_path}" for each in with_rows}
-        with_list = [
-            each
-            for each in found
-            if not _is_taken(each, each.path, own[each.base], beside.get(each.base, ""))
-        ]
-        # What comes later stands in front: rows below shallow paths, rows below deep ones, and then the
-        # lists, since a key could be the last part of a list's path.
-        for each in with_rows:
-            slashes = each.key_type in (str, Any)
-            route = _row_route(each, sources)
-            rows[each.base] = _put_first(app, route, own[each.base], stack, slashes=slashes)
-        for each in with_list:
-            lists[each.base] = _put_first(app, _list_route(each, sources), own[each.base], stack)
-        # The application's own dependencies guard these routes, and so does what is around its router. The
-        # layer would pass both by.
-        if found and not app.router.dependencies and app.router.middleware_stack == app.router.app:
-            places = [
-                Published(
-                    sources[each.base],
-                    lists.get(each.base),
-                    rows.get(each.base),
-                    plain_keys(each.key_type),
-                    own[each.base],
-                )
-                for each in found
-            ]
-            stack.enter_context(layer_added(app, places))
-        yield
+        # Lists before rows, since a key could be the last part of a list's path; deep paths before shallow
+        # ones.
+        rows = sorted(
+            (each for each in found if each.key_type is not None), key=lambda each: -each.base.count("/")
+        )
+        for route in (
+            *(_list_route(each, sources) for each in found),
+            *(_row_route(each, sources) for each in rows),
+        ):
+            if (taken := _taken_by(routes[:place], route)) is not None:
+                _warn_of(taken, route)
+                continue
+            routes.insert(place, made := _made(app, route))
+            stack.callback(routes.remove, made)
+            added.append(made)
+            place += 1
+        app.openapi_schema = None  # it may have been made already, without these
+        stack.callback(setattr, app, "openapi_schema", None)
+        yield added
 
 
 def _warn_of_empty_key(repository: Repository[Any]) -> None:
@@ -167,24 +175,60 @@ def _warn_of_empty_key(repository: Repository[Any]) -> None:
         )
 
 
-def _is_taken(publication: Publication, path: str, own: OwnRoutes, beside: str = "") -> bool:
-    """Whether there is a route already, of the application or of this package; it is said if there is."""
-    if taken := own.serve_rows() if path.endswith("/{pk}") else own.serve(path):
-        logger.warning(
-            "route_not_added",
-            path=path,
-            reason="the path is taken",
-            repository=publication.repository.name,
-            hint=f"give {publication.repository.label}.publish another path, or leave this one to the route "
-            f"that is there{beside}",
-        )
-    return taken
+def _is_mounted_at_root(route: BaseRoute) -> bool:
+    return isinstance(route, Mount) and not route.path
 
 
-Route = tuple[str, Callable[..., Any], dict[str, Any]]
+def _taken_by(before: Iterable[BaseRoute], route: _Route) -> BaseRoute | None:
+    """The route that matches this one's path and so would be reached in its place."""
+    scope = {"type": "http", "method": "GET", "path": route.example, "root_path": "", "headers": []}
+    # The scope is copied: FastAPI leaves notes in it.
+    return next((each for each in before if each.matches({**scope})[0] is Match.FULL), None)
 
 
-def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Route:
+def _warn_of(taken: BaseRoute, route: _Route) -> None:
+    label = route.publication.repository.label
+    logger.warning(
+        "route_not_added",
+        path=route.path,
+        reason="the path is taken",
+        taken_by=_path_of(taken, route.example),
+        repository=route.publication.repository.name,
+        hint=f"give {label}.publish another path, or leave this one to the route that is there",
+    )
+
+
+def _path_of(taken: BaseRoute, example: str) -> str:
+    """The path of a route that matches, which may be one of several in an included router."""
+    for each in iter_route_contexts([taken]):
+        pattern = getattr(each, "path_regex", None)
+        if pattern is not None and pattern.match(example):
+            return str(each.path)
+    return type(taken).__name__
+
+
+def _made(app: FastAPI, route: _Route) -> PublishedRoute:
+    for alias in connections:  # ATOMIC_REQUESTS is for the application's handlers
+        transaction.non_atomic_requests(using=alias)(route.endpoint)
+    routes = app.router.routes
+    app.router.add_api_route(
+        route.path,
+        route.endpoint,
+        route_class_override=PublishedRoute,
+        response_class=JSONResponse,  # whatever the application's default is
+        description=_description(route.publication.repository),
+        tags=[route.publication.repository.name],
+        **route.options,
+    )
+    added = routes.pop()
+    assert isinstance(added, PublishedRoute)
+    added.question = route.question
+    if route.publication.key_type in (str, Any) and route.path == route.publication.row_path:
+        added.take_slashes()
+    return added
+
+
+def _list_route(publication: Publication, sources: Mapping[str, Source]) -> _Route:
     name, base = publication.repository.name, publication.base
 
     most, deepest = publication.repository.max_limit, publication.repository.max_offset
@@ -196,48 +240,47 @@ def _list_route(publication: Publication, sources: Mapping[str, Source]) -> Rout
         except ClientDisconnect:
             return GONE
 
+    def question(query: bytes, params: dict[str, Any]) -> Question | None:
+        source = _source(sources, base, name)
+        window = source.admitted(plain_window(query))
+        return None if window is None else Question(source, window)
+
     at_most = Query(ge=1, le=most, description="How many rows to give at most.")
     rows.__annotations__ |= {
         "offset": Annotated[int, Query(ge=0, le=deepest, description="How many rows to leave out.")],
         "limit": Annotated[int | None if most is None else int, at_most],
     }
-    return (
-        publication.path,
-        rows,
-        {
-            "name": f"list_{name}",
-            "summary": f"The rows of {name}",
-            "description": _description(publication.repository),
-            "response_model": publication.list_model,
-            "response_class": JSONResponse,  # whatever the application's default is
-            "responses": _RESPONSES,
-            "tags": [name],
-        },
-    )
+    options = {
+        "name": f"list_{name}",
+        "summary": f"The rows of {name}",
+        "response_model": publication.list_model,
+        "responses": _RESPONSES,
+    }
+    return _Route(publication, publication.path, rows, question, options, publication.path)
 
 
-def _row_route(publication: Publication, sources: Mapping[str, Source]) -> Route:
+def _row_route(publication: Publication, sources: Mapping[str, Source]) -> _Route:
     name, base = publication.repository.name, publication.base
+    key_of = plain_keys(publication.key_type)
 
     async def row(request: Request, pk: Any) -> Response:
         source = _source(sources, base, name)
         key = _in_zone(source.repository, pk) if isinstance(pk, datetime) else pk
         return response_to(await source.read(None, key, request.receive), source.repository)
 
+    def question(query: bytes, params: dict[str, Any]) -> Question | None:
+        key = None if query else key_of(params["pk"])
+        return None if key is None else Question(_source(sources, base, name), None, key)
+
     row.__annotations__["pk"] = Annotated[publication.key_type, Path(description="The row's primary key.")]
-    return (
-        publication.row_path,
-        row,
-        {
-            "name": f"get_{name}",
-            "summary": f"A row of {name}",
-            "description": _description(publication.repository),
-            "response_model": publication.row_model,
-            "response_class": JSONResponse,
-            "responses": _NOT_FOUND | _RESPONSES,
-            "tags": [name],
-        },
-    )
+    options = {
+        "name": f"get_{name}",
+        "summary": f"A row of {name}",
+        "response_model": publication.row_model,
+        "responses": _NOT_FOUND | _RESPONSES,
+    }
+    example = publication.row_path.format(pk=_EXAMPLES.get(publication.key_type, "~"))
+    return _Route(publication, publication.row_path, row, question, options, example)
 
 
 def _source(sources: Mapping[str, Source], base: str, name: str) -> Source:
@@ -260,25 +303,3 @@ def _in_zone(repository: Repository[Any], moment: datetime) -> datetime:
 def _description(repository: Repository[Any]) -> str:
     """The docstring of the repository's own class."""
     return inspect.cleandoc(vars(type(repository)).get("__doc__") or "")
-
-
-def _put_first(
-    app: FastAPI, route: Route, own: OwnRoutes, stack: ExitStack, *, slashes: bool = False
-) -> PublishedRoute:
-    path, endpoint, options = route
-    for alias in connections:  # ATOMIC_REQUESTS is for the application's handlers
-        transaction.non_atomic_requests(using=alias)(endpoint)
-    routes = app.router.routes
-    app.router.add_api_route(path, endpoint, route_class_override=PublishedRoute, **options)
-    added = routes.pop()
-    assert isinstance(added, PublishedRoute)
-    added.own = own
-    if slashes:
-        # `{pk}` matches no slash, and `{pk:path}` no line end.
-        added.takes_slashes = True
-        added.path_regex = re.compile(re.escape(path.removesuffix("{pk}")) + "(?P<pk>.+)", re.DOTALL)
-    routes.insert(0, added)
-    stack.callback(routes.remove, added)
-    app.openapi_schema = None  # it may have been made already, without this
-    stack.callback(setattr, app, "openapi_schema", None)
-    return added

@@ -1,12 +1,10 @@
-"""How a published repository answers: what its routes call, and what the layer in front of them asks first.
-
-The layer asks for what is written plainly. The rest it leaves to the routes, which validate and explain.
-"""
+"""How a published repository answers, and which questions can be read without FastAPI's help."""
 
 import asyncio
 import re
 from collections.abc import Callable, Coroutine, Hashable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
 from uuid import UUID
 
@@ -73,6 +71,29 @@ class Source(Protocol):
             NotLoaded: there is nothing yet.
             ReadFailed: the database does not answer.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a request asks a source for.
+
+    Attributes:
+        source: what answers it.
+        window: which rows of the list; None for one row.
+        key: of the row.
+    """
+
+    source: Source
+    window: Window | None
+    key: Hashable = None
+
+    def at_hand(self) -> Served | None:
+        """The answer, if there is one without waiting."""
+        return self.source.at_hand(self.window, self.key)
+
+    async def read(self, receive: Receive) -> Served:
+        """The answer, or what can be had by waiting; raises what ``Source.read()`` does."""
+        return await self.source.read(self.window, self.key, receive)
 
 
 class CachedSource:

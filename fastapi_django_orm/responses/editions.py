@@ -25,9 +25,27 @@ PIECES = 8 * 2**20  # bytes, of all together
 
 Header: TypeAlias = tuple[bytes, bytes]
 Headers: TypeAlias = list[Header]
-Form: TypeAlias = tuple[Headers, bytes | None]
+
+
+class HeaderLines(list[Header]):
+    """Headers that do not change, and the lines that a server protocol sends for them."""
+
+    __slots__ = ("_lines",)
+    _lines: bytes
+
+    @property
+    def lines(self) -> bytes:
+        """As HTTP/1.1 has them."""
+        try:
+            return self._lines
+        except AttributeError:
+            self._lines = b"".join([b"%b: %b\r\n" % pair for pair in self])
+            return self._lines
+
+
+Form: TypeAlias = tuple[HeaderLines, bytes | None]
 Span: TypeAlias = tuple[int, int]  # how many rows to leave out, and how many there are
-Answer: TypeAlias = tuple[int, Headers, bytes]  # a status, headers that nobody may change, and a body
+Answer: TypeAlias = tuple[int, HeaderLines, bytes]  # a status, headers that must not be changed, and a body
 
 _TYPE = (b"content-type", b"application/json")
 _VARY = (b"vary", b"Accept-Encoding")
@@ -123,8 +141,8 @@ class Content:
         self._varies = varies
         self._span = span
         self._large: dict[str | None, Form] | None = None
-        self._unmodified: dict[str | None, Headers] | None = None
-        self.headers = [_TYPE, (b"content-length", b"%d" % size), *self._tagged(None)]
+        self._unmodified: dict[str | None, HeaderLines] | None = None
+        self.headers = HeaderLines([_TYPE, (b"content-length", b"%d" % size), *self._tagged(None)])
         self._add(None, self.headers, body)
 
     @classmethod
@@ -141,7 +159,7 @@ class Content:
     def _lasting(self) -> Headers:
         return [_VARY] if self._varies else []
 
-    def unmodified(self, coding: str | None) -> Headers:
+    def unmodified(self, coding: str | None) -> HeaderLines:
         """The headers that tell a client that its copy is good, the entity tag first.
 
         The tag says all that the date could, so a 304 has no date.
@@ -152,7 +170,7 @@ class Content:
             self._unmodified = {}
         headers = self._unmodified.get(coding)
         if headers is None:
-            headers = self._unmodified[coding] = self._tagged(coding)[: 1 + len(self._lasting)]
+            headers = self._unmodified[coding] = HeaderLines(self._tagged(coding)[: 1 + len(self._lasting)])
         return headers
 
     def answer(self, coding: str | None) -> Answer | None:
@@ -175,11 +193,10 @@ class Content:
         assert self.variants is not None
         body = await self.variants.make(coding, lambda: self.parts(snapshot))
         length = (b"content-length", b"%d" % len(body))
-        return self._add(
-            coding, [_TYPE, length, *self._tagged(coding), (b"content-encoding", coding.encode())], body
-        )
+        coded = (b"content-encoding", coding.encode())
+        return self._add(coding, HeaderLines([_TYPE, length, *self._tagged(coding), coded]), body)
 
-    def _add(self, coding: str | None, headers: Headers, body: bytes | None) -> Form:
+    def _add(self, coding: str | None, headers: HeaderLines, body: bytes | None) -> Form:
         if body is not None and len(body) <= JOINED:
             answer = 200, headers, body
             if coding is None:

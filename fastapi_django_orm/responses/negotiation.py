@@ -14,10 +14,12 @@ from starlette.types import Scope, Send
 
 from ..snapshots.snapshot import JOINED, Snapshot
 from .compression import preferred
-from .editions import Answer, Content, Header, Headers
+from .editions import Answer, Content, Header, HeaderLines, Headers
 
 SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
 LONGEST = 1024  # bytes; a longer value asks for nothing, since those that were read are remembered
+
+_making: set[asyncio.Future[Any]] = set()  # content codings that a later request will get
 
 _ASKED = frozenset({b"accept-encoding", b"if-none-match", b"if-modified-since"})
 # A tag without its coding: another worker may have other libraries.
@@ -25,15 +27,25 @@ _TAG = re.compile(rb'(?:W/)?"([^"]*?)(?:-(?:br|zstd|gzip))?"')
 _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"etag", b"last-modified"})
 
 
-def at_once(content: Content, headers: Headers) -> Answer | None:
+def at_once(content: Content, snapshot: Snapshot[Any] | None, headers: Headers) -> Answer | None:
     """The answer to a GET request but for ``Cache-Control``, if it is there and is sent in one piece.
+
+    A client whose content coding was not made yet gets the bytes as they are, and the next one the coding.
 
     Args:
         content: what its URL stands for.
+        snapshot: what that is of.
         headers: the request's.
     """
     unmodified, coding = _negotiated(content, headers)
-    return content.answer(coding) if unmodified is None else (304, unmodified, b"")
+    if unmodified is not None:
+        return 304, unmodified, b""
+    if (answer := content.answer(coding)) is not None or content.as_is is None:
+        return answer
+    making = asyncio.ensure_future(content.form(coding, snapshot))
+    _making.add(making)  # asyncio keeps weak references alone
+    making.add_done_callback(_making.discard)
+    return content.as_is
 
 
 async def deliver(
@@ -62,8 +74,8 @@ async def deliver(
     else:
         headers, body = content.made(coding) or await content.form(coding, snapshot)
     # A list of its own, since middleware changes it.
-    headers = [*headers, cache_control] if own is None else _with_own(headers, own)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    sent = [*headers, cache_control] if own is None else _with_own(headers, own)
+    await send({"type": "http.response.start", "status": status, "headers": sent})
     if scope["method"] == "HEAD":
         body = b""
     elif body is None or len(body) > (SLAB if snapshot is None else JOINED):
@@ -105,7 +117,7 @@ def _cut(body: bytes) -> Iterator[bytes]:
     return (body[start : start + SLAB] for start in range(0, len(body), SLAB))
 
 
-def _negotiated(content: Content, headers: Headers) -> tuple[Headers | None, str | None]:
+def _negotiated(content: Content, headers: Headers) -> tuple[HeaderLines | None, str | None]:
     """The headers that tell the client that its copy is good, if it is; and the coding that it wants."""
     accepted: bytes | None = None
     tags: bytes | None = None
