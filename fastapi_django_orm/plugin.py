@@ -153,7 +153,7 @@ class DjangoORM:
             )
             here.executor, here.loop = executor, asyncio.get_running_loop()
             stack.enter_context(_handlers.entered())
-            threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
+            threads = await stack.enter_async_context(executor.context)
             await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)

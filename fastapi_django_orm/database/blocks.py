@@ -23,6 +23,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from .calls import run_as_call
+from .carrying import Carried
 from .threads import DatabaseThreads, Job
 from .transaction import Transaction
 
@@ -77,11 +78,16 @@ class Block:
 
     async def do(self, function: Callable[[], T]) -> T:
         """Run a step of the block itself, to its end, however often it is cancelled."""
-        context = copy_context()
-        context.run(enter_block, self)
-        job = Job(partial(context.run, run_as_call, self.transaction.pools, function))
+        before = entered_block()
+        carried = Carried(partial(run_as_call, self.transaction.pools, function))
+        carried.context.run(enter_block, self)
+        job = Job(carried)
         self.put(job)
-        return await to_its_end(job.future)
+        try:
+            return await to_its_end(job.future)
+        finally:
+            carried.bring_back()
+            enter_block(before)
 
     async def take_connection(self, alias: str) -> None:
         """Take a connection to this database for the rest of the transaction.

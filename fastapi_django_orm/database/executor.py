@@ -7,15 +7,13 @@ an executor that runs one call at a time; that rule keeps connections that belon
 transactions on them, together. Here a call finds both by other means.
 """
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
@@ -26,7 +24,7 @@ from .calls import run_as_call
 from .loop_queries import LoopQueries
 from .pool import Pool
 from .threads import DatabaseThreads, Job
-from .turns import asking_block, waiting_executor
+from .turns import asking_block
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,6 +35,7 @@ class DatabaseExecutor(Executor):
 
     Attributes:
         on_loop: the queries that need no thread.
+        context: has asgiref use these threads, once the plugin has entered it.
     """
 
     def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
@@ -49,6 +48,7 @@ class DatabaseExecutor(Executor):
         self.threads = threads
         self.pools = pools
         self.on_loop = LoopQueries(pools)
+        self.context = ThreadSensitiveContext(executor=self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run the function on a database thread."""
@@ -65,31 +65,22 @@ class DatabaseExecutor(Executor):
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``run()`` does, in the application of these threads."""
-        work = partial(_plain_result, function, *args, **kwargs)
-        if waiting_executor() is not None:
-            # Under async_to_sync the thread that waits there has to do it: it holds the connection.
-            return await sync_to_async(work)()
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[T] = loop.create_future()
-        job = self._put(partial(copy_context().run, work))
-
-        def done(future: Future[T]) -> None:
-            # One wake-up of the loop, where wrap_future() and its chain of callbacks take two.
-            loop.call_soon_threadsafe(_settle, waiting, future)
-
-        job.future.add_done_callback(done)
+        if _selected.get(None) is self.context:
+            return await _run(function, *args, **kwargs)
+        # In a task that no request or lifespan has started, asgiref would take its own thread for it.
+        token = _selected.set(self.context)
         try:
-            return await waiting
-        except asyncio.CancelledError:
-            job.future.cancel()
-            raise
+            return await _run(function, *args, **kwargs)
+        finally:
+            _selected.reset(token)
 
 
 async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Have a database thread call a synchronous function that uses the ORM: ``await run(load, 5)``.
 
-    The same as ``sync_to_async(function)(…)`` with less overhead, and it takes care of the
-    result. Inside ``atomic()`` the function is part of the transaction.
+    The same as ``sync_to_async(function)(…)``, and so in the caller's context: language, time zone and every
+    other ``Local`` of asgiref. It works in any task while a lifespan is open, and it takes care of the result.
+    Inside ``atomic()`` the function is part of the transaction.
 
     Args:
         function: what to run.
@@ -105,17 +96,6 @@ async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     return await executor.run(function, *args, **kwargs)
 
 
-def _settle(waiting: "asyncio.Future[Any]", future: Future[Any]) -> None:
-    if waiting.done():
-        return
-    if future.cancelled():
-        waiting.cancel()
-    elif (error := future.exception()) is not None:
-        waiting.set_exception(error)
-    else:
-        waiting.set_result(future.result())
-
-
 def _plain_result(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     result = function(*args, **kwargs)
     if inspect.iscoroutine(result):
@@ -127,3 +107,8 @@ def _plain_result(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T
             "event loop may not. Return list(queryset), or queryset.values() in a list, or one object."
         )
     return result
+
+
+# Made once: sync_to_async() looks its function over, which takes longer than what run() adds to a call.
+_run = sync_to_async(_plain_result)
+_selected = SyncToAsync.thread_sensitive_context
