@@ -16,7 +16,7 @@ from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import DatabaseBusy
-from .cursors import has_open_cursor, watch_cursors
+from .cursors import loops_of, watch_cursors
 from .liveness import died_idle, is_ready
 
 
@@ -52,22 +52,25 @@ class Pool:
         """
         future: Future[BaseDatabaseWrapper] = Future()
         with self._lock:
-            if self._free:
-                self._lent += 1
-                future.set_result(self._take())
-            elif self._lent < self.limit:
-                future.set_result(self._create())
-                self._lent += 1
-            else:
+            connection = self._take()
+            if connection is None:
                 self._waiting.append(future)
+            else:
+                self._lent += 1
+                future.set_result(connection)
         return future
 
-    def _take(self) -> BaseDatabaseWrapper:
-        """The warmest of the free ones that no unfinished loop reads from, else the warmest."""
+    def _take(self) -> BaseDatabaseWrapper | None:
+        """The warmest of the free ones that no loop reads from, else a new one, else one of a loop.
+
+        ``check()`` then reads what the loop has left to read.
+        """
         for position in range(len(self._free) - 1, -1, -1):
-            if not has_open_cursor(self._free[position]):
+            if not loops_of(self._free[position]).unfinished:
                 return self._free.pop(position)
-        return self._free.pop()
+        if self._lent + len(self._free) < self.limit:
+            return self._create()
+        return self._free.pop(0) if self._free else None
 
     def take_ready(self) -> BaseDatabaseWrapper | None:
         """A free connection that works as it is, on the event loop; None if there is none.
@@ -116,12 +119,13 @@ class Pool:
         Django does this when a request begins. Unlike Django, it also notices a connection that the server
         has closed while it was idle.
         """
+        if loops := loops_of(connection):
+            loops.settle(read_ahead=True)
         if connection.connection is not None and died_idle(connection):
             self._close(connection)
             connection.connection = None
-        if not has_open_cursor(connection):
-            with suppress(Error):  # a broken connection may fail to close, too
-                connection.close_if_unusable_or_obsolete()
+        with suppress(Error):  # a broken connection may fail to close, too
+            connection.close_if_unusable_or_obsolete()
 
     def give_back(self, connection: BaseDatabaseWrapper) -> None:
         """Take a connection back, and lend it to whoever has waited longest."""
@@ -129,6 +133,8 @@ class Pool:
         if lender is not self:  # lent before all applications ended, and others have begun since
             lender.give_back(connection)
             return
+        if loops := loops_of(connection):
+            loops.settle(read_ahead=connection.vendor == "sqlite")
         if connection.connection is not None and (
             self._closed or _is_old(connection) or _is_open(connection)
         ):
@@ -153,7 +159,8 @@ class Pool:
                     return
             self._lent -= 1
             if not self._closed:
-                self._free.append(connection)
+                # One that is not open goes below those that are, so that these are used.
+                self._free.insert(len(self._free) if connection.connection is not None else 0, connection)
                 return
         if connection.connection is not None:
             _end(connection)
@@ -167,22 +174,26 @@ class Pool:
     def sweep(self) -> None:
         """Close the idle connections that are past their age, all but the one used last.
 
-        A free connection becomes old here, or when a loop of another call reads its cursor to the end.
+        A free connection becomes old here, or when a loop of another call ends, whose cursor is closed here.
         """
         with self._lock:
-            old = self._old()
-            self._free = [connection for connection in self._free if connection not in old]
-        for connection in old:
-            self._close(connection)
+            idle = self._to_sweep()
+            self._free = [connection for connection in self._free if connection not in idle]
+            self._lent += len(idle)
+        for connection in idle:
+            loops_of(connection).settle(read_ahead=False)
+            self.give_back(connection)
 
     @property
     def has_old(self) -> bool:
         """Whether there is something to sweep."""
         with self._lock:
-            return bool(self._old())
+            return bool(self._to_sweep())
 
-    def _old(self) -> list[BaseDatabaseWrapper]:
-        return [c for c in self._free[: len(self._free) - self._spared] if _is_old(c)]
+    def _to_sweep(self) -> list[BaseDatabaseWrapper]:
+        old = [c for c in self._free[: len(self._free) - self._spared] if _is_old(c)]
+        left = [c for c in self._free if (loops := loops_of(c)) and not loops.unfinished]
+        return [*old, *(c for c in left if c not in old)]
 
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""
@@ -192,6 +203,7 @@ class Pool:
         for connection in free:
             with suppress(Error):
                 BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
+            loops_of(connection).break_off()
         if self._close_driver_pool is not None:
             self._close_driver_pool()
 
@@ -205,6 +217,7 @@ class Pool:
     def _close(self, connection: Any) -> None:
         with suppress(Error):
             connection.close()
+        loops_of(connection).break_off()
 
 
 def lender_of(connection: BaseDatabaseWrapper) -> Pool:
@@ -217,6 +230,7 @@ def _end(connection: Any) -> None:
     raw, connection.connection = connection.connection, None
     with suppress(Exception):
         raw.close()
+    loops_of(connection).break_off()
 
 
 def _is_old(connection: BaseDatabaseWrapper) -> bool:
@@ -224,7 +238,7 @@ def _is_old(connection: BaseDatabaseWrapper) -> bool:
         connection.connection is not None
         and connection.close_at is not None
         and time.monotonic() >= connection.close_at
-        and not has_open_cursor(connection)
+        and not loops_of(connection).unfinished
     )
 
 
