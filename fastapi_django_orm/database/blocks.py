@@ -24,8 +24,8 @@ from django.db.transaction import TransactionManagementError
 
 from .calls import run_as_call
 from .carrying import Carried
-from .threads import DatabaseThreads, Job
-from .transaction import Transaction
+from .threads import Job
+from .transaction import Threads, Transaction
 
 T = TypeVar("T")
 
@@ -186,6 +186,13 @@ class Block:
             self.transaction.end()
         self.end_nested()  # of tasks that outlive the block
 
+    def after_call(self) -> None:
+        """End, if this is what a call has left open and the transaction is over."""
+        if self.adopted and not self.transaction.is_open:
+            self.end()
+        elif self.parent is not None:
+            self.parent.after_call()
+
     def break_nested(self) -> None:
         """Roll back the nested block that a task still has open; what the task does in it later fails."""
         if self.nested is not None:
@@ -209,7 +216,7 @@ def rolled_back_before() -> TransactionManagementError:
     )
 
 
-def break_off_all(threads: DatabaseThreads) -> None:
+def break_off_all(threads: Threads) -> None:
     """Roll back the transactions that are open when an application ends.
 
     Args:

@@ -40,7 +40,8 @@ class LentConnections(ConnectionHandler):
         if call is None or not initialized_only:
             return list(super().all(initialized_only))
         block = current_block()
-        return [*(block.transaction.connections.values() if block else ()), *call.held.values()]
+        around = call.around if block is None else block.transaction.connections
+        return [*around.values(), *call.held.values()]
 
 
 @contextmanager

@@ -147,7 +147,9 @@ class _Rows:
         try:
             while rows := self.cursor.fetchmany(ROWS_AT_ONCE):
                 self._rest.add(list(rows))
-        except Exception as error:  # told to the loop, when it has come so far; not to who took the connection
+        except (
+            Exception
+        ) as error:  # told to the loop, when it has come so far; not to who took the connection
             self._error = error
         self._close_cursor()
 

@@ -21,6 +21,7 @@ from django.db.models.query import RawQuerySet
 from .. import running
 from ..errors import LazyValue
 from .calls import run_as_call
+from .keeping import KeptThreads, kept_block
 from .loop_queries import LoopQueries
 from .pool import Pool
 from .threads import DatabaseThreads, Job
@@ -38,14 +39,16 @@ class DatabaseExecutor(Executor):
         context: has asgiref use these threads, once the plugin has entered it.
     """
 
-    def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
+    def __init__(self, threads: DatabaseThreads, kept: KeptThreads, pools: Callable[[str], Pool]) -> None:
         """Use these threads and connections.
 
         Args:
             threads: they run the functions.
+            kept: they do so for contexts of their own, and requests that have left something on a connection.
             pools: the connections, by alias.
         """
         self.threads = threads
+        self.kept = kept
         self.pools = pools
         self.on_loop = LoopQueries(pools)
         self.context = ThreadSensitiveContext(executor=self)
@@ -55,8 +58,9 @@ class DatabaseExecutor(Executor):
         return self._put(partial(fn, *args, **kwargs)).future
 
     def _put(self, function: Callable[[], Any]) -> Job:
-        job = Job(partial(run_as_call, self.pools, function))
         block = asking_block()
+        kept = kept_block(block)
+        job = Job(partial(run_as_call, self.pools, function) if kept is None else partial(kept.run, function))
         if block is None:
             self.threads.put(job)
         else:

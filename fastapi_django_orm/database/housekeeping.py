@@ -13,6 +13,7 @@ import structlog
 
 from . import calls
 from .calls import Call, running_calls
+from .keeping import KeptThreads
 from .network import cut
 from .pool import Pool
 from .threads import DatabaseThreads, Job
@@ -26,12 +27,17 @@ _WRAPPERS = (str(Path(calls.__file__).parent), str(Path(asgiref.__file__).parent
 
 
 async def keep_house(
-    threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], thread_timeout: float, call_timeout: float
+    threads: DatabaseThreads,
+    kept: KeptThreads,
+    pools: Callable[[], Iterable[Pool]],
+    thread_timeout: float,
+    call_timeout: float,
 ) -> None:
     """Look after the threads and connections of an application, until cancelled.
 
     Args:
         threads: the application's.
+        kept: those of its contexts.
         pools: the connections.
         thread_timeout: seconds after which a job that waits is given up, and a call that runs is named in the
             log.
@@ -42,6 +48,7 @@ async def keep_house(
     while True:
         await asyncio.sleep(interval)
         threads.expire()
+        kept.expire()
         named = _name_blocked(named, thread_timeout)
         if call_timeout:
             _cut_off(call_timeout)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -18,10 +18,34 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import DatabaseBusy
 from .cursors import loops_of, watch_cursors
 from .liveness import died_idle, is_ready
+from .requests import Keeper, current_request
+from .state import Watched, left_behind
+
+
+class Connections(Protocol):
+    """Where a call or a transaction takes connections to one database from, and gives them back."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a borrower waits at most."""
+
+    def request(self) -> "Future[BaseDatabaseWrapper]":
+        """Ask for a connection; see ``Pool``, and so for the others."""
+
+    def withdraw(self, future: "Future[BaseDatabaseWrapper]") -> None: ...  # noqa: D102
+    def borrow(self) -> BaseDatabaseWrapper: ...  # noqa: D102
+    def busy(self) -> DatabaseBusy: ...  # noqa: D102
+    def check(self, connection: BaseDatabaseWrapper) -> None: ...  # noqa: D102
+    def give_back(self, connection: BaseDatabaseWrapper) -> bool: ...  # noqa: D102
+    def discard(self, connection: BaseDatabaseWrapper) -> None: ...  # noqa: D102
 
 
 class Pool:
-    """Lends the connections of one alias; any thread may call."""
+    """Lends the connections of one alias; any thread may call.
+
+    Attributes:
+        fresh: the same connections, each as if it had just been made, and used once.
+    """
 
     def __init__(self, alias: str, limit: int, timeout: float) -> None:
         """Open nothing yet.
@@ -34,7 +58,9 @@ class Pool:
         self.alias = alias
         self.limit = limit
         self.timeout = timeout
+        self.fresh = Fresh(self)
         self._lock = threading.Lock()
+        self._watched = Watched()
         first = self._create()
         self._close_driver_pool = getattr(first, "close_pool", None)  # OPTIONS["pool"]
         self._free = [first]  # a stack: the warmest is lent, the others grow old
@@ -42,22 +68,26 @@ class Pool:
         # none is spared under CONN_MAX_AGE=0.
         self._spared = 0 if first.settings_dict["CONN_MAX_AGE"] == 0 else 1
         self._lent = 0
-        self._waiting: deque[Future[BaseDatabaseWrapper]] = deque()
+        self._waiting: deque[tuple[Future[BaseDatabaseWrapper], Keeper | None]] = deque()
         self._closed = False
 
-    def request(self) -> Future[BaseDatabaseWrapper]:
+    def request(self, *, fresh: bool = False) -> Future[BaseDatabaseWrapper]:
         """Ask for a connection; ``check()`` it before use, and give it back.
 
         Give up with ``withdraw()``.
+
+        Args:
+            fresh: leave those that are open to others, if possible.
         """
         future: Future[BaseDatabaseWrapper] = Future()
+        request = None if fresh else current_request.get()
         with self._lock:
-            connection = self._take()
+            connection = self._take_new() if fresh else self._take()
             if connection is None:
-                self._waiting.append(future)
+                self._waiting.append((future, request))
             else:
                 self._lent += 1
-                future.set_result(connection)
+                _lend(future, connection, request)
         return future
 
     def _take(self) -> BaseDatabaseWrapper | None:
@@ -68,6 +98,10 @@ class Pool:
         for position in range(len(self._free) - 1, -1, -1):
             if not loops_of(self._free[position]).unfinished:
                 return self._free.pop(position)
+        return self._take_new()
+
+    def _take_new(self) -> BaseDatabaseWrapper | None:
+        """A new one, else the coldest."""
         if self._lent + len(self._free) < self.limit:
             return self._create()
         return self._free.pop(0) if self._free else None
@@ -96,15 +130,22 @@ class Pool:
         Raises:
             DatabaseBusy: all stayed in use for the timeout.
         """
-        future = self.request()
+        connection = self.wait_for(self.request())
+        self.check(connection)
+        return connection
+
+    def wait_for(self, future: Future[BaseDatabaseWrapper]) -> BaseDatabaseWrapper:
+        """The connection that was asked for, waiting on this thread.
+
+        Raises:
+            DatabaseBusy: all stayed in use for the timeout.
+        """
         try:
-            connection = future.result(self.timeout)
+            return future.result(self.timeout)
         except TimeoutError:
             if future.cancel():
                 raise self.busy() from None
-            connection = future.result()  # it came at the last moment
-        self.check(connection)
-        return connection
+            return future.result()  # it came at the last moment
 
     def busy(self) -> DatabaseBusy:
         """The error of a borrower that has waited long enough."""
@@ -127,19 +168,30 @@ class Pool:
         with suppress(Error):  # a broken connection may fail to close, too
             connection.close_if_unusable_or_obsolete()
 
-    def give_back(self, connection: BaseDatabaseWrapper) -> None:
-        """Take a connection back, and lend it to whoever has waited longest."""
+    def give_back(self, connection: BaseDatabaseWrapper) -> bool:
+        """Take a connection back, and lend it to whoever has waited longest.
+
+        One that is not clean stays with the request that has left it so, or is closed.
+
+        Returns:
+            Whether it was clean.
+        """
         lender = lender_of(connection)
         if lender is not self:  # lent before all applications ended, and others have begun since
-            lender.give_back(connection)
-            return
+            return lender.give_back(connection)
         if loops := loops_of(connection):
             loops.settle(read_ahead=connection.vendor == "sqlite")
-        if connection.connection is not None and (
-            self._closed or _is_old(connection) or _is_open(connection)
-        ):
+        if connection.connection is not None and (self._closed or _is_open(connection)):
+            self._close(connection)
+        if left_behind(connection) is not None:
+            request: Keeper | None = connection.request  # type: ignore[attr-defined]
+            if self._closed or request is None or not request.keep(connection):
+                self.discard(connection)
+            return False
+        if _is_old(connection):
             self._close(connection)
         self._pass_on(connection)
+        return True
 
     def put_back(self, connection: BaseDatabaseWrapper) -> None:
         """Take its own connection back as it is: on the event loop, where Django lets nobody close it."""
@@ -153,9 +205,9 @@ class Pool:
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:
             while self._waiting:
-                future = self._waiting.popleft()
+                future, request = self._waiting.popleft()
                 if future.set_running_or_notify_cancel():
-                    future.set_result(connection)
+                    _lend(future, connection, request)
                     return
             self._lent -= 1
             if not self._closed:
@@ -167,9 +219,17 @@ class Pool:
 
     def discard(self, connection: BaseDatabaseWrapper) -> None:
         """Take back a connection in an unknown state: close it, and lend a new one in its place."""
-        self._close(connection)
+        self.close_session(connection)
         lender = lender_of(connection)
         lender._pass_on(lender._create())
+
+    def close_session(self, connection: BaseDatabaseWrapper) -> None:
+        """Close a connection, and what the server has of it."""
+        raw: Any = connection.connection
+        if getattr(raw, "_pool", None) is not None:  # OPTIONS["pool"], which lends it on unless it is closed
+            with suppress(Exception):
+                raw.close()
+        self._close(connection)
 
     def sweep(self) -> None:
         """Close the idle connections that are past their age, all but the one used last.
@@ -210,7 +270,9 @@ class Pool:
     def _create(self) -> BaseDatabaseWrapper:
         connection: BaseDatabaseWrapper = connections.create_connection(self.alias)
         connection.lender = self  # type: ignore[attr-defined]
+        connection.request = None  # type: ignore[attr-defined]
         watch_cursors(connection)
+        self._watched.watch(connection)
         connection.inc_thread_sharing()  # lent from thread to thread, and never to two at a time
         return connection
 
@@ -218,6 +280,50 @@ class Pool:
         with suppress(Error):
             connection.close()
         loops_of(connection).break_off()
+
+
+class Fresh:
+    """The connections of a pool as Django promises them to a request: opened for it, and closed at its end."""
+
+    def __init__(self, pool: Pool) -> None:
+        """Take them from this pool, within its bound."""
+        self._pool = pool
+        self.withdraw, self.busy, self.discard = pool.withdraw, pool.busy, pool.discard
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a borrower waits at most."""
+        return self._pool.timeout
+
+    def request(self) -> Future[BaseDatabaseWrapper]:
+        """Ask for a connection; ``check()`` it before use, and give it back."""
+        return self._pool.request(fresh=True)
+
+    def borrow(self) -> BaseDatabaseWrapper:
+        """A connection, waiting for one if need be. On the thread that will use it.
+
+        Raises:
+            DatabaseBusy: all stayed in use for the timeout.
+        """
+        connection = self._pool.wait_for(self.request())
+        self.check(connection)
+        return connection
+
+    def check(self, connection: BaseDatabaseWrapper) -> None:
+        """Close what others have used, so that its next use opens another."""
+        self._pool.check(connection)
+        if connection.connection is not None:
+            self._pool.close_session(connection)
+
+    def give_back(self, connection: BaseDatabaseWrapper) -> bool:
+        """Close the connection, with whatever was left on it."""
+        self._pool.discard(connection)
+        return True
+
+
+def _lend(future: Future[Any], connection: Any, request: Keeper | None) -> None:
+    connection.request = request
+    future.set_result(connection)
 
 
 def lender_of(connection: BaseDatabaseWrapper) -> Pool:

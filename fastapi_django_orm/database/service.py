@@ -18,9 +18,12 @@ from ..shared import SharedContext
 from . import blocks, calls
 from .blocks import break_off_all
 from .connections import lending
+from .contexts import contexts_instrumented
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
 from .instruments import calls_instrumented
+from .keeping import KeptThreads, forget_kept
+from .mounts import mounts_instrumented
 from .pool import Pool
 from .threads import DatabaseThreads, forget_threads
 
@@ -35,7 +38,13 @@ class _Process:
     def __init__(self) -> None:
         self.limit = 0
         self.timeout = 0.0
-        self._shared = SharedContext(lending, lambda: calls_instrumented(self.pool), self._open)
+        self._shared = SharedContext(
+            lending,
+            lambda: calls_instrumented(self.pool),
+            contexts_instrumented,
+            lambda: mounts_instrumented(self.pool),
+            self._open,
+        )
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
         self._forgotten: list[Any] = []
@@ -90,6 +99,7 @@ class _Process:
         self._forgotten.append((self._pools, calls.forget_all(), blocks.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
         forget_threads()
+        forget_kept()
 
 
 _process = _Process()
@@ -108,27 +118,30 @@ async def database_service(
         call_timeout: seconds that a call may use a connection; 0: as long as it likes.
     """
     database_threads = DatabaseThreads(threads, thread_timeout)
+    kept = KeptThreads(database_threads, thread_timeout)
     shared = ExitStack()
     shared.enter_context(_process.bounded(threads, thread_timeout))
     housekeeper = asyncio.create_task(
-        keep_house(database_threads, _process.pools, thread_timeout, call_timeout),
+        keep_house(database_threads, kept, _process.pools, thread_timeout, call_timeout),
         name="database housekeeping",
     )
-    executor = DatabaseExecutor(database_threads, _process.pool)
+    executor = DatabaseExecutor(database_threads, kept, _process.pool)
     try:
         yield executor
     finally:
         executor.on_loop.close()
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
-        await _off_the_loop(lambda: _shut_down(database_threads, shared))
+        await _off_the_loop(lambda: _shut_down(database_threads, kept, shared))
         executor.on_loop.break_off()  # what waits behind these queries then finds no threads, either
 
 
-def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:
+def _shut_down(threads: DatabaseThreads, kept: KeptThreads, shared: ExitStack) -> None:
     break_off_all(threads)
+    break_off_all(kept)
+    kept.shutdown(SHUTDOWN_TIMEOUT)
     threads.shutdown(SHUTDOWN_TIMEOUT)
-    if hanging := threads.hanging:
+    if hanging := [*threads.hanging, *kept.hanging]:
         logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
     shared.close()
 
