@@ -153,7 +153,8 @@ class DjangoORM:
             )
             here.executor, here.loop = executor, asyncio.get_running_loop()
             stack.enter_context(_handlers.entered())
-            threads = await stack.enter_async_context(executor.context)
+            # All that starts here reads for everybody: on threads of its own.
+            await stack.enter_async_context(executor.own.context)
             await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
@@ -173,7 +174,8 @@ class DjangoORM:
                 stack.push_async_callback(probe.stop)
             stack.enter_context(routes_added(app, build_router(settings, refreshers, probes)))
             stack.enter_context(published(app, found))
-            stack.enter_context(_layer_added(app, here, threads))
+            await stack.enter_async_context(executor.context)
+            stack.enter_context(_layer_added(app, here, executor.context))
             _warn_if_closed(settings)
             yield
         logger.info("shut_down")

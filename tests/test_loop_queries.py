@@ -13,6 +13,7 @@ import dj_database_url
 import psycopg
 import pytest
 from django.db import OperationalError, connection, connections, models, router
+from django.db.backends.signals import connection_created
 from django.db.models.lookups import Exact, In
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -507,25 +508,30 @@ def test_an_engine_that_prepares_each_query(postgresql: PostgreSQL) -> None:
 
 
 def test_queries_that_somebody_watches() -> None:
-    """What `connection.execute_wrapper()` has put around a connection's queries is run."""
+    """What a tracer has put around a connection's queries, when it was opened, is run."""
     add("a")
+    connection.close()
     seen: list[str] = []
 
     def watch(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         seen.append(sql)
         return execute(sql, params, many, context)
 
-    def put_around() -> None:
+    def put_around(connection: Any, **_: Any) -> None:
         connection.execute_wrappers.append(watch)
 
     async def main() -> None:
         async with started(pages(), threads=1) as (live,):
             await live.fetch("a")
-            await run(put_around)
+            seen.clear()
             assert (await live.fetch("a"))["slug"] == "a"
             assert seen
 
-    finish(main)
+    connection_created.connect(put_around)
+    try:
+        finish(main)
+    finally:
+        connection_created.disconnect(put_around)
 
 
 # What goes wrong

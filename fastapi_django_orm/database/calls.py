@@ -29,14 +29,12 @@ class Call:
 
     Attributes:
         held: the connections that it has borrowed, by alias.
-        transaction: the connections of the transaction around it, once it has used one.
-        around: those that are kept for its request.
+        around: the connections that are kept for its request, by alias.
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
-        cut_off: whether its connections were cut because it took too long.
     """
 
-    __slots__ = ("around", "cut_off", "held", "ident", "pools", "started", "transaction")
+    __slots__ = ("around", "held", "ident", "pools", "started")
 
     def __init__(self, pools: Callable[[str], Connections]) -> None:
         """Borrow nothing yet.
@@ -46,9 +44,7 @@ class Call:
         """
         self.pools = pools
         self.held: dict[str, BaseDatabaseWrapper] = {}
-        self.transaction: Mapping[str, BaseDatabaseWrapper] = {}
         self.around: Mapping[str, BaseDatabaseWrapper] = {}
-        self.cut_off = False
         self.ident = 0
         self.started = 0.0
 
@@ -90,7 +86,7 @@ class Call:
             _local.call = before
 
     def give_back(self) -> None:
-        """Give back what others may have while this call waits: no connection that the rest of it counts on."""
+        """Give back what others may have while this call waits, and nothing that the rest of it counts on."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block and left_behind(connection) is None:
                 del self.held[connection.alias]
@@ -172,7 +168,7 @@ def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
     """
     held = [call.held for call in running_calls]
     for call in running_calls:
-        call.held, call.transaction, call.around = {}, {}, {}
+        call.held, call.around = {}, {}
     running_calls.clear()
     _local.call = None
     return held

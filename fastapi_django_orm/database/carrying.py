@@ -1,8 +1,8 @@
 """The caller's context on another thread, as ``sync_to_async`` takes it there and back.
 
-A context variable goes along with a copy of the context. asgiref's ``Local`` (Django's language and time zone,
-django-simple-history's user) does not: it belongs to a thread, and asgiref hands it over where it moves work
-between threads. Where this package moves work it does the same, with asgiref's own function.
+A context variable goes along with a copy of the context. asgiref's ``Local`` (Django's language and time
+zone, django-simple-history's user) does not: it belongs to a thread, and asgiref hands it over where it moves
+work between threads. Where this package moves work it does the same, with asgiref's own function.
 """
 
 import asyncio

@@ -27,8 +27,6 @@ class LentConnections(ConnectionHandler):
         if block is not None:
             connection = block.transaction.connections.get(alias)
             if connection is not None:
-                if call is not None:
-                    call.transaction = block.transaction.connections
                 return connection
         if call is not None:
             return call.connection(alias)

@@ -1,8 +1,9 @@
 """``ThreadSensitiveContext``, which Django's ASGI handler enters for each request, within the bound.
 
-asgiref lets only the outermost of nested contexts count, and the application's is around all of its requests; so
-Django's promise to a request, one thread and so one connection, would not hold for a Django that is mounted under
-FastAPI. While a lifespan is open, each outermost context of other code is a block of its own (see ``keeping``).
+asgiref lets only the outermost of nested contexts count, and the application's is around all of its requests;
+so Django's promise to a request, one thread and so one connection, would not hold for a Django that is
+mounted under FastAPI. While a lifespan is open, each outermost context of other code is a block of its own
+(see ``keeping``).
 """
 
 from collections.abc import Iterator
@@ -25,14 +26,15 @@ _executors = SyncToAsync.context_to_thread_executor
 @contextmanager
 def contexts_instrumented() -> Iterator[None]:
     """Serve contexts of other code by threads of ours, for the length of the block."""
-    enter, leave = ThreadSensitiveContext.__aenter__, ThreadSensitiveContext.__aexit__
+    kind: Any = ThreadSensitiveContext
+    enter, leave = kind.__aenter__, kind.__aexit__
 
-    async def __aenter__(self: Any) -> Any:
+    async def enter_ours(self: Any) -> Any:
         if self._executor is None and waiting_executor() is None and current_block() is None:
             _serve(self)
         return await enter(self)
 
-    async def __aexit__(self: Any, *how: Any) -> None:
+    async def leave_ours(self: Any, *how: Any) -> None:
         block: ContextBlock | None = vars(self).pop(_KEY, None)
         if block is not None:
             enter_block(None)
@@ -40,13 +42,11 @@ def contexts_instrumented() -> Iterator[None]:
             block.end_soon()
         await leave(self, *how)
 
-    ThreadSensitiveContext.__aenter__ = __aenter__  # type: ignore[method-assign]
-    ThreadSensitiveContext.__aexit__ = __aexit__  # type: ignore[method-assign]
+    kind.__aenter__, kind.__aexit__ = enter_ours, leave_ours
     try:
         yield
     finally:
-        ThreadSensitiveContext.__aenter__ = enter  # type: ignore[method-assign]
-        ThreadSensitiveContext.__aexit__ = leave  # type: ignore[method-assign]
+        kind.__aenter__, kind.__aexit__ = enter, leave
 
 
 _KEY = "fastapi_django_orm_block"

@@ -1,11 +1,12 @@
 """Cursors that outlive a call: ``queryset.iterator()`` in a streaming response, ``aiterator()`` in a loop.
 
-Each step of such a loop is a call of its own. Between two of them its connection is not lent: others would have
-their transactions on it, and a FETCH in a transaction that has failed fails as well ("current transaction is
-aborted"). But a loop may take as long as the client that downloads its rows, and eight of those must not keep
-everybody from the database. So whoever finds no other connection takes that of a loop, and first reads what the
-loop has left to read into a file. On SQLite that is done as soon as a call ends, since an open cursor there is an
-open read transaction, which a write on the same connection would have to upgrade ("database is locked").
+Each step of such a loop is a call of its own. Between two of them its connection is not lent: others would
+have their transactions on it, and a FETCH in a transaction that has failed fails as well ("current
+transaction is aborted"). But a loop may take as long as the client that downloads its rows, and eight of
+those must not keep everybody from the database. So whoever finds no other connection takes that of a loop,
+and first reads what the loop has left to read into a file. On SQLite that is done as soon as a call ends,
+since an open cursor there is an open read transaction, which a write on the same connection would have to
+upgrade ("database is locked").
 
 MySQL's drivers have all rows in memory anyway.
 """
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from tempfile import SpooledTemporaryFile
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Self, cast
 from weakref import finalize
 
 from django.db import Error
@@ -33,7 +34,8 @@ def watch_cursors(connection: BaseDatabaseWrapper) -> None:
     if connection.vendor == "mysql":
         return
     chunked_cursor = connection.chunked_cursor
-    connection.chunked_cursor = lambda: loops.begin(chunked_cursor())  # type: ignore[method-assign]
+    wrapper: Any = connection
+    wrapper.chunked_cursor = lambda: loops.begin(chunked_cursor())
 
 
 def loops_of(connection: BaseDatabaseWrapper) -> "Loops":
@@ -44,17 +46,17 @@ def loops_of(connection: BaseDatabaseWrapper) -> "Loops":
 class Loops:
     """The loops that read from one connection.
 
-    ``_lock`` is held by the thread that reads from one of the cursors: a step of the loop, or whoever reads ahead.
-    No other lock is taken under it. It is never waited for in ``LoopCursor.close()``, which a garbage collection
-    may call anywhere, in the middle of a query on the same connection too.
+    ``_lock`` is held by the thread that reads from one of the cursors: a step of the loop, or whoever reads
+    ahead. No other lock is taken under it. It is never waited for in ``LoopCursor.close()``, which a garbage
+    collection may call anywhere, in the middle of a query on the same connection too.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         """Watch a connection that nobody reads from yet."""
         self._connection = connection
         self._lock = Lock()
-        # Cursors are kept here until they are closed. One that is collected while it is open cannot close itself
-        # (psycopg warns), and what the server keeps for it stays.
+        # Cursors are kept here until they are closed. One that is collected while it is open cannot close
+        # itself (psycopg warns), and what the server keeps for it stays.
         self._open: list[_Rows] = []
 
     def __bool__(self) -> bool:
@@ -202,7 +204,7 @@ class LoopCursor:
         while rows := self.fetchmany():
             yield from rows
 
-    def __enter__(self) -> "LoopCursor":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,8 +213,8 @@ class LoopCursor:
     def close(self) -> None:
         """Note that the loop has ended. Whoever has the connection next closes the server's cursor.
 
-        An abandoned generator comes here in the event loop, or wherever it is collected: no place to wait for a
-        server.
+        An abandoned generator comes here in the event loop, or wherever it is collected: no place to wait for
+        a server.
         """
         self._rows.finished = True
 

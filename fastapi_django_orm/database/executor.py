@@ -10,6 +10,7 @@ transactions on them, together. Here a call finds both by other means.
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,16 +38,25 @@ class DatabaseExecutor(Executor):
     Attributes:
         on_loop: the queries that need no thread.
         context: has asgiref use these threads, once the plugin has entered it.
+        own: the same for the plugin's own reads, on threads that nobody else's code runs on.
     """
 
-    def __init__(self, threads: DatabaseThreads, kept: KeptThreads, pools: Callable[[str], Pool]) -> None:
+    def __init__(
+        self,
+        threads: DatabaseThreads,
+        kept: KeptThreads,
+        pools: Callable[[str], Pool],
+        own: "DatabaseExecutor | None" = None,
+    ) -> None:
         """Use these threads and connections.
 
         Args:
             threads: they run the functions.
             kept: they do so for contexts of their own, and requests that have left something on a connection.
             pools: the connections, by alias.
+            own: the executor of the plugin's own reads, unless this is it.
         """
+        self.own = own or self
         self.threads = threads
         self.kept = kept
         self.pools = pools
@@ -54,8 +64,8 @@ class DatabaseExecutor(Executor):
         self.context = ThreadSensitiveContext(executor=self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run the function on a database thread."""
-        return self._put(partial(fn, *args, **kwargs)).future
+        """Run the function on a database thread, in a copy of the caller's context."""
+        return self._put(partial(copy_context().run, partial(fn, *args, **kwargs))).future
 
     def _put(self, function: Callable[[], Any]) -> Job:
         block = asking_block()
@@ -83,8 +93,8 @@ async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     """Have a database thread call a synchronous function that uses the ORM: ``await run(load, 5)``.
 
     The same as ``sync_to_async(function)(…)``, and so in the caller's context: language, time zone and every
-    other ``Local`` of asgiref. It works in any task while a lifespan is open, and it takes care of the result.
-    Inside ``atomic()`` the function is part of the transaction.
+    other ``Local`` of asgiref. It works in any task while a lifespan is open, and it takes care of the
+    result. Inside ``atomic()`` the function is part of the transaction.
 
     Args:
         function: what to run.

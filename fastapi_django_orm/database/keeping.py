@@ -3,15 +3,16 @@
 Django gives a thread one connection, and an ASGI request one thread (``ThreadSensitiveContext``). Here a
 connection is lent to a call, which is enough for most code. Two kinds need more:
 
-- *A context of its own*, as Django's ``get_asgi_application()`` enters for each request: all its calls have one
-  thread and one connection to each database from their first use until it ends. Both are new and end with it, so
-  that nothing of one request can reach another: what middleware leaves in a ``threading.local``, a tenant's schema,
-  session variables, locks.
-- *A request that has left something on a connection* (see ``state``), as ``async with pghistory.context()`` does:
-  the connection and the thread serve the request's later calls, one at a time, until the connection is clean, or
-  the request has ended, and the connection is closed.
+- *A context of its own*, as Django's ``get_asgi_application()`` enters for each request: all its calls have
+  one thread and one connection to each database from their first use until it ends. Both are new and end with
+  it, so that nothing of one request can reach another: what middleware leaves in a ``threading.local``, a
+  tenant's schema, session variables, locks.
+- *A request that has left something on a connection* (see ``state``), as ``async with pghistory.context()``
+  does: the connection and the thread serve the request's later calls, one at a time, until the connection is
+  clean, or the request has ended, and the connection is closed.
 
-Both are blocks without a transaction (see ``blocks``): calls are sent to their thread, ``atomic()`` nests in them.
+Both are blocks without a transaction (see ``blocks``): calls are sent to their thread, ``atomic()`` nests in
+them.
 """
 
 import threading
@@ -36,8 +37,8 @@ from .transaction import Transaction
 
 T = TypeVar("T")
 
-# As many as AnyIO has for `def` handlers. A context has its thread for as long as its response is being sent; it
-# needs more threads than connections, since many a request uses no connection.
+# As many as AnyIO has for `def` handlers. A context has its thread for as long as its response is being sent;
+# it needs more threads than connections, since many a request uses no connection.
 MOST_CONTEXTS = 40
 
 
@@ -200,8 +201,8 @@ class ContextBlock(KeptBlock):
             if job.submitted < latest:
                 job.expire(
                     DatabaseBusy(
-                        f"No thread for a request of a mounted application became available within {timeout:g} s: "
-                        f"all {MOST_CONTEXTS} are in use. Each has one until its response is sent."
+                        "No thread for a request of a mounted application became available within "
+                        f"{timeout:g} s: all {MOST_CONTEXTS} are in use, each until its response is sent."
                     )
                 )
 

@@ -32,7 +32,8 @@ def is_ready(connection: BaseDatabaseWrapper) -> bool:
         return False
     too_old = connection.close_at is not None and time.monotonic() >= connection.close_at
     in_use = connection.in_atomic_block or not connection.autocommit or bool(loops_of(connection))
-    if too_old or in_use or connection.errors_occurred or connection.execute_wrappers:
+    wrapped = connection.execute_wrappers != connection.own_wrappers  # type: ignore[attr-defined]
+    if too_old or in_use or connection.errors_occurred or wrapped:
         return False
     return not _has_something_come(raw.fileno())
 

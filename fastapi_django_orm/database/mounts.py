@@ -1,8 +1,8 @@
 """Django applications that are mounted under FastAPI by WSGI, and what they answer when the database is busy.
 
-A WSGI bridge runs a whole request on one thread. So the request has one connection to each database, opened for it
-and closed at its end, as one that is mounted by ASGI: what its middleware leaves on it (a tenant, session variables)
-never reaches a handler or a load.
+A WSGI bridge runs a whole request on one thread. So the request has one connection to each database, opened
+for it and closed at its end, as one that is mounted by ASGI: what its middleware leaves on it (a tenant,
+session variables) never reaches a handler or a load.
 """
 
 import sys

@@ -11,6 +11,7 @@ from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, Protocol
+from weakref import WeakSet
 
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -20,6 +21,7 @@ from .cursors import loops_of, watch_cursors
 from .liveness import died_idle, is_ready
 from .requests import Keeper, current_request
 from .state import Watched, left_behind
+from .statements import time_statements
 
 
 class Connections(Protocol):
@@ -47,15 +49,17 @@ class Pool:
         fresh: the same connections, each as if it had just been made, and used once.
     """
 
-    def __init__(self, alias: str, limit: int, timeout: float) -> None:
+    def __init__(self, alias: str, limit: int, timeout: float, *, timed: bool = False) -> None:
         """Open nothing yet.
 
         Args:
             alias: the key in ``DATABASES``.
             limit: the most connections at a time.
             timeout: seconds that a borrower waits at most.
+            timed: whether to note since when connections wait for an answer.
         """
         self.alias = alias
+        self._timed: WeakSet[BaseDatabaseWrapper] | None = WeakSet() if timed else None
         self.limit = limit
         self.timeout = timeout
         self.fresh = Fresh(self)
@@ -255,6 +259,10 @@ class Pool:
         left = [c for c in self._free if (loops := loops_of(c)) and not loops.unfinished]
         return [*old, *(c for c in left if c not in old)]
 
+    def timed(self) -> list[BaseDatabaseWrapper]:
+        """The connections of which it is noted since when they wait for an answer."""
+        return [] if self._timed is None else list(self._timed)
+
     def close(self) -> None:
         """Close what is idle now, and what is lent when it comes back."""
         with self._lock:
@@ -271,6 +279,10 @@ class Pool:
         connection: BaseDatabaseWrapper = connections.create_connection(self.alias)
         connection.lender = self  # type: ignore[attr-defined]
         connection.request = None  # type: ignore[attr-defined]
+        connection.own_wrappers = []  # type: ignore[attr-defined]
+        if self._timed is not None:
+            time_statements(connection)
+            self._timed.add(connection)
         watch_cursors(connection)
         self._watched.watch(connection)
         connection.inc_thread_sharing()  # lent from thread to thread, and never to two at a time
@@ -283,7 +295,7 @@ class Pool:
 
 
 class Fresh:
-    """The connections of a pool as Django promises them to a request: opened for it, and closed at its end."""
+    """A pool's connections as Django promises them to a request: opened for it, and closed at its end."""
 
     def __init__(self, pool: Pool) -> None:
         """Take them from this pool, within its bound."""

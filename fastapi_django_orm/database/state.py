@@ -1,12 +1,12 @@
 """What code has left on a connection: the one place that says whether another may have it as it is.
 
 Django gives a thread one connection, and packages count on that: they put wrappers around its queries
-(django-pghistory), a tenant on it (django-tenants), or set a search path. Here a connection is lent to one call
-after the other, so what a call leaves there would meet others' queries. What can be seen is compared, when a
-connection comes back, with the state in which its engine leaves one that it has just opened.
+(django-pghistory), a tenant on it (django-tenants), or set a search path. Here a connection is lent to one
+call after the other, so what a call leaves there would meet others' queries. What can be seen is compared,
+when a connection comes back, with the state in which its engine leaves one that it has just opened.
 
-What cannot be seen: settings that PostgreSQL does not report (``set_config('app.user', …)``, and search paths before
-version 18), temporary tables, advisory locks.
+What cannot be seen: settings that PostgreSQL does not report (``set_config('app.user', …)``, and search paths
+before version 18), temporary tables, advisory locks.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.functional import cached_property
 
-# Those that change what a query means or who asks. Before version 18 the search path is not among the reported.
-# https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQPARAMETERSTATUS
+# Those that change what a query means or who asks. Before version 18 the search path is not among the
+# reported. https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQPARAMETERSTATUS
 REPORTED = (
     *("search_path", "TimeZone", "DateStyle", "IntervalStyle", "client_encoding", "application_name"),
     *(
@@ -137,13 +137,12 @@ def _is_same(now: Any, then: Any) -> bool:
         return True
     if type(now) is not type(then):
         return False
-    if type(now).__eq__ is object.__eq__ and hasattr(now, "__dict__"):  # such as django-tenants' FakeTenant
-        return bool(vars(now) == vars(then))
-    return bool(now == then)
+    # Objects that are compared by identity may say the same, such as django-tenants' FakeTenant.
+    return bool(now == then or getattr(now, "__dict__", now) == getattr(then, "__dict__", None))
 
 
 def _as_made(connection: BaseDatabaseWrapper) -> Clean:
-    kind = type(connection)
+    kind: Any = type(connection)
     names = frozenset(vars(connection)) | _OURS | _ADDED_BY_DJANGO | _cached(kind)
     return Clean(names, _own(connection), list(connection.execute_wrappers))
 
@@ -156,12 +155,14 @@ def _as_opened(connection: Any) -> Clean:
         with suppress(Exception), connection.cursor():
             pass
     names = clean.names | vars(connection).keys()
-    return Clean(names, _own(connection), clean.wrappers, reported_by(connection.connection))
+    # A tracer may have put its wrapper on it when it was opened (``connection_created``).
+    wrappers = list(connection.execute_wrappers)
+    return Clean(names, _own(connection), wrappers, reported_by(connection.connection))
 
 
 def _own(connection: BaseDatabaseWrapper) -> tuple[tuple[str, Any], ...]:
     values = vars(connection)
-    kind = type(connection)
+    kind: Any = type(connection)
     names = values.keys() - _of_django(kind, connection.alias) - _ADDED_BY_DJANGO - _cached(kind) - _OURS
     return tuple((name, _kept(values[name])) for name in sorted(names))
 
@@ -172,18 +173,23 @@ def _kept(value: Any) -> Any:
 
 
 # What this package adds to a wrapper.
-_OURS = frozenset({"chunked_cursor", "clean", "connect", "lender", "loops", "request", "sent"})
+_OURS = frozenset(
+    {
+        *("chunked_cursor", "clean", "connect", "lender", "loops", "own_wrappers", "request"),
+        *("statement_since", "statements"),
+    }
+)
 
 
 @cache
-def _of_django(kind: type[BaseDatabaseWrapper], alias: str) -> frozenset[str]:
+def _of_django(kind: Any, alias: str) -> frozenset[str]:
     """The attributes of the wrapper of Django's that a class is made of."""
     django = next(cls for cls in kind.__mro__ if cls.__module__.startswith("django."))
     return frozenset(vars(django(connections.settings[alias], alias)))
 
 
 @cache
-def _cached(kind: type[BaseDatabaseWrapper]) -> frozenset[str]:
+def _cached(kind: Any) -> frozenset[str]:
     """The names of a class's cached properties."""
     return frozenset(
         name

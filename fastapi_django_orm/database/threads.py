@@ -142,14 +142,16 @@ _all: "WeakSet[DatabaseThreads]" = WeakSet()
 class DatabaseThreads:
     """At most ``size`` threads for everybody, and one more for each open transaction."""
 
-    def __init__(self, size: int, timeout: float) -> None:
+    def __init__(self, size: int, timeout: float, name: str = "database") -> None:
         """Start no thread yet.
 
         Args:
             size: the most threads that serve everybody.
             timeout: seconds that a job waits for one at most.
+            name: what the threads are called.
         """
         self._size = size
+        self._name = name
         self._timeout = timeout
         self.begin()
         _all.add(self)
@@ -177,7 +179,7 @@ class DatabaseThreads:
                 self._start()
 
     def _start(self) -> None:
-        name = f"database-{len(self._shared) + 1}"
+        name = f"{self._name}-{len(self._shared) + 1}"
         self._shared.append(Worker(name, self._jobs, self._idle, self))
 
     def give_up(self, worker: Worker) -> bool:
