@@ -127,22 +127,25 @@ def test_def_handlers_share_the_bound(server: Any) -> None:
     most = 0
     inside = 0
     lock = threading.Lock()
+    two = threading.Barrier(2)
 
     @app.get("/")
-    def handler() -> None:
+    def handler(meet: bool = False) -> None:
         nonlocal inside, most
         count()
         with lock:
             inside += 1
             most = max(most, inside)
+        if meet:
+            two.wait(DEADLINE)
         session()
         with lock:
             inside -= 1
 
     async def main() -> None:
         async with client_of(app, threads=2) as client:
-            responses = await asyncio.gather(*(client.get("/") for _ in range(60)))
-            assert not failed(responses)
+            paths = ["/?meet=true"] * 2 + ["/"] * 58
+            assert not failed(await asyncio.gather(*map(client.get, paths)))
             assert server.connections(BOARD) == most == 2
 
     asyncio.run(main())

@@ -24,7 +24,17 @@ from fastapi_django_orm.database.calls import running_calls
 from fastapi_django_orm.database.network import cut
 from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish
-from tests.databases import BOARD, DEADLINE, ask, created, default_changed, session, until, wait_until
+from tests.databases import (
+    BOARD,
+    DEADLINE,
+    ask,
+    created,
+    default_changed,
+    on_every_thread,
+    session,
+    until,
+    wait_until,
+)
 from tests.gates import started
 from tests.project.board.models import Entry, Page, Topic, Writer
 from tests.project.engines.schemas.base import DatabaseWrapper
@@ -57,7 +67,7 @@ async def threads_taken() -> AsyncIterator[None]:
         begun.release()
         assert free.wait(DEADLINE)
 
-    keeping = [asyncio.ensure_future(run(keep)) for _ in range(THREADS)]
+    keeping = on_every_thread(keep, THREADS)
     try:
         for _ in keeping:
             assert await asyncio.to_thread(begun.acquire, timeout=DEADLINE)

@@ -121,7 +121,7 @@ async def database_service(
     """
     database_threads = DatabaseThreads(threads, thread_timeout)
     # What handlers leave in a threading.local must not reach what is loaded for everybody.
-    own_threads = DatabaseThreads(threads, thread_timeout, name="loading")
+    own_threads = DatabaseThreads(threads, thread_timeout, name="database-own")
     kept = KeptThreads(database_threads, thread_timeout)
     shared = ExitStack()
     shared.enter_context(_process.bounded(threads, thread_timeout, timed=call_timeout > 0))
