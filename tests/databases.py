@@ -164,7 +164,7 @@ async def sessions(number: int) -> set[int]:
 
 
 def on_every_thread(function: Callable[[], Any], threads: int) -> list[asyncio.Future[Any]]:
-    """Run a function on each of an application's threads: handlers', and those of what it reads for everybody."""
+    """Run a function on each of an application's threads: handlers', and those of its own reads."""
     executor = running.find("a test").executor
     calls = [asyncio.ensure_future(run(function)) for _ in range(threads)]
     return [*calls, *(asyncio.wrap_future(executor.own.submit(function)) for _ in range(threads))]

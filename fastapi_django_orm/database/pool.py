@@ -10,9 +10,11 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakSet
 
+import structlog
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -22,6 +24,13 @@ from .liveness import died_idle, is_ready
 from .requests import Keeper, current_request
 from .state import Watched, left_behind
 from .statements import time_statements
+
+logger = structlog.get_logger("fastapi_django_orm")
+
+HOW_TO_KEEP = (
+    "outside of requests a connection is lent to one call: let one function do it all, under run(), or write "
+    "`async with atomic():` or asgiref's `async with ThreadSensitiveContext():` around the calls"
+)
 
 
 class Connections(Protocol):
@@ -40,6 +49,21 @@ class Connections(Protocol):
     def check(self, connection: BaseDatabaseWrapper) -> None: ...  # noqa: D102
     def give_back(self, connection: BaseDatabaseWrapper) -> bool: ...  # noqa: D102
     def discard(self, connection: BaseDatabaseWrapper) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A borrower that may have to wait.
+
+    Attributes:
+        future: of the connection.
+        request: what it is borrowed in.
+        fresh: whether it is to be a new one.
+    """
+
+    future: "Future[BaseDatabaseWrapper]"
+    request: Keeper | None
+    fresh: bool
 
 
 class Pool:
@@ -72,7 +96,9 @@ class Pool:
         # none is spared under CONN_MAX_AGE=0.
         self._spared = 0 if first.settings_dict["CONN_MAX_AGE"] == 0 else 1
         self._lent = 0
-        self._waiting: deque[tuple[Future[BaseDatabaseWrapper], Keeper | None]] = deque()
+        self._waiting: deque[_Asked] = deque()
+        self._fresh: set[BaseDatabaseWrapper] = set()  # those that are lent as new ones
+        self._kept: dict[BaseDatabaseWrapper, str] = {}  # those that requests keep, and why
         self._closed = False
 
     def request(self, *, fresh: bool = False) -> Future[BaseDatabaseWrapper]:
@@ -83,16 +109,31 @@ class Pool:
         Args:
             fresh: leave those that are open to others, if possible.
         """
-        future: Future[BaseDatabaseWrapper] = Future()
-        request = None if fresh else current_request.get()
+        asked = _Asked(Future(), None if fresh else current_request.get(), fresh)
         with self._lock:
-            connection = self._take_new() if fresh else self._take()
+            connection = None
+            if self._may_have(asked):
+                connection = self._take_new() if fresh else self._take()
             if connection is None:
-                self._waiting.append((future, request))
+                self._waiting.append(asked)
             else:
                 self._lent += 1
-                _lend(future, connection, request)
-        return future
+                self._lend(connection, asked)
+        return asked.future
+
+    def _may_have(self, asked: "_Asked") -> bool:
+        """Whether this borrower may have a connection, if there is one.
+
+        A request that has asked for a new one keeps it until its response is sent, however long its client
+        takes for that. One connection is left to the others.
+        """
+        return not asked.fresh or len(self._fresh) < max(1, self.limit - 1)
+
+    def _lend(self, connection: BaseDatabaseWrapper, asked: "_Asked") -> None:
+        connection.request = asked.request  # type: ignore[attr-defined]
+        if asked.fresh:
+            self._fresh.add(connection)
+        asked.future.set_result(connection)
 
     def _take(self) -> BaseDatabaseWrapper | None:
         """The warmest of the free ones that no loop reads from, else a new one, else one of a loop.
@@ -153,9 +194,13 @@ class Pool:
 
     def busy(self) -> DatabaseBusy:
         """The error of a borrower that has waited long enough."""
+        with self._lock:
+            fresh, kept = len(self._fresh), sorted(set(self._kept.values()))
+        mounted = f", {fresh} by requests of mounted applications that are not answered in full" * bool(fresh)
+        left = f", some by requests that have left something on them ({', '.join(kept)})" * bool(kept)
         return DatabaseBusy(
-            f"No connection to {self.alias!r} came free within {self.timeout:g} s: all {self.limit} are "
-            "in use. Look for calls that keep theirs (the log names those), or raise DJANGO_ORM_THREADS."
+            f"No connection to {self.alias!r} became available within {self.timeout:g} s: all {self.limit} "
+            f"are in use{mounted}{left}. Look for `call_does_not_end` in the log, or raise DJANGO_ORM_THREADS."
         )
 
     def check(self, connection: BaseDatabaseWrapper) -> None:
@@ -187,15 +232,23 @@ class Pool:
             loops.settle(read_ahead=connection.vendor == "sqlite")
         if connection.connection is not None and (self._closed or _is_open(connection)):
             self._close(connection)
-        if left_behind(connection) is not None:
-            request: Keeper | None = connection.request  # type: ignore[attr-defined]
-            if self._closed or request is None or not request.keep(connection):
-                self.discard(connection)
+        if (left := left_behind(connection)) is not None:
+            self._keep(connection, left)
             return False
         if _is_old(connection):
             self._close(connection)
         self._pass_on(connection)
         return True
+
+    def _keep(self, connection: BaseDatabaseWrapper, left: str) -> None:
+        """Leave a connection to the request that has left something on it, or close it."""
+        request: Keeper | None = connection.request  # type: ignore[attr-defined]
+        with self._lock:
+            self._kept[connection] = left
+        if request is None:
+            logger.warning("session_state_lost", database=self.alias, left=left, hint=HOW_TO_KEEP)
+        if self._closed or request is None or not request.keep(connection):
+            self.discard(connection)
 
     def put_back(self, connection: BaseDatabaseWrapper) -> None:
         """Take its own connection back as it is: on the event loop, where Django lets nobody close it."""
@@ -208,10 +261,10 @@ class Pool:
 
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:
-            while self._waiting:
-                future, request = self._waiting.popleft()
-                if future.set_running_or_notify_cancel():
-                    _lend(future, connection, request)
+            self._forget(connection)
+            while (asked := self._next()) is not None:
+                if asked.future.set_running_or_notify_cancel():
+                    self._lend(connection, asked)
                     return
             self._lent -= 1
             if not self._closed:
@@ -221,10 +274,24 @@ class Pool:
         if connection.connection is not None:
             _end(connection)
 
+    def _next(self) -> "_Asked | None":
+        """The borrower that has waited longest of those that may have a connection."""
+        for asked in self._waiting:
+            if self._may_have(asked):
+                self._waiting.remove(asked)
+                return asked
+        return None
+
+    def _forget(self, connection: BaseDatabaseWrapper) -> None:
+        self._fresh.discard(connection)
+        self._kept.pop(connection, None)
+
     def discard(self, connection: BaseDatabaseWrapper) -> None:
         """Take back a connection in an unknown state: close it, and lend a new one in its place."""
         self.close_session(connection)
         lender = lender_of(connection)
+        with lender._lock:
+            lender._forget(connection)
         lender._pass_on(lender._create())
 
     def close_session(self, connection: BaseDatabaseWrapper) -> None:
@@ -234,6 +301,9 @@ class Pool:
             with suppress(Exception):
                 raw.close()
         self._close(connection)
+        if connection.vendor == "sqlite":
+            with suppress(Error):
+                BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
 
     def sweep(self) -> None:
         """Close the idle connections that are past their age, all but the one used last.
@@ -331,11 +401,6 @@ class Fresh:
         """Close the connection, with whatever was left on it."""
         self._pool.discard(connection)
         return True
-
-
-def _lend(future: Future[Any], connection: Any, request: Keeper | None) -> None:
-    connection.request = request
-    future.set_result(connection)
 
 
 def lender_of(connection: BaseDatabaseWrapper) -> Pool:

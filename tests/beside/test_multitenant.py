@@ -1,4 +1,4 @@
-"""django-multitenant keeps the tenant in a ``threading.local``, or in a ``Local`` of asgiref if it is told to."""
+"""django-multitenant keeps the tenant in a ``threading.local``, or in a ``Local`` of asgiref if told to."""
 
 from pathlib import Path
 from typing import Any

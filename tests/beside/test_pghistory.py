@@ -1,4 +1,4 @@
-"""django-pghistory puts a wrapper around a connection's queries, and what it says into a ``threading.local``."""
+"""django-pghistory puts a wrapper around a connection's queries, and its data into a ``threading.local``."""
 
 from pathlib import Path
 from typing import Any
