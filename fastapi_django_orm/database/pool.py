@@ -200,7 +200,8 @@ class Pool:
         left = f", some by requests that have left something on them ({', '.join(kept)})" * bool(kept)
         return DatabaseBusy(
             f"No connection to {self.alias!r} became available within {self.timeout:g} s: all {self.limit} "
-            f"are in use{mounted}{left}. Look for `call_does_not_end` in the log, or raise DJANGO_ORM_THREADS."
+            f"are in use{mounted}{left}. Look for `call_does_not_end` in the log, or raise "
+            "DJANGO_ORM_THREADS."
         )
 
     def check(self, connection: BaseDatabaseWrapper) -> None:

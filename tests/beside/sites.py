@@ -1,7 +1,7 @@
 """Small projects with a package in them: Django mounted in every way, and FastAPI's handlers beside it.
 
-Every request says in a header who asks. Whatever the package keeps for a request (a user, a tenant), the answer
-must be about the one who has asked, with eight clients at a time, as it is without this package.
+Every request says in a header who asks. Whatever the package keeps for a request (a user, a tenant), the
+answer must be about the one who has asked, with eight clients at a time, as it is without this package.
 """
 
 import json
