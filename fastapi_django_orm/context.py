@@ -17,6 +17,8 @@ from django.core.exceptions import SynchronousOnlyOperation
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import logs, running
+from .database.keeping import RequestConnections
+from .database.requests import current_request
 
 HOW_TO_QUERY = (
     "In an `async def` function write `await Topic.objects.aget(…)`, `async for topic in queryset`, or "
@@ -67,7 +69,9 @@ class RequestContext:
         # The variables are set directly, since this is done for every request: to enter the threads' context
         # and to call structlog's bind_contextvars() would do the same and cost more.
         self._here.requests += 1
+        connections = RequestConnections(self._here.executor)
         entered = running.enter(self._here)
+        kept = current_request.set(connections)
         selected = _threads.set(self._threads)
         bound = _request_id.set(request_id or f"{self._prefix}-{next(self._numbers):x}")
         try:
@@ -82,4 +86,6 @@ class RequestContext:
             # A server's request ends here with its context; a test client may run many in one.
             _request_id.reset(bound)
             _threads.reset(selected)
+            current_request.reset(kept)
+            connections.end()
             running.leave(entered)

@@ -8,6 +8,7 @@ two functions of ``fastapi.routing`` that it looks up for each request are instr
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
+from contextvars import Context, copy_context
 from typing import Any
 
 import fastapi.routing
@@ -17,7 +18,8 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, nothing_left_open
-from .database.blocks import Block, current_block, enter_block
+from .database.blocks import Block, current_block, enter_block, entered_block
+from .database.carrying import give_over, take_over
 from .database.misuse import atomic_explained
 from .errors import LazyAnswer, UnknownFastAPI
 from .returned import KINDS, encoder_instrumented, rows_in
@@ -45,8 +47,12 @@ def handlers_instrumented() -> Iterator[None]:
         if field is None or field.field_info.annotation is Any:  # what `-> Any` makes
             raise _lazy_answer(response_content, where)
         # As if a `def` handler had returned it: FastAPI validates it on a thread, in one call.
-        options |= {"field": _ReadingField(field), "is_coroutine": False}
-        return await serialize(response_content=response_content, **options)
+        reading = _ReadingField(field)
+        options |= {"field": reading, "is_coroutine": False}
+        try:
+            return await serialize(response_content=response_content, **options)
+        finally:
+            reading.bring_back()
 
     async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
         aliases = _atomic_aliases(dependant.call)
@@ -102,12 +108,25 @@ class _ReadingField:
 
     def __init__(self, field: Any) -> None:
         self._field = field
+        self._context: Context | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._field, name)
 
     def validate(self, value: Any, *args: Any, **options: Any) -> Any:
-        return self._field.validate(_read(value), *args, **options)
+        """Read and validate, on a thread, where properties of models see the handler's language."""
+        take_over()
+        try:
+            return self._field.validate(_read(value), *args, **options)
+        finally:
+            self._context = copy_context()
+
+    def bring_back(self) -> None:
+        """Give the handler's task what validation has changed in the context, as FastAPI's own would."""
+        if self._context is not None:
+            before = entered_block()
+            give_over(self._context)
+            enter_block(before)
 
 
 def _read(value: Any) -> Any:

@@ -24,6 +24,7 @@ from .coherence.service import Coherence
 from .context import RequestContext
 from .database.driver_pool import fit_driver_pools
 from .database.engines import is_configured
+from .database.executor import DatabaseExecutor
 from .database.lifetimes import warn_of_short_lives
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
@@ -156,7 +157,8 @@ class DjangoORM:
             here.executor, here.loop = executor, loop
             here.windows = Windows(executor, loop, settings.thread_timeout)
             stack.enter_context(_handlers.entered())
-            threads = await stack.enter_async_context(ThreadSensitiveContext(executor=executor))
+            # All that starts here reads for everybody: on threads of its own.
+            await stack.enter_async_context(executor.own.context)
             await sync_to_async(_set_up_by)(settings)
             notice_dead_networks(settings.call_timeout)
             fit_driver_pools(settings.threads)
@@ -180,8 +182,9 @@ class DjangoORM:
             routes = stack.enter_context(published(app, found))
             stack.enter_context(answered_below(app, routes, here))
             stack.enter_context(routes_documented(app, router, settings))
-            stack.enter_context(_layer_added(app, here, threads))
-            stack.enter_context(_left_as_entered(here, threads))
+            await stack.enter_async_context(executor.context)
+            stack.enter_context(_layer_added(app, here, executor.context))
+            stack.enter_context(_left_as_entered(here, executor))
             await stack.enter_async_context(event_handlers_run(app))
             yield
         logger.info("shut_down")
@@ -232,14 +235,15 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 @contextmanager
-def _left_as_entered(here: running.Running, threads: ThreadSensitiveContext) -> Iterator[None]:
+def _left_as_entered(here: running.Running, executor: DatabaseExecutor) -> Iterator[None]:
     """Have what ends the application run under it, also in another task than the one that has started it."""
     try:
         yield
     finally:
-        if SyncToAsync.thread_sensitive_context.get(None) is not threads:
+        if SyncToAsync.thread_sensitive_context.get(None) is not executor.context:
             # As fixtures of tests do. asgiref resets the variable, and can only where it was set.
-            threads.token = SyncToAsync.thread_sensitive_context.set(threads)
+            for context in executor.own.context, executor.context:
+                context.token = SyncToAsync.thread_sensitive_context.set(context)
             running.enter(here)
 
 

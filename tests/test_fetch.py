@@ -41,7 +41,7 @@ from fastapi_django_orm.errors import (
 )
 from fastapi_django_orm.reading.batching import BATCHES_AT_ONCE, MOST_KEYS_OF_BATCH
 from tests.comparing import finish
-from tests.databases import BOARD, DEADLINE, created, default_changed
+from tests.databases import BOARD, DEADLINE, created, default_changed, on_every_thread
 from tests.gates import Gate, started
 from tests.project.board.models import Desk, Page, Seat, Writer
 from tests.repositories import declare
@@ -1031,18 +1031,19 @@ def test_all_threads_taken() -> None:
 
     async def main() -> None:
         async with started(live(), threads=1, thread_timeout=0.2) as (pages,):
-            begun = threading.Event()
+            begun = threading.Semaphore(0)
 
             def hold() -> None:
-                begun.set()
+                begun.release()
                 release.wait(DEADLINE)
 
-            holding = asyncio.create_task(run(hold))
-            await asyncio.to_thread(begun.wait, DEADLINE)
+            holding = on_every_thread(hold, 1)
+            for _ in holding:
+                assert await asyncio.to_thread(begun.acquire, timeout=DEADLINE)
             errors = await asyncio.gather(pages.fetch("a"), pages.fetch("b"), return_exceptions=True)
             assert [type(error) for error in errors] == [DatabaseBusy, DatabaseBusy]
             release.set()
-            await holding
+            await asyncio.gather(*holding)
             assert (await pages.fetch("a"))["slug"] == "a"
 
     try:

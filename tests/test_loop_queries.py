@@ -13,6 +13,7 @@ import dj_database_url
 import psycopg
 import pytest
 from django.db import OperationalError, connection, connections, models, router
+from django.db.backends.signals import connection_created
 from django.db.models.lookups import Exact, In
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,17 @@ from fastapi_django_orm.database.calls import running_calls
 from fastapi_django_orm.database.network import cut
 from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish
-from tests.databases import BOARD, DEADLINE, ask, created, default_changed, session, until, wait_until
+from tests.databases import (
+    BOARD,
+    DEADLINE,
+    ask,
+    created,
+    default_changed,
+    on_every_thread,
+    session,
+    until,
+    wait_until,
+)
 from tests.gates import started
 from tests.project.board.models import Entry, Page, Topic, Writer
 from tests.project.engines.schemas.base import DatabaseWrapper
@@ -56,7 +67,7 @@ async def threads_taken() -> AsyncIterator[None]:
         begun.release()
         assert free.wait(DEADLINE)
 
-    keeping = [asyncio.ensure_future(run(keep)) for _ in range(THREADS)]
+    keeping = on_every_thread(keep, THREADS)
     try:
         for _ in keeping:
             assert await asyncio.to_thread(begun.acquire, timeout=DEADLINE)
@@ -507,25 +518,30 @@ def test_an_engine_that_prepares_each_query(postgresql: PostgreSQL) -> None:
 
 
 def test_queries_that_somebody_watches() -> None:
-    """What `connection.execute_wrapper()` has put around a connection's queries is run."""
+    """What a tracer has put around a connection's queries, when it was opened, is run."""
     add("a")
+    connection.close()
     seen: list[str] = []
 
     def watch(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         seen.append(sql)
         return execute(sql, params, many, context)
 
-    def put_around() -> None:
+    def put_around(connection: Any, **_: Any) -> None:
         connection.execute_wrappers.append(watch)
 
     async def main() -> None:
         async with started(pages(), threads=1) as (live,):
             await live.fetch("a")
-            await run(put_around)
+            seen.clear()
             assert (await live.fetch("a"))["slug"] == "a"
             assert seen
 
-    finish(main)
+    connection_created.connect(put_around)
+    try:
+        finish(main)
+    finally:
+        connection_created.disconnect(put_around)
 
 
 # What goes wrong

@@ -23,8 +23,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from .calls import run_as_call
-from .threads import DatabaseThreads, Job
-from .transaction import Transaction
+from .carrying import Carried
+from .threads import Job
+from .transaction import Threads, Transaction
 
 T = TypeVar("T")
 
@@ -77,11 +78,16 @@ class Block:
 
     async def do(self, function: Callable[[], T]) -> T:
         """Run a step of the block itself, to its end, however often it is cancelled."""
-        context = copy_context()
-        context.run(enter_block, self)
-        job = Job(partial(context.run, run_as_call, self.transaction.pools, function))
+        before = entered_block()
+        carried = Carried(partial(run_as_call, self.transaction.pools, function))
+        carried.context.run(enter_block, self)
+        job = Job(carried)
         self.put(job)
-        return await to_its_end(job.future)
+        try:
+            return await to_its_end(job.future)
+        finally:
+            carried.bring_back()
+            enter_block(before)
 
     async def take_connection(self, alias: str) -> None:
         """Take a connection to this database for the rest of the transaction.
@@ -180,6 +186,13 @@ class Block:
             self.transaction.end()
         self.end_nested()  # of tasks that outlive the block
 
+    def after_call(self) -> None:
+        """End, if this is what a call has left open and the transaction is over."""
+        if self.adopted and not self.transaction.is_open:
+            self.end()
+        elif self.parent is not None:
+            self.parent.after_call()
+
     def break_nested(self) -> None:
         """Roll back the nested block that a task still has open; what the task does in it later fails."""
         if self.nested is not None:
@@ -203,7 +216,7 @@ def rolled_back_before() -> TransactionManagementError:
     )
 
 
-def break_off_all(threads: DatabaseThreads) -> None:
+def break_off_all(threads: Threads) -> None:
     """Roll back the transactions that are open when an application ends.
 
     Args:

@@ -14,7 +14,9 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..clock import monotonic
 from ..errors import TransactionLeftOpen
-from .pool import Pool
+from .pool import Connections
+from .state import left_behind
+from .threads import end_thread
 
 T = TypeVar("T")
 
@@ -27,15 +29,14 @@ class Call:
 
     Attributes:
         held: the connections that it has borrowed, by alias.
-        transaction: the connections of the transaction around it, once it has used one.
+        around: the connections that are kept for its request, by alias.
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
-        cut_off: whether its connections were cut because it took too long.
     """
 
-    __slots__ = ("cut_off", "held", "ident", "pools", "started", "transaction")
+    __slots__ = ("around", "held", "ident", "pools", "started")
 
-    def __init__(self, pools: Callable[[str], Pool]) -> None:
+    def __init__(self, pools: Callable[[str], Connections]) -> None:
         """Borrow nothing yet.
 
         Args:
@@ -43,8 +44,7 @@ class Call:
         """
         self.pools = pools
         self.held: dict[str, BaseDatabaseWrapper] = {}
-        self.transaction: Mapping[str, BaseDatabaseWrapper] = {}
-        self.cut_off = False
+        self.around: Mapping[str, BaseDatabaseWrapper] = {}
         self.ident = 0
         self.started = 0.0
 
@@ -54,7 +54,7 @@ class Call:
         Raises:
             DatabaseBusy: none came free in time.
         """
-        connection = self.held.get(alias)
+        connection = self.held.get(alias) or self.around.get(alias)
         if connection is None:
             connection = self.held[alias] = self.pools(alias).borrow()
         return connection
@@ -74,7 +74,7 @@ class Call:
         finally:
             _local.call = before
             running_calls.discard(self)
-            self.give_back()
+            self.end()
 
     def look(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function that finds this call's connections, and leave it to the caller to give them back."""
@@ -86,11 +86,20 @@ class Call:
             _local.call = before
 
     def give_back(self) -> None:
-        """Give back each connection without an open transaction, at the end or before a wait."""
+        """Give back what others may have while this call waits, and nothing that the rest of it counts on."""
+        for connection in list(self.held.values()):
+            if not connection.in_atomic_block and left_behind(connection) is None:
+                del self.held[connection.alias]
+                self.pools(connection.alias).give_back(connection)
+
+    def end(self) -> None:
+        """Give back each connection without an open transaction."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block:
                 del self.held[connection.alias]
-                self.pools(connection.alias).give_back(connection)
+                if not self.pools(connection.alias).give_back(connection):
+                    # The thread may have been left with something as well, which belongs to the connection.
+                    end_thread()
 
     def discard_open(self) -> None:
         """Roll back what the call has left open.
@@ -116,13 +125,26 @@ def left_open(aliases: Iterable[str]) -> TransactionLeftOpen:
     )
 
 
-def run_as_call(pools: Callable[[str], Pool], function: Callable[..., T], *args: Any) -> T:
+def run_as_call(
+    pools: Callable[[str], Connections],
+    function: Callable[..., T],
+    *args: Any,
+    around: Mapping[str, BaseDatabaseWrapper] | None = None,
+) -> T:
     """Run the function as a call in which every transaction must end.
+
+    Args:
+        pools: where to borrow, by alias.
+        function: what to run.
+        *args: its arguments.
+        around: connections that are kept for it.
 
     Raises:
         TransactionLeftOpen: it has left one open, which was rolled back.
     """
     call = Call(pools)
+    if around is not None:
+        call.around = around
     try:
         result = call.run(function, *args)
     except BaseException:
@@ -146,7 +168,7 @@ def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
     """
     held = [call.held for call in running_calls]
     for call in running_calls:
-        call.held, call.transaction = {}, {}
+        call.held, call.around = {}, {}
     running_calls.clear()
     _local.call = None
     return held

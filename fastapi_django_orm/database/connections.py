@@ -27,8 +27,6 @@ class LentConnections(ConnectionHandler):
         if block is not None:
             connection = block.transaction.connections.get(alias)
             if connection is not None:
-                if call is not None:
-                    call.transaction = block.transaction.connections
                 return connection
         if call is not None:
             return call.connection(alias)
@@ -40,7 +38,8 @@ class LentConnections(ConnectionHandler):
         if call is None or not initialized_only:
             return list(super().all(initialized_only))
         block = current_block()
-        return [*(block.transaction.connections.values() if block else ()), *call.held.values()]
+        around = call.around if block is None else block.transaction.connections
+        return [*around.values(), *call.held.values()]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ an executor that runs one call at a time; that rule keeps connections that belon
 transactions on them, together. Here a call finds both by other means.
 """
 
-import asyncio
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -15,7 +14,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
 from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
@@ -23,10 +22,11 @@ from django.db.models.query import RawQuerySet
 from .. import running
 from ..errors import LazyValue
 from .calls import run_as_call
+from .keeping import KeptThreads, kept_block
 from .loop_queries import LoopQueries
 from .pool import Pool
 from .threads import DatabaseThreads, Job
-from .turns import asking_block, waiting_executor
+from .turns import asking_block
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,26 +37,40 @@ class DatabaseExecutor(Executor):
 
     Attributes:
         on_loop: the queries that need no thread.
+        context: has asgiref use these threads, once the plugin has entered it.
+        own: the same for the plugin's own reads, on threads that nobody else's code runs on.
     """
 
-    def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
+    def __init__(
+        self,
+        threads: DatabaseThreads,
+        kept: KeptThreads,
+        pools: Callable[[str], Pool],
+        own: "DatabaseExecutor | None" = None,
+    ) -> None:
         """Use these threads and connections.
 
         Args:
             threads: they run the functions.
+            kept: they do so for contexts of their own, and requests that have left something on a connection.
             pools: the connections, by alias.
+            own: the executor of the plugin's own reads, unless this is it.
         """
+        self.own = own or self
         self.threads = threads
+        self.kept = kept
         self.pools = pools
         self.on_loop = LoopQueries(pools)
+        self.context = ThreadSensitiveContext(executor=self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run the function on a database thread."""
-        return self._put(partial(fn, *args, **kwargs)).future
+        """Run the function on a database thread, in a copy of the caller's context."""
+        return self._put(partial(copy_context().run, partial(fn, *args, **kwargs))).future
 
     def _put(self, function: Callable[[], Any]) -> Job:
-        job = Job(partial(run_as_call, self.pools, function))
         block = asking_block()
+        kept = kept_block(block)
+        job = Job(partial(run_as_call, self.pools, function) if kept is None else partial(kept.run, function))
         if block is None:
             self.threads.put(job)
         else:
@@ -65,30 +79,21 @@ class DatabaseExecutor(Executor):
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``run()`` does, in the application of these threads."""
-        work = partial(_plain_result, function, *args, **kwargs)
-        if waiting_executor() is not None:
-            # Under async_to_sync the thread that waits there has to do it: it holds the connection.
-            return await sync_to_async(work)()
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[T] = loop.create_future()
-        job = self._put(partial(copy_context().run, work))
-
-        def done(future: Future[T]) -> None:
-            # One wake-up of the loop, where wrap_future() and its chain of callbacks take two.
-            loop.call_soon_threadsafe(_settle, waiting, future)
-
-        job.future.add_done_callback(done)
+        if _selected.get(None) is self.context:
+            return await _run(function, *args, **kwargs)
+        # In a task that no request or lifespan has started, asgiref would take its own thread for it.
+        token = _selected.set(self.context)
         try:
-            return await waiting
-        except asyncio.CancelledError:
-            job.future.cancel()
-            raise
+            return await _run(function, *args, **kwargs)
+        finally:
+            _selected.reset(token)
 
 
 async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     """Have a database thread call a synchronous function that uses the ORM: ``await run(load, 5)``.
 
-    The same as ``sync_to_async(function)(…)`` with less overhead, and it takes care of the
+    The same as ``sync_to_async(function)(…)``, and so in the caller's context: language, time zone and every
+    other ``Local`` of asgiref. It works in any task while a lifespan is open, and it takes care of the
     result. Inside ``atomic()`` the function is part of the transaction.
 
     Args:
@@ -105,17 +110,6 @@ async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
     return await executor.run(function, *args, **kwargs)
 
 
-def _settle(waiting: "asyncio.Future[Any]", future: Future[Any]) -> None:
-    if waiting.done():
-        return
-    if future.cancelled():
-        waiting.cancel()
-    elif (error := future.exception()) is not None:
-        waiting.set_exception(error)
-    else:
-        waiting.set_result(future.result())
-
-
 def _plain_result(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
     result = function(*args, **kwargs)
     if inspect.iscoroutine(result):
@@ -127,3 +121,8 @@ def _plain_result(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T
             "event loop may not. Return list(queryset), or queryset.values() in a list, or one object."
         )
     return result
+
+
+# Made once: sync_to_async() looks its function over, which takes longer than what run() adds to a call.
+_run = sync_to_async(_plain_result)
+_selected = SyncToAsync.thread_sensitive_context

@@ -2,18 +2,21 @@
 
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
 import asgiref
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..clock import monotonic, pause
 from ..events import logger
 from . import calls
 from .calls import Call, running_calls
+from .keeping import KeptThreads
 from .network import cut
 from .pool import Pool
+from .statements import Waits
 from .threads import DatabaseThreads, Job
 
 INTERVAL = 1.0  # seconds
@@ -23,39 +26,43 @@ _WRAPPERS = (str(Path(calls.__file__).parent), str(Path(asgiref.__file__).parent
 
 
 async def keep_house(
-    threads: DatabaseThreads, pools: Callable[[], Iterable[Pool]], thread_timeout: float, call_timeout: float
+    every: Sequence[DatabaseThreads],
+    kept: KeptThreads,
+    pools: Callable[[], Iterable[Pool]],
+    thread_timeout: float,
+    call_timeout: float,
 ) -> None:
     """Look after the threads and connections of an application, until cancelled.
 
     Args:
-        threads: the application's.
+        every: the application's threads.
+        kept: those of its contexts.
         pools: the connections.
         thread_timeout: seconds after which a job that waits is given up, and a call that runs is named in the
             log.
-        call_timeout: seconds after which a call is cut off from its connections; 0: never.
+        call_timeout: seconds that a connection may wait for one answer before it is cut; 0: any time.
     """
     named: set[Call] = set()
+    waits = Waits()
     interval = min(INTERVAL, thread_timeout / 4, call_timeout / 4 or INTERVAL)
     while True:
         await pause(interval)
-        threads.expire()
+        for threads in every:
+            threads.expire()
+        kept.expire()
         named = _name_blocked(named, thread_timeout)
         if call_timeout:
-            _cut_off(call_timeout)
+            _cut_off(waits, [each for pool in pools() for each in pool.timed()], call_timeout)
         for pool in pools():
             if pool.has_old:
-                threads.put(Job(pool.sweep))
+                every[-1].put(Job(pool.sweep))
 
 
-def _cut_off(call_timeout: float) -> None:
-    latest = monotonic() - call_timeout
-    for call in [call for call in tuple(running_calls) if call.started < latest and not call.cut_off]:
-        used = [*call.held.values(), *call.transaction.values()]
-        if used:
-            call.cut_off = True
-            logger.error("call_cut_off", databases=sorted({c.alias for c in used}), after=call_timeout)
-            for connection in used:
-                cut(connection)
+def _cut_off(waits: Waits, connections: Iterable[BaseDatabaseWrapper], call_timeout: float) -> None:
+    for connection in connections:
+        if waits.look(connection) > call_timeout:
+            logger.error("call_cut_off", databases=[connection.alias], after=call_timeout)
+            cut(connection)
 
 
 def _name_blocked(named: set[Call], thread_timeout: float) -> set[Call]:

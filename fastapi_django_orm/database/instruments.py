@@ -177,8 +177,7 @@ async def _take_turn(
             # Here and not in the task, which may be cancelled while this still runs.
             _hand_over(call, block)
             turn.break_nested()
-            if block.adopted and not block.transaction.is_open:
-                block.end()
+            block.after_call()
             turn.end()
 
     before = entered_block()

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .cursors import has_open_cursor
+from .cursors import loops_of
 
 
 def died_idle(connection: BaseDatabaseWrapper) -> bool:
@@ -31,8 +31,9 @@ def is_ready(connection: BaseDatabaseWrapper) -> bool:
     if not hasattr(raw, "pgconn") or raw.closed or raw.pgconn.transaction_status != 0:  # or not idle
         return False
     too_old = connection.close_at is not None and time.monotonic() >= connection.close_at
-    in_use = connection.in_atomic_block or not connection.autocommit or has_open_cursor(connection)
-    if too_old or in_use or connection.errors_occurred or connection.execute_wrappers:
+    in_use = connection.in_atomic_block or not connection.autocommit or bool(loops_of(connection))
+    wrapped = connection.execute_wrappers != connection.own_wrappers  # type: ignore[attr-defined]
+    if too_old or in_use or connection.errors_occurred or wrapped:
         return False
     return not _has_something_come(raw.fileno())
 

@@ -18,9 +18,12 @@ from ..shared import SharedContext
 from . import blocks, calls
 from .blocks import break_off_all
 from .connections import lending
+from .contexts import contexts_instrumented
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
 from .instruments import calls_instrumented
+from .keeping import KeptThreads, forget_kept
+from .mounts import mounts_instrumented
 from .pool import Pool
 from .threads import DatabaseThreads, forget_threads
 
@@ -33,7 +36,14 @@ class _Process:
     def __init__(self) -> None:
         self.limit = 0
         self.timeout = 0.0
-        self._shared = SharedContext(lending, lambda: calls_instrumented(self.pool), self._open)
+        self.timed = False
+        self._shared = SharedContext(
+            lending,
+            lambda: calls_instrumented(self.pool),
+            contexts_instrumented,
+            lambda: mounts_instrumented(self.pool),
+            self._open,
+        )
         self._pools: dict[str, Pool] = {}
         self._lock = threading.Lock()
         self._forgotten: list[Any] = []
@@ -49,7 +59,8 @@ class _Process:
             if alias not in connections.settings:
                 raise connections.exception_class(f"The connection {alias!r} doesn't exist.")
             with self._lock:
-                pool = self._pools.setdefault(alias, Pool(alias, self.limit, self.timeout))
+                made = Pool(alias, self.limit, self.timeout, timed=self.timed)
+                pool = self._pools.setdefault(alias, made)
         return pool
 
     def pools(self) -> list[Pool]:
@@ -57,13 +68,13 @@ class _Process:
         return list(self._pools.values())
 
     @contextmanager
-    def bounded(self, limit: int, timeout: float) -> Iterator[None]:
+    def bounded(self, limit: int, timeout: float, *, timed: bool) -> Iterator[None]:
         """Let an application use the pools; the last one to go closes them.
 
         The largest bound counts, and the patience of the application that came last.
         """
         with self._shared.entered():
-            self.limit, self.timeout = max(self.limit, limit), timeout
+            self.limit, self.timeout, self.timed = max(self.limit, limit), timeout, self.timed or timed
             for pool in self.pools():
                 pool.limit, pool.timeout = self.limit, self.timeout
             yield
@@ -73,7 +84,7 @@ class _Process:
         try:
             yield
         finally:
-            self.limit = 0
+            self.limit, self.timed = 0, False
             with self._lock:
                 pools, self._pools = self._pools, {}
             for pool in pools.values():
@@ -88,6 +99,7 @@ class _Process:
         self._forgotten.append((self._pools, calls.forget_all(), blocks.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
         forget_threads()
+        forget_kept()
 
 
 _process = _Process()
@@ -103,30 +115,37 @@ async def database_service(
     Args:
         threads: the most threads for everybody, and the most connections to each database.
         thread_timeout: seconds that a call waits for a thread or a connection at most.
-        call_timeout: seconds that a call may use a connection; 0: as long as it likes.
+        call_timeout: seconds that a call may wait for one answer of a database; 0: as long as it likes.
     """
     database_threads = DatabaseThreads(threads, thread_timeout)
+    # What handlers leave in a threading.local must not reach what is loaded for everybody.
+    own_threads = DatabaseThreads(threads, thread_timeout, name="database-own")
+    kept = KeptThreads(database_threads, thread_timeout)
     shared = ExitStack()
-    shared.enter_context(_process.bounded(threads, thread_timeout))
+    shared.enter_context(_process.bounded(threads, thread_timeout, timed=call_timeout > 0))
     housekeeper = asyncio.create_task(
-        keep_house(database_threads, _process.pools, thread_timeout, call_timeout),
+        keep_house((database_threads, own_threads), kept, _process.pools, thread_timeout, call_timeout),
         name="database housekeeping",
     )
-    executor = DatabaseExecutor(database_threads, _process.pool)
+    own = DatabaseExecutor(own_threads, kept, _process.pool)
+    executor = DatabaseExecutor(database_threads, kept, _process.pool, own)
     try:
         yield executor
     finally:
         executor.on_loop.close()
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
-        await _off_the_loop(lambda: _shut_down(database_threads, shared))
+        await _off_the_loop(lambda: _shut_down((database_threads, own_threads), kept, shared))
         executor.on_loop.break_off()  # what waits behind these queries then finds no threads, either
 
 
-def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:
-    break_off_all(threads)
-    threads.shutdown(SHUTDOWN_TIMEOUT)
-    if hanging := threads.hanging:
+def _shut_down(every: tuple[DatabaseThreads, ...], kept: KeptThreads, shared: ExitStack) -> None:
+    everything: tuple[DatabaseThreads | KeptThreads, ...] = (kept, *every)
+    for threads in everything:
+        break_off_all(threads)
+    for threads in everything:  # what is left of a context runs on the threads that serve everybody
+        threads.shutdown(SHUTDOWN_TIMEOUT)
+    if hanging := [name for threads in everything for name in threads.hanging]:
         logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
     shared.close()
 

@@ -73,11 +73,24 @@ class Job:
         return call if self.future.set_running_or_notify_cancel() else None
 
 
+_local = threading.local()
+
+
 class Worker:
-    """A daemon thread that runs jobs one after the other."""
+    """A daemon thread that runs jobs one after the other.
+
+    Attributes:
+        jobs: where it takes them from; None ends it.
+        idle: released whenever the thread waits for a job.
+        threads: those that it belongs to while it serves everybody.
+    """
 
     def __init__(
-        self, name: str, jobs: "queue.SimpleQueue[Job | None]", idle: threading.Semaphore | None = None
+        self,
+        name: str,
+        jobs: "queue.SimpleQueue[Job | None]",
+        idle: threading.Semaphore | None = None,
+        threads: "DatabaseThreads | None" = None,
     ) -> None:
         """Start the thread.
 
@@ -85,20 +98,45 @@ class Worker:
             name: the thread's.
             jobs: where it takes them from; None ends it.
             idle: released whenever the thread waits for a job.
+            threads: those that it belongs to, if it serves everybody.
         """
         self.jobs = jobs
-        self._idle = idle
+        self.idle = idle
+        self.threads = threads
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
+        _local.worker = self
         while (job := self.jobs.get()) is not None:
             # A future that ends calls what waits for it; an error there is logged, and the log may raise.
             with suppress(Exception):
                 job.run()
             del job  # or its result would live on until the next one comes
-            if self._idle is not None:
-                self._idle.release()
+            if self.idle is not None:
+                self.idle.release()
+
+
+def take_over_thread() -> Worker | None:
+    """Take the running thread from those that serve everybody: it runs only what is put into its own queue.
+
+    Returns:
+        The thread; None if it is none of those.
+    """
+    worker: Worker | None = getattr(_local, "worker", None)
+    if worker is None or worker.threads is None or not worker.threads.give_up(worker):
+        return None
+    return worker
+
+
+def end_thread() -> None:
+    """Have another thread take the place of the running one, if it serves everybody; it ends after this job.
+
+    What its code has left in a ``threading.local`` ends with it.
+    """
+    worker = take_over_thread()
+    if worker is not None:
+        worker.jobs.put(None)
 
 
 _all: "WeakSet[DatabaseThreads]" = WeakSet()
@@ -107,14 +145,16 @@ _all: "WeakSet[DatabaseThreads]" = WeakSet()
 class DatabaseThreads:
     """At most ``size`` threads for everybody, and one more for each open transaction."""
 
-    def __init__(self, size: int, timeout: float) -> None:
+    def __init__(self, size: int, timeout: float, name: str = "database") -> None:
         """Start no thread yet.
 
         Args:
             size: the most threads that serve everybody.
             timeout: seconds that a job waits for one at most.
+            name: what the threads are called.
         """
         self._size = size
+        self._name = name
         self._timeout = timeout
         self.begin()
         _all.add(self)
@@ -139,8 +179,25 @@ class DatabaseThreads:
                 self._waiting.popleft()
             self._jobs.put(job)
             if not self._idle.acquire(blocking=False) and len(self._shared) < self._size:
-                name = f"database-{len(self._shared) + 1}"
-                self._shared.append(Worker(name, self._jobs, self._idle))
+                self._start()
+
+    def _start(self) -> None:
+        name = f"{self._name}-{len(self._shared) + 1}"
+        self._shared.append(Worker(name, self._jobs, self._idle, self))
+
+    def give_up(self, worker: Worker) -> bool:
+        """Let a thread go that serves everybody, on that thread; False if all are ending.
+
+        From then on it takes jobs from a queue of its own.
+        """
+        with self._lock:
+            if self._closed or worker not in self._shared:
+                return False
+            self._shared.remove(worker)
+            worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
+            if not self._jobs.empty():
+                self._start()  # nobody is idle, and no put() may come to see it
+            return True
 
     def take_worker(self) -> Worker:
         """A thread for one transaction alone; give it back."""

@@ -5,31 +5,48 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import running
 from ..events import logger
-from .pool import Pool
-from .threads import DatabaseThreads, Job, Worker
+from .pool import Connections
+from .threads import Job, Worker
+
+
+class Threads(Protocol):
+    """Where a transaction takes its thread from."""
+
+    def put(self, job: Job) -> None:
+        """Let any thread run the job, when the transaction has ended."""
+
+    def take_worker(self) -> Worker:
+        """A thread for the transaction alone; give it back."""
+
+    def give_back_worker(self, worker: Worker) -> None:
+        """Give it back, when it has been taken."""
 
 
 class Transaction:
     """Connections and a thread of their own for as long as the outermost block is open."""
 
-    def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
+    def __init__(
+        self, threads: Threads, pools: Callable[[str], Connections], worker: Worker | None = None
+    ) -> None:
         """Take nothing yet.
 
         Args:
             threads: where to take the thread.
             pools: where to take connections, by alias.
+            worker: the thread, if it is known.
         """
         self.connections: dict[str, BaseDatabaseWrapper] = {}
         self.threads = threads
         self.lock = threading.RLock()
         self.ended = False
         self.pools = pools
-        self._worker: Worker | None = None
+        self._worker = worker
 
     def put(self, job: Job) -> None:
         """Let the transaction's thread run the job, or any when the transaction has ended."""
@@ -71,14 +88,14 @@ class Transaction:
                 self.threads.put(Job(partial(_release, self.pools, self.connections)))
 
 
-def _put_or_cancel(threads: DatabaseThreads, job: Job) -> None:
+def _put_or_cancel(threads: Threads, job: Job) -> None:
     try:
         threads.put(job)
     except RuntimeError:  # the application has shut down
         job.future.cancel()
 
 
-def _release(pools: Callable[[str], Pool], held: dict[str, BaseDatabaseWrapper]) -> None:
+def _release(pools: Callable[[str], Connections], held: dict[str, BaseDatabaseWrapper]) -> None:
     for alias, connection in held.items():
         if connection.in_atomic_block or connection.connection is None or not connection.autocommit:
             pools(alias).discard(connection)

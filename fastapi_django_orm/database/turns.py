@@ -15,6 +15,7 @@ from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync
 
 from .blocks import Block, current_block
+from .requests import current_request
 from .threads import Job
 
 
@@ -113,15 +114,15 @@ def waiting_executor() -> CurrentThreadExecutor | None:
 
 def is_bound() -> bool:
     """Whether calls of the running code have their thread: a transaction's, or one that waits for it."""
-    return current_block() is not None or waiting_executor() is not None
+    return asking_block() is not None or waiting_executor() is not None
 
 
 def asking_block() -> Block | None:
     """The block to ask for calls: the current one, or the turn of the call that waits in async_to_sync."""
     block = current_block()
-    if block is None:
-        return None
     waiting = waiting_executor()
+    if block is None:
+        return _request_block(waiting)
     if waiting is None:
         return block
     around: Block | None = block
@@ -130,6 +131,14 @@ def asking_block() -> Block | None:
             return block if around is not block else around.turns[waiting]
         around = around.parent
     return block.turns.setdefault(waiting, Turn(block, partial(_to_waiting_call, waiting)))
+
+
+def _request_block(waiting: CurrentThreadExecutor | None) -> Block | None:
+    """The block that serves the request because of what its calls have left on a connection."""
+    request = current_request.get()
+    block: Block | None = None if request is None else request.block
+    # A thread that waits in async_to_sync runs its calls itself, and has connections of its own.
+    return None if block is None or block.ended or waiting is not None else block
 
 
 def _to_waiting_call(waiting: CurrentThreadExecutor, job: Job) -> bool:

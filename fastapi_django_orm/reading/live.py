@@ -157,7 +157,7 @@ class LiveReads:
     ) -> Batcher[K, V]:
         here = running.find(self._label)
         assert here.loop is not None, "the plugin sets it before there are repositories"
-        return Batcher(read, here.executor, here.loop, on_loop)
+        return Batcher(read, here.executor.own, here.loop, on_loop)
 
     async def _find(self, name: str, value: Hashable) -> NewRow:
         read = partial(self._queries.read_rows, name)

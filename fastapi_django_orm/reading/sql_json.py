@@ -17,7 +17,6 @@ from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
 
-from ..database.cursors import chunked_reads
 from . import postgresql_json, sqlite_json
 from .key_columns import AnyQuerySet, with_key
 
@@ -143,10 +142,7 @@ class DatabaseJSON:
 
     def _rows(self, queryset: AnyQuerySet, size: int) -> Generator[Any, None, None]:
         if self._vendor == "sqlite":
-            # SQLite makes each row's JSON when it is fetched, which takes four times as long as all that is
-            # done with it: so this ends hardly later than a list of all rows would be there.
-            with chunked_reads(connections[queryset.db]):
-                yield from self._query(queryset).iterator(size)
+            yield from self._query(queryset).iterator(size)
             return
         try:
             sql, params = self.compiled(queryset)

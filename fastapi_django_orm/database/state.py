@@ -1,0 +1,199 @@
+"""What code has left on a connection: the one place that says whether another may have it as it is.
+
+Django gives a thread one connection, and packages count on that: they put wrappers around its queries
+(django-pghistory), a tenant on it (django-tenants), or set a search path. Here a connection is lent to one
+call after the other, so what a call leaves there would meet others' queries. What can be seen is compared,
+when a connection comes back, with the state in which its engine leaves one that it has just opened.
+
+What cannot be seen: settings that PostgreSQL does not report (``set_config('app.user', …)``, and search paths
+before version 18), temporary tables, advisory locks.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.functional import cached_property
+
+# Those that change what a query means or who asks. Before version 18 the search path is not among the
+# reported. https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQPARAMETERSTATUS
+REPORTED = (
+    *("search_path", "TimeZone", "DateStyle", "IntervalStyle", "client_encoding", "application_name"),
+    *(
+        "session_authorization",
+        "is_superuser",
+        "default_transaction_read_only",
+        "standard_conforming_strings",
+    ),
+)
+_REPORTED_BYTES = tuple(name.encode() for name in REPORTED)
+
+# What Django's own wrappers add to themselves after __init__, beside their cached properties.
+_ADDED_BY_DJANGO = frozenset({"_named_cursor_idx", "isolation_level"})
+
+
+@dataclass(frozen=True, slots=True)
+class Clean:
+    """The state in which a connection may be lent.
+
+    Attributes:
+        names: the attributes that its wrapper has, or may come to have by itself.
+        own: those that are not Django's but the engine's own, and their values.
+        wrappers: what stands around every query.
+        reported: what the server reports of the session; None before there is one.
+    """
+
+    names: frozenset[str]
+    own: tuple[tuple[str, Any], ...]
+    wrappers: list[Any] = field(default_factory=list)
+    reported: tuple[Any, ...] | None = None
+
+
+class Watched:
+    """Knows one database's connections when they are clean."""
+
+    def __init__(self) -> None:
+        self._latest: Clean | None = None  # of a connection that was clean when it was opened
+
+    def watch(self, connection: BaseDatabaseWrapper) -> None:
+        """Note the state of a connection that has just been made and is not open."""
+        connection.clean = _as_made(connection)  # type: ignore[attr-defined]
+        connect = connection.connect
+        connection.connect = lambda: self._connect(connection, connect)  # type: ignore[method-assign]
+
+    def _connect(self, connection: Any, connect: Callable[[], None]) -> None:
+        untouched = left_behind(connection) is None
+        connect()
+        if untouched:
+            self._latest = connection.clean = _as_opened(connection)
+        elif self._latest is not None:
+            # A tenant was chosen before the first query: what it looks like without one, others have shown.
+            connection.clean = self._latest
+
+
+def left_behind(connection: BaseDatabaseWrapper) -> str | None:
+    """What keeps a connection from being lent to others as it is; None if nothing does.
+
+    Args:
+        connection: one of ours, in no transaction of Django's.
+    """
+    clean: Clean = connection.clean  # type: ignore[attr-defined]
+    if connection.execute_wrappers != clean.wrappers:
+        return "execute_wrappers"
+    if connection.force_debug_cursor:
+        return "force_debug_cursor"
+    if not vars(connection).keys() <= clean.names and (added := _added(connection, clean)):
+        return added
+    for name, value in clean.own:
+        if not _is_same(getattr(connection, name, None), value):
+            return name
+    raw = connection.connection
+    if raw is None:
+        return None
+    if _is_in_transaction(raw):
+        return "a transaction that Django does not know of"
+    return _changed(reported_by(raw), clean.reported)
+
+
+def _added(connection: BaseDatabaseWrapper, clean: Clean) -> str | None:
+    here = vars(connection)
+    return next((name for name in here.keys() - clean.names if here[name] is not None), None)
+
+
+def _changed(now: tuple[Any, ...] | None, clean: tuple[Any, ...] | None) -> str | None:
+    if now == clean:
+        return None
+    if now is None or clean is None:
+        return "settings of the session"
+    return next(name for name, one, other in zip(REPORTED, now, clean, strict=True) if one != other)
+
+
+def reported_by(raw: Any) -> tuple[Any, ...] | None:
+    """What PostgreSQL says of a session, as the driver remembers it; None for other databases."""
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is not None:
+        return tuple(map(pgconn.parameter_status, _REPORTED_BYTES))
+    of_psycopg2 = getattr(raw, "get_parameter_status", None)
+    return None if of_psycopg2 is None else tuple(map(of_psycopg2, REPORTED))
+
+
+def _is_in_transaction(raw: Any) -> bool:
+    """Whether the driver sees an open transaction: a BEGIN in plain SQL."""
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is not None:
+        return bool(pgconn.transaction_status != 0 and not raw.closed)
+    if hasattr(raw, "in_transaction"):  # sqlite3
+        return bool(raw.in_transaction)
+    return bool(getattr(raw, "server_status", 0) & 1)  # PyMySQL: SERVER_STATUS_IN_TRANS
+
+
+def _is_same(now: Any, then: Any) -> bool:
+    if now is then:
+        return True
+    if type(now) is not type(then):
+        return False
+    # Objects that are compared by identity may say the same, such as django-tenants' FakeTenant.
+    return bool(now == then or getattr(now, "__dict__", now) == getattr(then, "__dict__", None))
+
+
+def _as_made(connection: BaseDatabaseWrapper) -> Clean:
+    kind: Any = type(connection)
+    names = frozenset(vars(connection)) | _OURS | _ADDED_BY_DJANGO | _cached(kind)
+    return Clean(names, _own(connection), list(connection.execute_wrappers))
+
+
+def _as_opened(connection: Any) -> Clean:
+    """The state of a connection that was clean before it was opened."""
+    clean: Clean = connection.clean
+    if clean.own:
+        # An engine of its own may set something up with the first cursor (django-tenants: the search path).
+        with suppress(Exception), connection.cursor():
+            pass
+    names = clean.names | vars(connection).keys()
+    # A tracer may have put its wrapper on it when it was opened (``connection_created``).
+    wrappers = list(connection.execute_wrappers)
+    return Clean(names, _own(connection), wrappers, reported_by(connection.connection))
+
+
+def _own(connection: BaseDatabaseWrapper) -> tuple[tuple[str, Any], ...]:
+    values = vars(connection)
+    kind: Any = type(connection)
+    names = values.keys() - _of_django(kind, connection.alias) - _ADDED_BY_DJANGO - _cached(kind) - _OURS
+    return tuple((name, _kept(values[name])) for name in sorted(names))
+
+
+def _kept(value: Any) -> Any:
+    """The value as it is now, whatever becomes of it."""
+    return copy(value) if isinstance(value, list | dict | set) else value
+
+
+# What this package adds to a wrapper.
+_OURS = frozenset(
+    {
+        *("chunked_cursor", "clean", "connect", "lender", "loops", "own_wrappers", "request"),
+        *("statement_since", "statements"),
+    }
+)
+
+
+@cache
+def _of_django(kind: Any, alias: str) -> frozenset[str]:
+    """The attributes of the wrapper of Django's that a class is made of."""
+    django = next(cls for cls in kind.__mro__ if cls.__module__.startswith("django."))
+    return frozenset(vars(django(connections.settings[alias], alias)))
+
+
+@cache
+def _cached(kind: Any) -> frozenset[str]:
+    """The names of a class's cached properties."""
+    return frozenset(
+        name
+        for cls in kind.__mro__
+        for name, value in vars(cls).items()
+        if isinstance(value, cached_property)
+    )
