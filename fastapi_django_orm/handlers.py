@@ -17,7 +17,7 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, nothing_left_open
-from .database.blocks import Block, current_block, enter_block
+from .database.scopes import Scope, current_scope, enter_scope
 from .errors import LazyAnswer, UnknownFastAPI
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
@@ -41,13 +41,13 @@ def handlers_instrumented() -> Iterator[None]:
     async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
         aliases = _atomic_aliases(dependant.call)
         if not aliases:
-            before = current_block()
+            before = current_scope()
             try:
                 answer = await run(dependant=dependant, **options)
             except BaseException as error:
                 await _end_left_open(before, error)
                 raise
-            if current_block() is not before:
+            if current_scope() is not before:
                 await _end_left_open(before)
             return answer
         async with AsyncExitStack() as stack:
@@ -74,14 +74,14 @@ def _of_fastapi(name: str) -> Callable[..., Any]:
     return function
 
 
-async def _end_left_open(before: Block | None, error: BaseException | None = None) -> None:
+async def _end_left_open(before: Scope | None, error: BaseException | None = None) -> None:
     """Do what ``nothing_left_open()`` around the handler would, at its end alone: few handlers need it."""
-    after = current_block()
+    after = current_scope()
     if after is before:
         return
-    enter_block(before)
+    enter_scope(before)
     async with nothing_left_open():
-        enter_block(after)
+        enter_scope(after)
         if error is not None:
             raise error
 

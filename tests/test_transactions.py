@@ -215,16 +215,17 @@ def test_a_nested_block_is_a_savepoint(default_database: str) -> None:
 
 
 def test_without_a_savepoint_the_outer_block_is_lost_too(default_database: str) -> None:
-    """A nested block with savepoint=False that raises dooms the outer one, as in Django."""
+    """A nested block with savepoint=False that raises dooms the outer one, as in Django, which says so."""
 
     async def main() -> None:
-        async with atomic():
-            await awrite("outer")
-            with pytest.raises(LookupError):
-                async with atomic(savepoint=False):
-                    raise LookupError
-            with pytest.raises(TransactionManagementError):
-                await Topic.objects.acount()
+        with pytest.raises(TransactionManagementError, match="ended without an exception"):
+            async with atomic():
+                await awrite("outer")
+                with pytest.raises(LookupError):
+                    async with atomic(savepoint=False):
+                        raise LookupError
+                with pytest.raises(TransactionManagementError):
+                    await Topic.objects.acount()
         assert await committed() == []
 
     play(main)

@@ -31,9 +31,13 @@ class Call:
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
         cut_off: whether its connections were cut because it took too long.
+        scope: its part of a transaction; see ``scopes``.
+        joins: whether it takes part in the transaction that its context is in when it first uses that.
     """
 
-    __slots__ = ("cut_off", "held", "ident", "pools", "started", "transaction")
+    __slots__ = ("cut_off", "held", "ident", "pools", "scope", "started", "transaction")
+
+    joins = False
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
         """Borrow nothing yet.
@@ -45,8 +49,13 @@ class Call:
         self.held: dict[str, BaseDatabaseWrapper] = {}
         self.transaction: Mapping[str, BaseDatabaseWrapper] = {}
         self.cut_off = False
+        self.scope: Any = None
         self.ident = 0
         self.started = 0.0
+
+    def borrows(self) -> bool:
+        """Whether the running code has the call's connections, not Django's own for each thread."""
+        return True
 
     def connection(self, alias: str) -> BaseDatabaseWrapper:
         """The call's connection to a database, borrowed at first use.
@@ -74,6 +83,8 @@ class Call:
         finally:
             _local.call = before
             running_calls.discard(self)
+            if self.scope is not None:
+                self.scope.call_ended(self)
             self.give_back()
 
     def look(self, function: Callable[..., T], *args: Any) -> T:
@@ -116,13 +127,29 @@ def left_open(aliases: Iterable[str]) -> TransactionLeftOpen:
     )
 
 
-def run_as_call(pools: Callable[[str], Pool], function: Callable[..., T], *args: Any) -> T:
+def run_as_call(pools: Callable[[str], Pool], function: Callable[..., T], *args: Any, scope: Any = None) -> T:
     """Run the function as a call in which every transaction must end.
+
+    Args:
+        pools: where to borrow, by alias.
+        function: what to run.
+        *args: its arguments.
+        scope: the call's part of a transaction, if it has one.
 
     Raises:
         TransactionLeftOpen: it has left one open, which was rolled back.
     """
     call = Call(pools)
+    call.scope = scope
+    return run_call(call, function, *args)
+
+
+def run_call(call: Call, function: Callable[..., T], *args: Any) -> T:
+    """Run the function as this call, in which every transaction must end.
+
+    Raises:
+        TransactionLeftOpen: it has left one open, which was rolled back.
+    """
     try:
         result = call.run(function, *args)
     except BaseException:

@@ -22,11 +22,10 @@ from django.db.models.query import RawQuerySet
 
 from .. import running
 from ..errors import LazyValue
-from .calls import run_as_call
 from .loop_queries import LoopQueries
 from .pool import Pool
+from .reentrancy import submit_call, waiting_thread
 from .threads import DatabaseThreads, Job
-from .turns import asking_block, waiting_executor
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,18 +54,12 @@ class DatabaseExecutor(Executor):
         return self._put(partial(fn, *args, **kwargs)).future
 
     def _put(self, function: Callable[[], Any]) -> Job:
-        job = Job(partial(run_as_call, self.pools, function))
-        block = asking_block()
-        if block is None:
-            self.threads.put(job)
-        else:
-            block.submit(job)
-        return job
+        return submit_call(self.pools, function, self.threads.put)
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``run()`` does, in the application of these threads."""
         work = partial(_plain_result, function, *args, **kwargs)
-        if waiting_executor() is not None:
+        if waiting_thread() is not None:
             # Under async_to_sync the thread that waits there has to do it: it holds the connection.
             return await sync_to_async(work)()
         loop = asyncio.get_running_loop()

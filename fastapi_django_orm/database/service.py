@@ -7,6 +7,7 @@ and the bound with them. Threads are the application's.
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -15,8 +16,8 @@ import structlog
 from django.db import connections
 
 from ..shared import SharedContext
-from . import blocks, calls
-from .blocks import break_off_all
+from . import atomic_scope, calls
+from .atomic_scope import break_off_all
 from .connections import lending
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
@@ -87,7 +88,7 @@ class _Process:
         The connections are kept, because a driver that finalises one would say goodbye to the server on the
         socket that the parent still uses.
         """
-        self._forgotten.append((self._pools, calls.forget_all(), blocks.forget_all()))
+        self._forgotten.append((self._pools, calls.forget_all(), atomic_scope.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
         forget_threads()
 
@@ -126,8 +127,9 @@ async def database_service(
 
 
 def _shut_down(threads: DatabaseThreads, shared: ExitStack) -> None:
-    break_off_all(threads)
-    threads.shutdown(SHUTDOWN_TIMEOUT)
+    deadline = time.monotonic() + SHUTDOWN_TIMEOUT
+    break_off_all(threads, deadline)
+    threads.shutdown(deadline)
     if hanging := threads.hanging:
         logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
     shared.close()

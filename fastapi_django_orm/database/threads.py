@@ -102,7 +102,11 @@ _all: "WeakSet[DatabaseThreads]" = WeakSet()
 
 
 class DatabaseThreads:
-    """At most ``size`` threads for everybody, and one more for each open transaction."""
+    """At most ``size`` threads for everybody, and one more for each open transaction.
+
+    Attributes:
+        timeout: seconds that a job waits at most.
+    """
 
     def __init__(self, size: int, timeout: float) -> None:
         """Start no thread yet.
@@ -112,7 +116,7 @@ class DatabaseThreads:
             timeout: seconds that a job waits for one at most.
         """
         self._size = size
-        self._timeout = timeout
+        self.timeout = timeout
         self.begin()
         _all.add(self)
 
@@ -121,10 +125,12 @@ class DatabaseThreads:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._waiting: deque[Job] = deque()
+        self._watched: deque[tuple[Job, Callable[[], DatabaseBusy]]] = deque()
         self._shared: list[Worker] = []
         self._for_transactions: list[Worker] = []
         self._free: list[Worker] = []
         self._lock = threading.RLock()  # a collection inside may find an abandoned transaction
+        self._given_back = threading.Condition(self._lock)
         self._closed = False
 
     def put(self, job: Job) -> None:
@@ -150,43 +156,74 @@ class DatabaseThreads:
             self._for_transactions.append(worker)
             return worker
 
+    def put_beside(self, job: Job) -> None:
+        """Have a thread run the job that nothing else waits for."""
+        worker = self.take_worker()
+        worker.jobs.put(job)
+        worker.jobs.put(Job(lambda: self.give_back_worker(worker)))
+
     def give_back_worker(self, worker: Worker) -> None:
         """Let another transaction have the thread."""
         with self._lock:
             self._free.append(worker)
+            self._given_back.notify_all()
+
+    def wait_for_transactions(self, deadline: float) -> None:
+        """Return when no transaction has a thread any more, or at the deadline on the monotonic clock."""
+        with self._lock:
+            while len(self._free) < len(self._for_transactions):
+                if not self._given_back.wait(deadline - time.monotonic()):
+                    return
+
+    def watch(self, job: Job, busy: Callable[[], DatabaseBusy]) -> None:
+        """Give a job up that waits longer than the timeout, wherever it waits.
+
+        Args:
+            job: it waits for its turn in a transaction, or for a thread that has to run it.
+            busy: makes the error.
+        """
+        with self._lock:
+            while self._watched and not self._watched[0][0].waits:
+                self._watched.popleft()
+            self._watched.append((job, busy))
 
     def expire(self) -> None:
-        """Give up the jobs that have waited for a thread longer than the timeout."""
-        latest = time.monotonic() - self._timeout
+        """Give up the jobs that have waited longer than the timeout."""
+        latest = time.monotonic() - self.timeout
         with self._lock:
+            overdue = []
+            while self._watched and (not self._watched[0][0].waits or self._watched[0][0].submitted < latest):
+                overdue.append(self._watched.popleft())
             late = []
             while self._waiting and (not self._waiting[0].waits or self._waiting[0].submitted < latest):
                 late.append(self._waiting.popleft())
+        for job, busy in overdue:
+            if job.waits:
+                job.expire(busy())
         for job in late:
             if job.waits:
                 job.expire(
                     DatabaseBusy(
-                        f"No database thread came free within {self._timeout:g} s: all {self._size} are "
+                        f"No database thread came free within {self.timeout:g} s: all {self._size} are "
                         "busy. Look for calls that do not end (the log names them), or raise "
                         "DJANGO_ORM_THREADS."
                     )
                 )
 
-    def shutdown(self, timeout: float) -> None:
+    def shutdown(self, deadline: float) -> None:
         """Drop what waits, and end the threads when they have done what they run.
 
         Args:
-            timeout: seconds to wait for them at most.
+            deadline: when to stop waiting for them, on the monotonic clock.
         """
         with self._lock:
             self._closed = True
-            for job in self._waiting:
+            for job in (*self._waiting, *(job for job, _ in self._watched)):
                 job.future.cancel()
             for _ in self._shared:
                 self._jobs.put(None)
             for worker in self._for_transactions:
                 worker.jobs.put(None)
-        deadline = time.monotonic() + timeout
         for worker in (*self._shared, *self._for_transactions):
             worker.thread.join(max(0.0, deadline - time.monotonic()))
 

@@ -1,0 +1,185 @@
+"""A call's part of a transaction, and asynchronous code that the call waits for.
+
+A ``def`` handler may use ``anyio.from_thread.run``, a function ``async_to_sync``. What runs there is inside the
+transaction that the call is in, and inside one that the call has opened itself (``with transaction.atomic()``).
+Its own calls cannot wait for the call that waits for them, so the call lends them the connections meanwhile.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from asgiref.sync import AsyncToSync
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..errors import NotStarted
+from .calls import Call, run_as_call
+from .pool import Pool
+from .scopes import Scope, State, current_scope, enter_scope, entered_scope
+from .threads import Job
+from .transaction import is_open, new_transaction
+
+
+class ReentrantScope(Scope):
+    """What one call does inside a transaction, and all that it waits for."""
+
+    def call_ended(self, call: Call) -> None:
+        """End with the call, and take its connections from it that something else still uses."""
+        with self.transaction.lock:
+            if self.parent is None and self._child is not None:
+                for alias in self.connections:
+                    call.held.pop(alias, None)
+                self.take_back(self.release_on_thread)
+            else:
+                self.end()
+
+
+def submit_call(
+    pools: Callable[[str], Pool],
+    function: Callable[[], Any],
+    outside: Callable[[Job], None],
+    inside: Callable[[Job], bool] = lambda job: False,
+) -> Job:
+    """Run a function as a call: in its turn in the transaction around, or at once where there is none.
+
+    Args:
+        pools: where to borrow connections outside of transactions.
+        function: what to run.
+        outside: runs the job where there is no transaction.
+        inside: runs the job in a transaction; False to have the transaction's thread run it.
+    """
+    parent = current_scope()
+    if parent is None:
+        job = Job(partial(run_as_call, pools, function))
+        outside(job)
+        return job
+    return job_inside(parent, lambda scope: run_as_call(pools, function, scope=scope), outside, inside)
+
+
+def job_inside(
+    parent: Scope,
+    run: Callable[[ReentrantScope], Any],
+    outside: Callable[[Job], None],
+    inside: Callable[[Job], bool] = lambda job: False,
+) -> Job:
+    """A job that is handed over in its turn. The turn ends with it, also if it is given up.
+
+    Args:
+        parent: the scope to ask.
+        run: the job; it is given its scope.
+        outside: as for ``submit_call``.
+        inside: as for ``submit_call``.
+    """
+    scope = ReentrantScope(parent.transaction, parent)
+    job = Job(lambda: run(scope))
+    # The first callback: whoever waits for the result finds the turn over.
+    job.future.add_done_callback(lambda _: scope.end())
+
+    def begin() -> None:
+        try:
+            if scope.parent is None:
+                outside(job)
+            elif not inside(job):
+                scope.transaction.put(job)
+        except RuntimeError:  # the application has shut down
+            job.future.cancel()
+
+    scope.ask(begin)
+    if job.waits:
+        scope.transaction.threads.watch(job, scope.transaction.busy)
+    return job
+
+
+def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None:
+    """The connection of the transaction that a call is in, if that has one to this database.
+
+    Raises:
+        DatabaseBusy: the call may not use it now.
+    """
+    scope: Scope | None = call.scope
+    if scope is None:
+        if not call.joins or (parent := current_scope()) is None or parent.connection(alias) is None:
+            return None
+        call.scope = scope = ReentrantScope(parent.transaction, parent)
+        scope.wait_for(scope.ask)
+    connection = scope.connection(alias)
+    if connection is None:
+        return None
+    if scope.state is not State.RUNNING:
+        raise scope.transaction.busy()
+    call.transaction = scope.all_connections()
+    return connection
+
+
+def transaction_connection_on_loop(alias: str) -> BaseDatabaseWrapper | None:
+    """The connection of the transaction around asynchronous code, for what it may do on the event loop.
+
+    Django refuses queries there; ``transaction.on_commit()`` and ``in_atomic_block`` need none. A thread that is
+    not a call (``threading.Thread`` with a copied context) does not get it: nothing says when it is done.
+    """
+    if entered_scope() is None or asyncio._get_running_loop() is None:
+        return None
+    scope = current_scope()
+    return None if scope is None else scope.connection(alias)
+
+
+def scope_of_waiting(call: Call) -> Scope | None:
+    """The scope of what a call is about to wait for, and give back the connections that it does not need.
+
+    Connections that it needs have a transaction open, Django's own or one without autocommit.
+    """
+    for alias, connection in list(call.held.items()):
+        if not is_open(connection):
+            del call.held[alias]
+            call.pools(alias).give_back(connection)
+    if call.scope is None and call.held:
+        try:
+            call.scope = ReentrantScope(new_transaction(), None)
+        except NotStarted:
+            return None
+        call.scope.ask(lambda: None)
+    scope: Scope | None = call.scope
+    if scope is not None and not scope.is_block:
+        scope.connections = dict(call.held)
+    return scope
+
+
+@contextmanager
+def lent(call: Call) -> Iterator[None]:
+    """Lend a call's transactions to the asynchronous code that its thread waits for in the block."""
+    scope = scope_of_waiting(call)
+    if scope is None:
+        yield
+        return
+    if scope.state is not State.RUNNING:
+        raise scope.transaction.busy()
+    with scope.transaction.waiting_thread():
+        scope.lend()
+        try:
+            yield
+        finally:
+            scope.wait_for(scope.take_back)
+
+
+@contextmanager
+def entered_for(call: Call) -> Iterator[None]:
+    """Have asynchronous code that is started in the block be inside of the call's transactions."""
+    scope, before = scope_of_waiting(call), entered_scope()
+    if scope is not None:
+        enter_scope(scope)
+    try:
+        yield
+    finally:
+        enter_scope(before)
+
+
+def is_bound() -> bool:
+    """Whether calls of the running code have their thread: a transaction's, or one that waits for it."""
+    return current_scope() is not None or waiting_thread() is not None
+
+
+def waiting_thread() -> Any:
+    """What runs calls on the thread that waits in ``async_to_sync`` for the running code, if one does."""
+    return getattr(AsyncToSync.executors, "current", None)
