@@ -360,4 +360,6 @@ async def to_its_end(future: Future[Any], timeout: float | None = None) -> async
                 await asyncio.wait([waiting], timeout=None if timeout is None else deadline - loop.time())
             except asyncio.CancelledError as error:
                 cancelled = error
+    if waiting.done():
+        waiting.exception()  # it counts as seen; the caller reads it in the other future
     return cancelled

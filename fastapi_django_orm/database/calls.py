@@ -32,12 +32,9 @@ class Call:
         started: when, on the monotonic clock.
         cut_off: whether its connections were cut because it took too long.
         scope: its part of a transaction; see ``scopes``.
-        joins: whether it takes part in the transaction that its context is in when it first uses that.
     """
 
     __slots__ = ("cut_off", "held", "ident", "pools", "scope", "started", "transaction")
-
-    joins = False
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
         """Borrow nothing yet.
@@ -56,6 +53,10 @@ class Call:
     def borrows(self) -> bool:
         """Whether the running code has the call's connections, not Django's own for each thread."""
         return True
+
+    def transaction_to_join(self) -> Any:
+        """The scope that the call asks for a part in its transaction when it first needs one, if any."""
+        return None
 
     def connection(self, alias: str) -> BaseDatabaseWrapper:
         """The call's connection to a database, borrowed at first use.

@@ -25,7 +25,15 @@ from .atomic_scope import AdoptedScope, log_abandoned
 from .calls import Call, run_call
 from .pool import Pool
 from .reentrancy import ReentrantScope, job_inside
-from .scopes import Scope, current_scope, enter_scope, entered_scope
+from .scopes import (
+    Scope,
+    State,
+    current_scope,
+    ended_meanwhile,
+    enter_scope,
+    entered_scope,
+    rolled_back_before,
+)
 from .threads import Job
 from .transaction import release
 from .waits import replaced, waits_instrumented
@@ -213,13 +221,29 @@ class _OfExecutor(Call):
     none, and some wait for other code of the same block.
     """
 
-    __slots__ = ()
+    __slots__ = ("_inside",)
 
-    joins = True
+    def __init__(self, pools: Callable[[str], Pool], inside: Scope | None) -> None:
+        super().__init__(pools)
+        self._inside = inside
 
     def borrows(self) -> bool:
         """Whether the function runs in a context of the application: ``Context().run`` leads out of it."""
         return running.entered() is not None
+
+    def transaction_to_join(self) -> Scope | None:
+        """The scope around the function.
+
+        Raises:
+            TransactionManagementError: the block in which it was started has ended: its task was given up, and
+                what it writes now would be kept though the block may have been rolled back.
+        """
+        inside = self._inside
+        while inside is not None and inside.state is State.ENDED:
+            if inside.is_block:
+                raise rolled_back_before() if inside.broken else ended_meanwhile()
+            inside = inside.parent
+        return current_scope()
 
 
 def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], Pool]) -> Any:
@@ -228,15 +252,18 @@ def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], P
         # What synchronous code submits may be waited for with a connection in hand, and may never end.
         if asyncio._get_running_loop() is None:
             return original(self, fn, *args, **kwargs)
-        call = partial(run_call, _OfExecutor(pools), partial(fn, *args, **kwargs))
-        return original(self, _with_application(call))
+        scope = entered_scope()
+        while scope is not None and scope.state is State.ENDED and not scope.broken:
+            scope = scope.parent
+        call = partial(run_call, _OfExecutor(pools, scope), partial(fn, *args, **kwargs))
+        return original(self, _with_application(call, scope))
 
     return submit
 
 
-def _with_application(call: Callable[[], T]) -> Callable[[], T]:
+def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[], T]:
     """Have the function run under the caller's application and transaction; an executor passes no context."""
-    here, scope = running.entered(), entered_scope()
+    here = running.entered()
 
     def run() -> T:
         if here is None:

@@ -27,6 +27,8 @@ class ReentrantScope(Scope):
 
     def call_ended(self, call: Call) -> None:
         """End with the call, and take its connections from it that something else still uses."""
+        if self.state is State.LENDING:  # it has not been able to take them back
+            self.transaction.thread_waits(-1)
         with self.transaction.lock:
             if self.parent is None and self._child is not None:
                 for alias in self.connections:
@@ -100,15 +102,17 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
     """
     scope: Scope | None = call.scope
     if scope is None:
-        if not call.joins or (parent := current_scope()) is None or parent.connection(alias) is None:
+        parent: Scope | None = call.transaction_to_join()
+        if parent is None or parent.connection(alias) is None:
             return None
         call.scope = scope = ReentrantScope(parent.transaction, parent)
         scope.wait_for(scope.ask)
     connection = scope.connection(alias)
     if connection is None:
         return None
-    if scope.state is not State.RUNNING:
-        raise scope.transaction.busy()
+    # A call that lends may look while its thread runs an event loop, where Django refuses queries.
+    if scope.state is State.LENDING and asyncio._get_running_loop() is None:
+        take_back(call)
     call.transaction = scope.all_connections()
     return connection
 
@@ -149,18 +153,36 @@ def scope_of_waiting(call: Call) -> Scope | None:
 @contextmanager
 def lent(call: Call) -> Iterator[None]:
     """Lend a call's transactions to the asynchronous code that its thread waits for in the block."""
-    scope = scope_of_waiting(call)
-    if scope is None:
+    lend(call)
+    try:
         yield
-        return
-    if scope.state is not State.RUNNING:
-        raise scope.transaction.busy()
-    with scope.transaction.waiting_thread():
+    finally:
+        take_back(call)
+
+
+def lend(call: Call) -> Scope | None:
+    """Lend a call's transactions to asynchronous code, until ``take_back()``.
+
+    Returns:
+        The scope that this code must be in, if there is a transaction.
+    """
+    scope = scope_of_waiting(call)
+    if scope is not None and scope.state is State.RUNNING:
+        scope.transaction.thread_waits(1)
         scope.lend()
-        try:
-            yield
-        finally:
-            scope.wait_for(scope.take_back)
+    return scope
+
+
+def take_back(call: Call) -> None:
+    """Wait until nothing of what the call has waited for uses its transactions any more.
+
+    Raises:
+        DatabaseBusy: something still did after ``DJANGO_ORM_THREAD_TIMEOUT``.
+    """
+    scope: Scope | None = call.scope
+    if scope is not None and scope.state is State.LENDING:
+        scope.wait_for(scope.take_back)
+        scope.transaction.thread_waits(-1)
 
 
 @contextmanager

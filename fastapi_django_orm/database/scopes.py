@@ -229,22 +229,11 @@ def current_scope() -> Scope | None:
         TransactionManagementError: the code is inside a block that was rolled back under it.
     """
     scope = _scope.get()
-    # An event loop on the thread of a call (asyncio.run() in a ``def`` handler) is inside of that call, though
-    # the context may come from around it.
-    call = calls.current()
-    if call is not None and call.scope is not None and not _is_around(call.scope, scope):
-        scope = call.scope
     while scope is not None and scope.state is State.ENDED:  # of a task that has outlived the scope
         if scope.broken:
             raise rolled_back_before()
         scope = scope.parent
     return scope
-
-
-def _is_around(outer: Scope, scope: Scope | None) -> bool:
-    while scope is not None and scope is not outer:
-        scope = scope.parent
-    return scope is outer
 
 
 def entered_scope() -> Scope | None:
@@ -263,4 +252,13 @@ def rolled_back_before() -> TransactionManagementError:
         "This atomic() was rolled back before its end, because the block around it, or the application, has "
         "ended. Await the tasks that are made inside of a block before it ends: asyncio.TaskGroup does, "
         "gather() does not when one raises."
+    )
+
+
+def ended_meanwhile() -> TransactionManagementError:
+    """The error of a function on an executor's thread that outlives the block in which it was started."""
+    return TransactionManagementError(
+        "The atomic() in which this function was started has ended, so it cannot write in it any more. Await "
+        "asyncio.to_thread() and its like before the block ends. To give one up under a time limit, use run(), "
+        "which the block waits for."
     )

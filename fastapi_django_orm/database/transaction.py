@@ -1,8 +1,7 @@
 """The thread and the lock that all scopes of one transaction share."""
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import structlog
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -73,17 +72,15 @@ class Transaction:
             "asyncio.run_coroutine_threadsafe(…).result(), which lend the connection meanwhile."
         )
 
-    @contextmanager
-    def waiting_thread(self) -> Iterator[None]:
-        """Note that the running thread waits for calls of this transaction, for the length of the block."""
+    def thread_waits(self, by: int) -> None:
+        """Count the calls that wait on the transaction's thread, if this is it.
+
+        Args:
+            by: 1 when a call begins to wait, -1 when it goes on.
+        """
         mine = self._worker is not None and self._worker.thread is threading.current_thread()
         with self.lock:
-            self._waits += mine
-        try:
-            yield
-        finally:
-            with self.lock:
-                self._waits -= mine
+            self._waits += by if mine else 0
 
     def end(self) -> None:
         """Give the thread back. The lock is held; the thread may still be at the end of its last job."""

@@ -13,19 +13,24 @@ instrumented for that, which all such waits go through, whatever name they were 
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import asgiref.sync
 from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import AsyncToSync
 
+from .. import running
+from ..errors import DatabaseBusy
 from . import calls
-from .reentrancy import entered_for, lent, scope_of_waiting, submit_call
-from .scopes import current_scope, enter_scope, entered_scope
+from .reentrancy import entered_for, lend, lent, scope_of_waiting, submit_call, take_back
+from .scopes import Scope, current_scope, enter_scope, entered_scope
 from .threads import Job
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -48,7 +53,8 @@ def waits_instrumented() -> Iterator[None]:
         for owner in (asyncio, asyncio.tasks):
             threadsafe = _run_coroutine_threadsafe(vars(owner)["run_coroutine_threadsafe"])
             stack.enter_context(replaced(owner, "run_coroutine_threadsafe", threadsafe))
-        stack.enter_context(replaced(asyncio.Runner, "run", _lending(asyncio.Runner.run)))
+        stack.enter_context(replaced(asyncio.Runner, "run", _run(asyncio.Runner.run)))
+        stack.enter_context(replaced(asyncio.Runner, "close", _close(asyncio.Runner.close)))
         yield
 
 
@@ -64,14 +70,50 @@ def _lending(wait: Callable[..., Any]) -> Callable[..., Any]:
     return waiting
 
 
+def _run(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def run(runner: asyncio.Runner, coro: Any, **options: Any) -> Any:
+        call = calls.current()
+        if call is not None and asyncio.iscoroutine(coro):
+            coro = _inside(lend(call), coro)
+        return original(runner, coro, **options)
+
+    return run
+
+
+def _close(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Not before: tasks that are left in the loop, where they cannot go on, end here.
+    @wraps(original)
+    def close(runner: asyncio.Runner) -> None:
+        try:
+            original(runner)
+        finally:
+            if (call := calls.current()) is not None:
+                take_back(call)
+
+    return close
+
+
+async def _inside(scope: Scope | None, coro: Coroutine[Any, Any, T]) -> T:
+    if scope is not None:
+        enter_scope(scope)
+    AsyncToSync.executors.current = None  # it waits here, and runs no calls
+    return await coro
+
+
 def _run_coroutine_threadsafe(original: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
     @wraps(original)
     def run_coroutine_threadsafe(coro: Any, loop: asyncio.AbstractEventLoop) -> Future[Any]:
         call = calls.current()
         if call is None:
             return original(coro, loop)
-        with entered_for(call):
-            future = original(coro, loop)
+        around = getattr(AsyncToSync.executors, "current", None)
+        AsyncToSync.executors.current = None  # of a thread that will wait for the future, and run no calls
+        try:
+            with entered_for(call):
+                future = original(coro, loop)
+        finally:
+            AsyncToSync.executors.current = around
         future.result = _lending(future.result)  # type: ignore[method-assign]
         return future
 
@@ -129,10 +171,13 @@ class WaitingThread(CurrentThreadExecutor):
         scope = current_scope()
         if scope is not None:
             return submit_call(scope.transaction.pools, function, self._put_around, self._put).future
-        if self._call is not None:
-            return submit_call(self._call.pools, function, self._put_around).future
-        job = Job(function)  # of a thread of the application's own, which has Django's own connections
-        self._put_around(job)
+        if self._call is None:  # a thread of the application's own, which has Django's own connections
+            job = Job(function)
+            self._put_around(job)
+        else:
+            job = submit_call(self._call.pools, function, self._put_around)
+        if (here := running.entered()) is not None:
+            here.executor.threads.watch(job, partial(_busy, here.executor.threads.timeout))
         return job.future
 
     def _put(self, job: Job) -> bool:
@@ -156,3 +201,10 @@ class WaitingThread(CurrentThreadExecutor):
             around._put_around(job)
         else:
             around.submit(job.run)
+
+
+def _busy(timeout: float) -> DatabaseBusy:
+    return DatabaseBusy(
+        f"A call has waited for {timeout:g} s for the thread that waits in async_to_sync and has to run it, which "
+        "does something else. Look for `call_does_not_end` in the log."
+    )
