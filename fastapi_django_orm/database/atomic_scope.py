@@ -84,8 +84,7 @@ class AtomicScope(Scope):
         except BaseException:
             self.end()
             raise
-        if not granted.done() and self.withdraw(granted):
-            raise self.transaction.busy()
+        self.check(granted)
 
     async def begin(self, django: Atomic, alias: str) -> None:
         """Begin the transaction or the savepoint, and let the code inside use it.

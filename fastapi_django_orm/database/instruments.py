@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import anyio.to_thread
 from anyio import CancelScope, CapacityLimiter
 from anyio._core._eventloop import get_async_backend
+from asgiref.sync import SyncToAsync
 
 from .. import running
 from .atomic_scope import AdoptedScope, log_abandoned
@@ -41,6 +42,8 @@ from .waits import replaced, waits_instrumented
 T = TypeVar("T")
 
 RunSync = Callable[..., Awaitable[Any]]
+
+_threads = SyncToAsync.thread_sensitive_context
 
 
 @contextmanager
@@ -262,18 +265,22 @@ def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], P
 
 
 def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[], T]:
-    """Have the function run under the caller's application and transaction; an executor passes no context."""
-    here = running.entered()
+    """Have the function run under the caller's application and transaction; an executor passes no context.
+
+    Not the whole context: a pool's initializer may have set variables (``decimal``'s) in the thread's own.
+    """
+    here, threads = running.entered(), _threads.get(None)
 
     def run() -> T:
-        if here is None:
+        if here is None or threads is None:
             return call()
-        before, token = entered_scope(), running.enter(here)
+        before, entered, selected = entered_scope(), running.enter(here), _threads.set(threads)
         enter_scope(scope)
         try:
             return call()
         finally:
             enter_scope(before)
-            running.leave(token)
+            _threads.reset(selected)
+            running.leave(entered)
 
     return run

@@ -17,7 +17,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import NotStarted
 from .calls import Call, run_as_call
 from .pool import Pool
-from .scopes import Scope, State, current_scope, enter_scope, entered_scope
+from .scopes import Scope, State, current_scope, enter_scope, entered_scope, rolled_back_before
 from .threads import Job
 from .transaction import is_open, new_transaction
 
@@ -81,7 +81,9 @@ def job_inside(
 
     def begin() -> None:
         try:
-            if scope.parent is None:
+            if scope.refused:
+                job.expire(rolled_back_before())
+            elif scope.parent is None:
                 outside(job)
             elif not inside(job):
                 scope.transaction.put(job)
@@ -103,10 +105,18 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
     scope: Scope | None = call.scope
     if scope is None:
         parent: Scope | None = call.transaction_to_join()
-        if parent is None or parent.connection(alias) is None:
+        if parent is None:
             return None
-        call.scope = scope = ReentrantScope(parent.transaction, parent)
+        if parent.connection(alias) is None:
+            return None if parent.state is not State.ENDED else transaction_connection(call, alias)
+        scope = ReentrantScope(parent.transaction, parent)
         scope.wait_for(scope.ask)
+        try:
+            call.transaction_to_join()  # raises if the block has ended while this waited
+        except BaseException:
+            scope.end()
+            raise
+        call.scope = scope
     connection = scope.connection(alias)
     if connection is None:
         return None

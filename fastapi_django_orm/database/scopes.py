@@ -58,7 +58,8 @@ class Scope:
         parent: the scope around it; None for the outermost.
         state: see the module.
         connections: those that this scope has brought in, by alias.
-        broken: whether it was rolled back under the code that is inside of it.
+        broken: whether it was rolled back under the code that is inside of it, or is about to be.
+        refused: whether it has waited in a block that was rolled back under it.
     """
 
     is_block = False
@@ -74,7 +75,7 @@ class Scope:
         self.parent = parent
         self.state = State.WAITING
         self.connections: dict[str, BaseDatabaseWrapper] = {}
-        self.broken = False
+        self.broken = self.refused = False
         self._child: Scope | None = None
         self._queue: deque[Scope] = deque()
         self._begin: Callable[[], None] = _nothing
@@ -96,7 +97,8 @@ class Scope:
     def ask(self, begin: Callable[[], None]) -> None:
         """Have ``begin`` called once this scope may use the connections.
 
-        If all scopes around it end first, it is called as well, and the scope has no parent any more.
+        If all scopes around it end first, it is called as well, and the scope has no parent any more. If one of
+        them is rolled back under the code that is inside, the scope is ``refused`` besides.
         """
         with self.transaction.lock:
             self._begin = begin
@@ -139,8 +141,20 @@ class Scope:
         request(partial(granted.set_result, None))
         with suppress(TimeoutError):
             granted.result(self.transaction.threads.timeout)
+        self.check(granted)
+
+    def check(self, granted: "Future[None]") -> None:
+        """Raise if a request was not granted, and give it up then.
+
+        Raises:
+            DatabaseBusy: it has waited for too long.
+            TransactionManagementError: the block around was rolled back meanwhile.
+        """
         if not granted.done() and self.withdraw(granted):
             raise self.transaction.busy()
+        if self.refused:
+            self.end()
+            raise rolled_back_before()
 
     def withdraw(self, granted: "Future[None]") -> bool:
         """Give a request up. False if it has just been granted."""
@@ -189,12 +203,13 @@ class Scope:
 
     def _wait_in(self, parent: "Scope") -> None:
         around: Scope | None = parent
-        while around is not None and around.state is State.ENDED:
+        while around is not None and around.state is State.ENDED and not around.broken:
             around = around.parent
-        self.parent = around
-        if around is not None:
-            around._queue.append(self)
-            around._let_in()
+        self.refused = around is not None and around.broken
+        self.parent = None if self.refused else around
+        if self.parent is not None:
+            self.parent._queue.append(self)
+            self.parent._let_in()
         elif self.state is State.WAITING:
             # The lock stays the same: another thread may be about to take it, to give this scope up.
             self.transaction = self.transaction.another()
@@ -229,10 +244,10 @@ def current_scope() -> Scope | None:
         TransactionManagementError: the code is inside a block that was rolled back under it.
     """
     scope = _scope.get()
-    while scope is not None and scope.state is State.ENDED:  # of a task that has outlived the scope
-        if scope.broken:
-            raise rolled_back_before()
-        scope = scope.parent
+    while scope is not None and scope.state is State.ENDED and not scope.broken:
+        scope = scope.parent  # of a task that has outlived the scope
+    if scope is not None and scope.broken:
+        raise rolled_back_before()
     return scope
 
 

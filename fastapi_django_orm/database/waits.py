@@ -15,13 +15,13 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, TypeVar
 
 import asgiref.sync
 from asgiref.current_thread_executor import CurrentThreadExecutor
-from asgiref.sync import AsyncToSync
+from asgiref.sync import AsyncToSync, SyncToAsync
 
 from .. import running
 from ..errors import DatabaseBusy
@@ -31,6 +31,8 @@ from .scopes import Scope, current_scope, enter_scope, entered_scope
 from .threads import Job
 
 T = TypeVar("T")
+
+INTERVAL = 1.0  # seconds
 
 
 @contextmanager
@@ -156,7 +158,7 @@ class WaitingThread(CurrentThreadExecutor):
             enter_scope(self._before)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             job.run()
             del job  # or its result would live on until the next one comes
         with self._lock:
@@ -164,6 +166,16 @@ class WaitingThread(CurrentThreadExecutor):
         while not self._jobs.empty():
             if (late := self._jobs.get()) is not None:
                 late.run()
+
+    def _next(self) -> Job | None:
+        while True:
+            with suppress(queue.Empty):
+                return self._jobs.get(timeout=INTERVAL)
+            # asgiref hands the code to the loop that the calling task was in. If that has ended meanwhile, the
+            # code never runs, and the thread would wait for ever.
+            loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+            if loop is not None and loop.is_closed():
+                raise RuntimeError("The event loop has ended in which async_to_sync has run this code.")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run the function on the waiting thread, as a call, in its turn."""

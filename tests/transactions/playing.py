@@ -13,6 +13,7 @@ from typing import Any
 import anyio.from_thread
 from anyio.to_thread import run_sync  # by this name, as modules of a project have it
 from asgiref.sync import async_to_sync, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, transaction
 from django.db.transaction import TransactionManagementError
 
@@ -64,8 +65,9 @@ class Player:
             await self._step(program)
         self._ended = True
         for task in self._left:
-            # A task that is still in its block when the one around it ends has lost it, and is told.
-            with suppress(TransactionManagementError, Deliberate, ExceptionGroup):
+            # A task that is still in its block when the one around it ends has lost it, and is told. Outside
+            # of all blocks there is no on_commit() on the event loop.
+            with suppress(TransactionManagementError, SynchronousOnlyOperation, ExceptionGroup):
                 await task
 
     async def _steps(self, steps: list[Step]) -> None:

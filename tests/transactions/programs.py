@@ -165,6 +165,9 @@ def _expect(step: Step, fate: Fate, group: set[int], result: Wanted) -> None:
 
 def _expect_either(step: Step, fate: Fate, result: Wanted) -> None:
     """Some of it may have happened; a transaction or savepoint in it has happened as a whole or not at all."""
+    if isinstance(step, Left):  # see above
+        _expect_either(step.body, Fate.EITHER, result)
+        return
     fate = Fate.LOST if fate is Fate.LOST else Fate.EITHER
     group: set[int] = set()
     if isinstance(step, Block) or (isinstance(step, Call) and step.atomic):
@@ -177,7 +180,7 @@ def _expect_either(step: Step, fate: Fate, result: Wanted) -> None:
         case Call():
             result.fates[step.before] = result.fates[step.after] = fate
     for part in step.parts():
-        _expect_either(part.body if isinstance(part, Cut | Left) else part, fate, result)
+        _expect_either(part.body if isinstance(part, Cut) else part, fate, result)
 
 
 def _expect_all(body: list[Step], fate: Fate, group: set[int], result: Wanted) -> None:
