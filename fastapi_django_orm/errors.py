@@ -44,6 +44,10 @@ class UnknownFastAPI(ConfigurationError):
     """The installed FastAPI lacks what this package needs of it."""
 
 
+class InvalidHandler(ConfigurationError):
+    """A handler asks for what it would not get."""
+
+
 class InvalidRepository(ConfigurationError):
     """A repository class declares something that cannot be served."""
 

@@ -11,12 +11,11 @@ from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import fastapi.routing
-from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
-from .database.atomic import atomic, nothing_left_open
+from .database.atomic import atomic, atomic_aliases, nothing_left_open
 from .database.scopes import Scope, current_scope, enter_scope
 from .errors import LazyAnswer, UnknownFastAPI
 
@@ -39,7 +38,7 @@ def handlers_instrumented() -> Iterator[None]:
         return await serialize(response_content=response_content, **options)
 
     async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
-        aliases = _atomic_aliases(dependant.call)
+        aliases = atomic_aliases(dependant.call)
         if not aliases:
             before = current_scope()
             try:
@@ -127,15 +126,3 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
         "Annotate what it returns (`-> TopicOut`, `-> list[TopicOut]`), give `response_model=`, or return "
         "plain values: `.values()` in a list, a dict."
     )
-
-
-def _atomic_aliases(handler: Any) -> list[str]:
-    """The databases whose ``ATOMIC_REQUESTS`` is on, except those that ``@non_atomic_requests`` names."""
-    every = connections.settings
-    for settings in every.values():
-        if settings["ATOMIC_REQUESTS"]:
-            break
-    else:  # as it mostly is, and this is asked for every request
-        return []
-    exempt = getattr(handler, "_non_atomic_requests", ())
-    return [alias for alias in every if every[alias]["ATOMIC_REQUESTS"] and alias not in exempt]

@@ -28,7 +28,7 @@ from .database.driver_pool import fit_driver_pools
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
-from .dependencies import dependencies_of
+from .dependencies import check_streams, dependencies_of
 from .errors import InvalidRepository
 from .handlers import handlers_instrumented
 from .publishing.routes import publications, published
@@ -184,6 +184,7 @@ class DjangoORM:
         Returns:
             What loads those that keep their rows, by name; and the aliases of the databases that are read.
         """
+        check_streams(app)
         if self._repositories is None:
             repository.check_models(dependencies_of(app))
             classes = repository.declared()

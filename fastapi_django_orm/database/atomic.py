@@ -3,9 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from django.db import DEFAULT_DB_ALIAS, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from .atomic_scope import AdoptedScope, AtomicScope
 from .calls import left_open
@@ -114,3 +114,15 @@ async def _end_left_open(before: Scope | None) -> list[str]:
         return []
     enter_scope(before)
     return await scope.roll_back()
+
+
+def atomic_aliases(handler: Any) -> list[str]:
+    """The databases whose ``ATOMIC_REQUESTS`` is on, except those that ``@non_atomic_requests`` names."""
+    every = connections.settings
+    for settings in every.values():
+        if settings["ATOMIC_REQUESTS"]:
+            break
+    else:  # as it mostly is, and this is asked for every request
+        return []
+    exempt = getattr(handler, "_non_atomic_requests", ())
+    return [alias for alias in every if every[alias]["ATOMIC_REQUESTS"] and alias not in exempt]
