@@ -68,6 +68,11 @@ class AtomicScope(Scope):
         parent = current_scope()
         return cls(new_transaction() if parent is None else parent.transaction, parent)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the scope takes no more callbacks."""
+        return self._ends
+
     # On the event loop
 
     async def let_in(self) -> None:
@@ -176,6 +181,8 @@ class AtomicScope(Scope):
             if alias in self.connections:
                 self.transaction.pools(alias).check(self.connections[alias])
             self._watched = _watch_rollbacks(self.connection(alias))
+            if self.parent is not None:
+                self.parent.register_hooks()  # before the savepoint
             django.__enter__()
             self._django, self._alias = django, alias
         finally:
@@ -185,6 +192,7 @@ class AtomicScope(Scope):
         django, self._django = self._django, None
         try:
             if django is not None:
+                self.register_hooks()
                 with _loud(self.connection(self._alias), how[0]):
                     django.__exit__(*how)
         finally:

@@ -23,13 +23,13 @@ class LentConnections(ConnectionHandler):
     """
 
     def __getitem__(self, alias: str) -> BaseDatabaseWrapper:
-        call = calls.current()
-        if call is not None and call.borrows():
-            connection = transaction_connection(call, alias)
-            return call.connection(alias) if connection is None else connection
-        if call is None and (connection := transaction_connection_on_loop(alias)) is not None:
-            return connection
-        return super().__getitem__(alias)
+        connection: BaseDatabaseWrapper | None = transaction_connection_on_loop(alias)
+        if connection is None:
+            call = calls.current()
+            if call is None or not call.borrows():
+                return super().__getitem__(alias)
+            connection = transaction_connection(call, alias) or call.connection(alias)
+        return connection
 
     def all(self, initialized_only: bool = False) -> list[Any]:
         """All connections of the running code, or only those that it has already."""

@@ -120,14 +120,15 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
     connection = scope.connection(alias)
     if connection is None:
         return None
-    # A call that lends may look while its thread runs an event loop, where Django refuses queries.
-    if scope.state is State.LENDING and asyncio._get_running_loop() is None:
+    if scope.state is State.LENDING:
         take_back(call)
+    if not call.transaction and scope.parent is not None and not scope.is_block:
+        scope.parent.register_hooks()  # before the call has opened a savepoint
     call.transaction = scope.all_connections()
     return connection
 
 
-def transaction_connection_on_loop(alias: str) -> BaseDatabaseWrapper | None:
+def transaction_connection_on_loop(alias: str) -> Any:
     """The connection of the transaction around asynchronous code, for what it may do on the event loop.
 
     Django refuses queries there; ``transaction.on_commit()`` and ``in_atomic_block`` need none. A thread that is
@@ -136,7 +137,30 @@ def transaction_connection_on_loop(alias: str) -> BaseDatabaseWrapper | None:
     if entered_scope() is None or asyncio._get_running_loop() is None:
         return None
     scope = current_scope()
-    return None if scope is None else scope.connection(alias)
+    connection = None if scope is None else scope.connection(alias)
+    return None if scope is None or connection is None else _OnLoop(connection, scope)
+
+
+class _OnLoop:
+    """A transaction's connection for code on an event loop, which cannot wait for its turn.
+
+    A sibling's savepoint may be open on the connection, and Django would keep an ``on_commit()`` callback with it.
+    """
+
+    def __init__(self, connection: BaseDatabaseWrapper, scope: Scope) -> None:
+        vars(self).update(_connection=connection, _scope=scope)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._connection, name, value)
+
+    def on_commit(self, func: Callable[[], object], robust: bool = False) -> None:
+        """As Django's."""
+        if not callable(func):
+            raise TypeError("on_commit()'s callback must be a callable.")
+        self._scope.on_commit(partial(self._connection.on_commit, func, robust))
 
 
 def scope_of_waiting(call: Call) -> Scope | None:
@@ -193,6 +217,7 @@ def take_back(call: Call) -> None:
     if scope is not None and scope.state is State.LENDING:
         scope.wait_for(scope.take_back)
         scope.transaction.thread_waits(-1)
+        scope.register_hooks()
 
 
 @contextmanager

@@ -79,6 +79,7 @@ class Scope:
         self._child: Scope | None = None
         self._queue: deque[Scope] = deque()
         self._begin: Callable[[], None] = _nothing
+        self._hooks: list[Callable[[], None]] = []
 
     def connection(self, alias: str) -> BaseDatabaseWrapper | None:
         """The transaction's connection to a database, if it has one."""
@@ -93,6 +94,32 @@ class Scope:
         """All connections of this scope and those around it, by alias."""
         around = {} if self.parent is None else self.parent.all_connections()
         return around | self.connections
+
+    def on_commit(self, register: Callable[[], None]) -> None:
+        """Note a callback that code on an event loop wants, until the connection is at this scope's savepoint.
+
+        Args:
+            register: gives it to Django, which keeps it with the savepoints that are open at that moment.
+
+        Raises:
+            TransactionManagementError: the block is at its end.
+        """
+        with self.transaction.lock:
+            if self.is_ending:
+                raise ended_meanwhile()
+            self._hooks.append(register)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the scope takes no more callbacks."""
+        return self.state is State.ENDED
+
+    def register_hooks(self) -> None:
+        """Give Django the callbacks that were noted so far. On the thread that uses the connections now."""
+        with self.transaction.lock:
+            hooks, self._hooks = self._hooks, []
+        for register in hooks:
+            register()
 
     def ask(self, begin: Callable[[], None]) -> None:
         """Have ``begin`` called once this scope may use the connections.
@@ -190,6 +217,8 @@ class Scope:
             child, self._child = self._child, None
             waiting = [each for each in self._queue if each is not self]
             self._queue.clear()
+            if self.parent is not None:
+                self.parent._hooks += self._hooks
             if self.parent is not None and self.parent._child is self:
                 # There is a child where a call outlives the one that was waiting for it.
                 self.parent._child = child
@@ -271,9 +300,9 @@ def rolled_back_before() -> TransactionManagementError:
 
 
 def ended_meanwhile() -> TransactionManagementError:
-    """The error of a function on an executor's thread that outlives the block in which it was started."""
+    """The error of code that outlives the block in which it was started."""
     return TransactionManagementError(
-        "The atomic() in which this function was started has ended, so it cannot write in it any more. Await "
-        "asyncio.to_thread() and its like before the block ends. To give one up under a time limit, use run(), "
-        "which the block waits for."
+        "The atomic() in which this code was started has ended, so it cannot write in it any more. Await tasks, "
+        "asyncio.to_thread() and its like before the block ends. To give a function up under a time limit, use "
+        "run(), which the block waits for."
     )

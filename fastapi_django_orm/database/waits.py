@@ -15,7 +15,7 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -146,36 +146,45 @@ class WaitingThread(CurrentThreadExecutor):
             enter_scope(scope)
 
     def run_until_future(self, future: "Future[Any]") -> None:
-        """Run calls until the future is done."""
+        """Run calls until the future is done.
+
+        Raises:
+            RuntimeError: the event loop has ended that was to do it.
+        """
         future.add_done_callback(lambda _: self._jobs.put(None))
         try:
-            if self._call is None:
-                self._run()
-            else:
-                with lent(self._call):
-                    self._run()
+            with nullcontext() if self._call is None else lent(self._call):
+                try:
+                    self._run_all(future)
+                finally:
+                    self._stop()
         finally:
             enter_scope(self._before)
 
-    def _run(self) -> None:
-        while (job := self._next()) is not None:
+    def _run_all(self, future: "Future[Any]") -> None:
+        loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+        if loop is not None and loop.is_closed():
+            loop = None  # an earlier call's
+        while True:
+            try:
+                job = self._jobs.get(timeout=INTERVAL)
+            except queue.Empty:
+                # asgiref hands the code to the loop that the calling task was in, or to one of its own (which
+                # makes the future a running one). Where the first has ended meanwhile, the code never runs.
+                if loop is not None and loop.is_closed() and not future.running():
+                    raise RuntimeError("The event loop has ended that async_to_sync has given this code.") from None
+                continue
+            if job is None:
+                return
             job.run()
             del job  # or its result would live on until the next one comes
+
+    def _stop(self) -> None:
         with self._lock:
             self._waits = False
         while not self._jobs.empty():
             if (late := self._jobs.get()) is not None:
                 late.run()
-
-    def _next(self) -> Job | None:
-        while True:
-            with suppress(queue.Empty):
-                return self._jobs.get(timeout=INTERVAL)
-            # asgiref hands the code to the loop that the calling task was in. If that has ended meanwhile, the
-            # code never runs, and the thread would wait for ever.
-            loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
-            if loop is not None and loop.is_closed():
-                raise RuntimeError("The event loop has ended in which async_to_sync has run this code.")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
         """Run the function on the waiting thread, as a call, in its turn."""
