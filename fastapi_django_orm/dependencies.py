@@ -63,7 +63,9 @@ def check_streams(app: FastAPI) -> None:
         if hasattr(route.original_route, "methods") and (aliases := atomic_aliases(dependant.call)):
             named = ", ".join(map(repr, aliases))
             cure = "decorate it with @django.db.transaction.non_atomic_requests, and "
-            raise InvalidHandler(_refusal(dependant.call, route.path, f"ATOMIC_REQUESTS is on for {named}", cure))
+            raise InvalidHandler(
+                _refusal(dependant.call, route.path, f"ATOMIC_REQUESTS is on for {named}", cure)
+            )
 
 
 def _refusal(handler: Any, path: str | None, why: str, cure: str) -> str:

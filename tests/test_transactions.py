@@ -10,7 +10,7 @@ import socket
 import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Annotated, Any
@@ -18,20 +18,24 @@ from typing import Annotated, Any
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import httpx
 import pytest
+from anyio.to_thread import run_sync as anyio_by_name
 from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.conf import settings
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, atomic, run
-from fastapi_django_orm.errors import DatabaseBusy, TransactionLeftOpen
+from fastapi_django_orm.dependencies import in_transaction
+from fastapi_django_orm.errors import DatabaseBusy, InvalidHandler, TransactionLeftOpen
 from tests.databases import set_default
 from tests.gates import started
 from tests.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
@@ -531,7 +535,9 @@ INSIDE: dict[str, Back] = {
 
 
 @pytest.mark.parametrize("inside", INSIDE)
-@pytest.mark.parametrize("way", [awrite, partial(run, write), sync_to_async(write), partial(run_in_threadpool, write)])
+@pytest.mark.parametrize(
+    "way", [awrite, partial(run, write), sync_to_async(write), partial(run_in_threadpool, write)]
+)
 def test_a_plain_query_never_falls_into_a_savepoint_of_a_sibling(
     sqlite: str, way: Callable[[str], Awaitable[Any]], inside: str
 ) -> None:
@@ -1000,9 +1006,7 @@ def test_a_call_in_a_block_is_waited_for_when_its_task_is_cancelled(default_data
 
 
 @pytest.mark.parametrize("inside", INSIDE)
-def test_a_cancelled_block_rolls_back_what_its_running_call_still_writes(
-    default_database: str, inside: str
-) -> None:
+def test_a_cancelled_block_rolls_back_what_its_running_call_still_writes(sqlite: str, inside: str) -> None:
     """A block that is cancelled ends when its call has: nothing is kept, and nothing lands in another block."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -1053,7 +1057,12 @@ def test_a_call_that_waits_for_a_sibling_in_vain_fails_with_a_line_in_the_log(de
             await awrite("kept")
             first = asyncio.create_task(run(waits))
             await outside(partial(wait_for, begun))
-            ways = [awrite("a"), run(write, "b"), run_in_threadpool(write, "c"), asyncio.to_thread(write, "d")]
+            ways = [
+                awrite("a"),
+                run(write, "b"),
+                run_in_threadpool(write, "c"),
+                asyncio.to_thread(write, "d"),
+            ]
             for outcome in await asyncio.gather(*ways, _nested_write("e"), return_exceptions=True):
                 assert isinstance(outcome, DatabaseBusy)
                 assert "call_does_not_end" in str(outcome)
@@ -1068,7 +1077,9 @@ def test_a_call_that_waits_for_a_sibling_in_vain_fails_with_a_line_in_the_log(de
 
 
 @pytest.mark.parametrize("fail", [False, True])
-def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(default_database: str, fail: bool) -> None:
+def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
+    default_database: str, fail: bool
+) -> None:
     """The end of a block waits for its calls no longer than the timeout, and gives the connection back later."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -1159,8 +1170,9 @@ def test_a_shutdown_rolls_back(default_database: str, postgresql: PostgreSQL) ->
 # Requests
 
 
-def application(**options: Any) -> FastAPI:
-    return FastAPI(lifespan=DjangoORM(ORMSettings(**options), repositories=[]).lifespan)
+def application(dependencies: list[Any] | None = None, **options: Any) -> FastAPI:
+    lifespan = DjangoORM(ORMSettings(**options), repositories=[]).lifespan
+    return FastAPI(lifespan=lifespan, dependencies=dependencies)
 
 
 class Looks:
@@ -1325,6 +1337,107 @@ def test_a_handler_can_be_exempt_from_atomic_requests() -> None:
         assert client.get("/def").json() is False
 
 
+async def yields() -> AsyncIterator[str]:
+    """A handler that FastAPI streams."""
+    yield "1"
+
+
+def yields_synchronously() -> Iterator[str]:
+    """The same, on threads."""
+    yield "1"
+
+
+STREAMS: dict[str, Any] = {
+    "json": {},
+    "events": {"response_class": EventSourceResponse},
+    "raw": {"response_class": StreamingResponse},
+}
+
+
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("handler", [yields, yields_synchronously])
+@pytest.mark.parametrize("place", ["handler", "router", "application", "mounted"])
+def test_in_transaction_is_refused_where_a_handler_yields(options: str, handler: Any, place: str) -> None:
+    """A handler that is run while its answer is sent cannot be in InTransaction, wherever that is written."""
+    app = application(dependencies=[Depends(in_transaction)] if place == "application" else [])
+    router = APIRouter(dependencies=[Depends(in_transaction)] if place == "router" else [])
+    dependencies = [Depends(in_transaction)] if place in ("handler", "mounted") else []
+    router.get("/stream", dependencies=dependencies, **STREAMS[options])(handler)
+    if place == "mounted":
+        inner = FastAPI()
+        inner.include_router(router)
+        app.mount("/inner", inner)
+    else:
+        app.include_router(router)
+
+    with pytest.raises(InvalidHandler, match=rf"{handler.__name__}\(\) of /stream .*async with atomic\(\)"):
+        asyncio.run(_start(app))
+
+
+@pytest.mark.usefixtures("atomic_requests")
+@pytest.mark.parametrize("handler", [yields, yields_synchronously])
+def test_atomic_requests_is_refused_where_a_handler_yields(handler: Any) -> None:
+    """ATOMIC_REQUESTS cannot hold for a handler that is run while its answer is sent, which says so."""
+    app = application()
+    app.get("/stream")(handler)
+    with pytest.raises(InvalidHandler, match="non_atomic_requests"):
+        asyncio.run(_start(app))
+
+    app = application()
+
+    @app.get("/stream")
+    @transaction.non_atomic_requests
+    async def exempt() -> AsyncIterator[str]:
+        yield "1"
+
+    asyncio.run(_start(app))
+
+
+def test_in_transaction_is_refused_where_a_handler_that_yields_is_added_later(sqlite: str) -> None:
+    """A route that was not there at the start answers with the error."""
+    app = application()
+    with serving(app) as client:
+        app.get("/stream", dependencies=[Depends(in_transaction)])(yields)
+        assert client.get("/stream").status_code == 500
+
+
+async def _start(app: FastAPI) -> None:
+    async with app.router.lifespan_context(app):
+        pass
+
+
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_handler_that_yields_may_hold_a_transaction(sqlite: str, options: str, fail: bool) -> None:
+    """`async with atomic():` in it, or `with transaction.atomic():` if it is `def`, is kept or lost as a whole."""
+    app = application(threads=1, thread_timeout=5)
+
+    @app.get("/async", **STREAMS[options])
+    async def asynchronous() -> AsyncIterator[str]:
+        async with atomic():
+            await awrite("1")
+            yield "1"
+            await run(write, "2")
+            if fail:
+                raise LookupError
+
+    @app.get("/def", **STREAMS[options])
+    def synchronous() -> Iterator[str]:
+        with transaction.atomic():
+            write("3")
+            yield "3"
+            assert is_open()
+            write("4")
+            if fail:
+                raise LookupError
+
+    with serving(app) as client:
+        for path in ("/async", "/def"):
+            with suppress(httpx.HTTPError):  # the answer is broken off
+                client.get(path)
+        assert stored() == ([] if fail else ["1", "2", "3", "4"])
+
+
 def in_a_block() -> Iterator[int]:
     """A dependency as Django's users write it: it enters in one call, and leaves in another."""
     with transaction.atomic():
@@ -1483,6 +1596,93 @@ def test_a_client_that_goes_away_leaves_no_transaction(default_database: str, po
         assert client.get("/count").json() == 0
         assert postgresql.in_transaction("board") == 0
     assert stored() == []
+
+
+# Threads that asyncio starts
+
+
+async def by_executor(function: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+async def not_sensitive(function: Callable[..., Any], *args: Any) -> Any:
+    return await sync_to_async(function, thread_sensitive=False)(*args)
+
+
+ASYNCIO = [asyncio.to_thread, by_executor, not_sensitive, anyio_by_name]
+
+
+@pytest.mark.parametrize("way", ASYNCIO)
+def test_a_thread_of_asyncio_takes_part_in_the_transaction(default_database: str, way: Any) -> None:
+    """Its savepoint is its own: a sibling waits, and the end of the block waits for it."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def optional(fail: bool) -> None:
+        with suppress(LookupError), transaction.atomic():
+            write("optional")
+            inside.set()
+            wait_for(go_on)
+            if fail:
+                raise LookupError
+
+    async def main() -> None:
+        async with atomic():
+            task = asyncio.create_task(way(optional, True))
+            await outside(partial(wait_for, inside))
+            writing = asyncio.create_task(awrite("beside"))
+            await asyncio.sleep(0)
+            go_on.set()
+            await asyncio.gather(task, writing)
+            assert await way(is_open)
+        assert await committed() == ["beside"]
+        async with atomic():
+            inside.clear()
+            go_on.clear()
+            await awrite("before")
+            task = asyncio.create_task(way(optional, False))
+            await outside(partial(wait_for, inside))
+            asyncio.get_running_loop().call_soon(go_on.set)
+        await task
+        assert await committed() == ["before", "beside", "optional"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
+@pytest.mark.parametrize("way", [asyncio.to_thread, by_executor, not_sensitive])
+def test_a_function_that_is_given_up_cannot_write_when_its_block_has_ended(sqlite: str, way: Any) -> None:
+    """A thread of asyncio that goes on after its block raises, in a block around it and outside of any."""
+    inside, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def late() -> None:
+        inside.set()
+        wait_for(go_on)
+        try:
+            write("late")
+        except TransactionManagementError as error:
+            errors.append(error)
+        ended.set()
+
+    async def given_up() -> None:
+        async with atomic():
+            task = asyncio.create_task(way(late))
+            await outside(partial(wait_for, inside))
+            task.cancel()
+
+    async def main() -> None:
+        await given_up()
+        go_on.set()
+        await outside(partial(wait_for, ended))
+        for event in (inside, go_on, ended):
+            event.clear()
+        async with atomic():
+            await given_up()
+            go_on.set()
+            await outside(partial(wait_for, ended))
+        assert ["has ended" in str(error) for error in errors] == [True, True]
+        assert await committed() == []
+
+    play(main, threads=1, thread_timeout=5)
 
 
 # Calls from a transaction's synchronous code back into the loop

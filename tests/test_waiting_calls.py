@@ -90,7 +90,7 @@ async def write_in_every_way() -> None:
 @pytest.mark.parametrize(("way", "wait"), WAITS)
 @pytest.mark.parametrize("fail", [False, True])
 def test_what_a_synchronous_transaction_waits_for_is_inside_of_it(
-    default_database: str, way: Any, wait: Any, fail: bool
+    sqlite: str, way: Any, wait: Any, fail: bool
 ) -> None:
     """Asynchronous code that `with transaction.atomic():` calls is committed or rolled back with it."""
 

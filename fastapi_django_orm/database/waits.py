@@ -172,7 +172,9 @@ class WaitingThread(CurrentThreadExecutor):
                 # asgiref hands the code to the loop that the calling task was in, or to one of its own (which
                 # makes the future a running one). Where the first has ended meanwhile, the code never runs.
                 if loop is not None and loop.is_closed() and not future.running():
-                    raise RuntimeError("The event loop has ended that async_to_sync has given this code.") from None
+                    raise RuntimeError(
+                        "The event loop has ended that async_to_sync has given this code."
+                    ) from None
                 continue
             if job is None:
                 return

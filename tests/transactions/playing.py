@@ -77,7 +77,9 @@ class Player:
     async def _step(self, step: Step) -> None:
         match step:
             case Write(way=way, label=label):
-                await (self._awrite(label) if way == "" else self._in_a_call(way, partial(self._write, label)))
+                await (
+                    self._awrite(label) if way == "" else self._in_a_call(way, partial(self._write, label))
+                )
             case Hook(way=way, label=label):
                 hook = partial(transaction.on_commit, partial(self.hooks.add, label))
                 if way == "":
@@ -149,7 +151,9 @@ class Player:
         wait = {
             "async_to_sync": lambda: async_to_sync(self._steps)(call.body),
             "from_thread": lambda: anyio.from_thread.run(self._steps, call.body),
-            "threadsafe": lambda: asyncio.run_coroutine_threadsafe(self._steps(call.body), self.loop).result(),
+            "threadsafe": lambda: asyncio.run_coroutine_threadsafe(
+                self._steps(call.body), self.loop
+            ).result(),
             "asyncio.run": lambda: asyncio.run(self._steps(call.body)),
         }[call.wait]
         if call.atomic:
