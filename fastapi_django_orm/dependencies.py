@@ -1,17 +1,28 @@
 """Dependencies: those that handlers may take, and those that they do take."""
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI
 from fastapi.dependencies.models import Dependant
+from fastapi.requests import HTTPConnection
 from fastapi.routing import iter_route_contexts
 
-from .database.atomic import atomic
+from .database.atomic import atomic, atomic_aliases
+from .errors import InvalidHandler
 
 
-async def in_transaction() -> AsyncIterator[None]:
-    """Open a transaction on the default database for the rest of the handler's work."""
+async def in_transaction(connection: HTTPConnection) -> AsyncIterator[None]:
+    """Open a transaction on the default database for the rest of the handler's work.
+
+    Raises:
+        InvalidHandler: the handler yields, and was added after the application had started.
+    """
+    handler = getattr(connection.scope.get("route"), "endpoint", None)
+    if _yields(handler):
+        raise InvalidHandler(_refusal(handler, connection.url.path, "depends on InTransaction", ""))
     async with atomic():
         yield
 
@@ -28,6 +39,55 @@ def dependencies_of(app: FastAPI) -> Iterator[Callable[..., Any]]:
         dependant: Dependant | None = getattr(route.original_route, "dependant", None)
         if dependant is not None:
             yield from _below(dependant, app)
+
+
+def check_streams(app: FastAPI) -> None:
+    """Refuse handlers that yield their answer and that are to be in a transaction.
+
+    FastAPI runs such a handler while the answer is sent, when dependencies of a function's scope have ended.
+    A transaction around it would last as long as a client takes to read, and be committed when that goes
+    away.
+
+    Raises:
+        InvalidHandler: there is one.
+    """
+    for route in iter_route_contexts(app.routes):
+        inner = getattr(route.original_route, "app", None)
+        if isinstance(inner, FastAPI):  # mounted
+            check_streams(inner)
+        dependant: Dependant | None = getattr(route, "dependant", None)
+        if dependant is None or not _yields(dependant.call):
+            continue
+        if in_transaction in _below(dependant, app):
+            raise InvalidHandler(_refusal(dependant.call, route.path, "depends on InTransaction", ""))
+        # A websocket is not a request, for Django.
+        if hasattr(route.original_route, "methods") and (aliases := atomic_aliases(dependant.call)):
+            named = ", ".join(map(repr, aliases))
+            cure = "decorate it with @django.db.transaction.non_atomic_requests, and "
+            raise InvalidHandler(
+                _refusal(dependant.call, route.path, f"ATOMIC_REQUESTS is on for {named}", cure)
+            )
+
+
+def _refusal(handler: Any, path: str | None, why: str, cure: str) -> str:
+    code = getattr(inspect.unwrap(handler), "__code__", None)
+    place = f"{code.co_filename}:{code.co_firstlineno}" if code else "an unknown place"
+    return (
+        f"The handler {getattr(handler, '__name__', handler)}() of {path} ({place}) yields its answer, and "
+        f"{why}. It runs while the answer is sent, so the transaction would have ended before. To keep what "
+        f"it writes together, {cure}write `async with atomic():` inside of it (in a `def` handler, `with "
+        "transaction.atomic():`)."
+    )
+
+
+def _yields(handler: Any) -> bool:
+    """Whether a handler is a generator function, or an object whose ``__call__`` is one."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    return any(
+        inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        for function in (handler, inspect.unwrap(handler), getattr(handler, "__call__", None))  # noqa: B004
+    )
 
 
 def _below(dependant: Dependant, app: FastAPI) -> Iterator[Callable[..., Any]]:

@@ -49,6 +49,10 @@ class AsyncioNeeded(ConfigurationError):
     """The application runs on an event loop that is not asyncio's."""
 
 
+class InvalidHandler(ConfigurationError):
+    """A handler asks for what it would not get."""
+
+
 class InvalidRepository(ConfigurationError):
     """A repository class declares something that cannot be served."""
 

@@ -12,15 +12,14 @@ from contextvars import Context, copy_context
 from typing import Any
 
 import fastapi.routing
-from django.db import connections
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
-from .database.atomic import atomic, nothing_left_open
-from .database.blocks import Block, current_block, enter_block, entered_block
+from .database.atomic import atomic, atomic_aliases, nothing_left_open
 from .database.carrying import give_over, take_over
 from .database.misuse import atomic_explained
+from .database.scopes import Scope, current_scope, enter_scope, entered_scope
 from .errors import LazyAnswer, UnknownFastAPI
 from .returned import KINDS, encoder_instrumented, rows_in
 from .rows.encoding import in_forms_of_rows
@@ -55,15 +54,15 @@ def handlers_instrumented() -> Iterator[None]:
             reading.bring_back()
 
     async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
-        aliases = _atomic_aliases(dependant.call)
+        aliases = atomic_aliases(dependant.call)
         if not aliases:
-            before = current_block()
+            before = current_scope()
             try:
                 answer = await run(dependant=dependant, **options)
             except BaseException as error:
                 await _end_left_open(before, error)
                 raise
-            if current_block() is not before:
+            if current_scope() is not before:
                 await _end_left_open(before)
             return answer
         async with AsyncExitStack() as stack:
@@ -91,14 +90,14 @@ def _of_fastapi(name: str) -> Callable[..., Any]:
     return function
 
 
-async def _end_left_open(before: Block | None, error: BaseException | None = None) -> None:
+async def _end_left_open(before: Scope | None, error: BaseException | None = None) -> None:
     """Do what ``nothing_left_open()`` around the handler would, at its end alone: few handlers need it."""
-    after = current_block()
+    after = current_scope()
     if after is before:
         return
-    enter_block(before)
+    enter_scope(before)
     async with nothing_left_open():
-        enter_block(after)
+        enter_scope(after)
         if error is not None:
             raise error
 
@@ -124,9 +123,9 @@ class _ReadingField:
     def bring_back(self) -> None:
         """Give the handler's task what validation has changed in the context, as FastAPI's own would."""
         if self._context is not None:
-            before = entered_block()
+            before = entered_scope()
             give_over(self._context)
-            enter_block(before)
+            enter_scope(before)
 
 
 def _read(value: Any) -> Any:
@@ -163,15 +162,3 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
         "telling which fields to send. Annotate what it returns (`-> TopicOut`, `-> list[TopicOut]`), give "
         "`response_model=`, or return plain values: `.values()` in a list, a dict."
     )
-
-
-def _atomic_aliases(handler: Any) -> list[str]:
-    """The databases whose ``ATOMIC_REQUESTS`` is on, except those that ``@non_atomic_requests`` names."""
-    every = connections.settings
-    for settings in every.values():
-        if settings["ATOMIC_REQUESTS"]:
-            break
-    else:  # as it mostly is, and this is asked for every request
-        return []
-    exempt = getattr(handler, "_non_atomic_requests", ())
-    return [alias for alias in every if every[alias]["ATOMIC_REQUESTS"] and alias not in exempt]

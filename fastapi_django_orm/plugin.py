@@ -29,7 +29,7 @@ from .database.lifetimes import warn_of_short_lives
 from .database.network import notice_dead_networks
 from .database.reachable import check_reachable, check_shareable
 from .database.service import database_service
-from .dependencies import dependencies_of
+from .dependencies import check_streams, dependencies_of
 from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
@@ -195,6 +195,7 @@ class DjangoORM:
         Returns:
             What loads those that keep their rows, by name; and the aliases of the databases that are read.
         """
+        check_streams(app)
         if self._repositories is None:
             repository.check_models(dependencies_of(app))
             classes = repository.declared()

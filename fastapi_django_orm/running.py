@@ -77,6 +77,12 @@ def leave(entered: Token[Running]) -> None:
     _current.reset(entered)
 
 
+def entered() -> Running | None:
+    """The application that this context has entered, if it has not ended."""
+    here = _current.get(None)
+    return None if here is None or here.ended else here
+
+
 def find(owner: str) -> Running:
     """The application that the caller runs under.
 

@@ -15,11 +15,11 @@ T = TypeVar("T")
 DEADLINE = 20.0  # seconds
 
 
-def play(main: Callable[[], Awaitable[T]], **settings: Any) -> T:
+def play(main: Callable[[], Awaitable[T]], *, deadline: float = DEADLINE, **settings: Any) -> T:
     """Run the coroutine function inside the lifespan of an application, before the deadline."""
 
     async def with_deadline() -> T:
-        async with asyncio.timeout(DEADLINE), started(**settings):
+        async with asyncio.timeout(deadline), started(**settings):
             return await main()
 
     return asyncio.run(with_deadline())

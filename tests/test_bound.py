@@ -4,10 +4,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from itertools import cycle, islice
 from typing import Annotated, Any
 
 import pytest
+from anyio.to_thread import run_sync
 from asgiref.sync import sync_to_async
 from django.db import connections, transaction
 from django.db.utils import ConnectionDoesNotExist
@@ -362,5 +364,63 @@ def test_a_database_that_does_not_exist_costs_nothing(default_database: str) -> 
                     async with atomic(using="nowhere"):
                         pass
             assert await run(count) == 0
+
+    asyncio.run(main())
+
+
+async def _by_executor(function: Callable[[], None]) -> None:
+    await asyncio.get_running_loop().run_in_executor(None, function)
+
+
+THREADS_OF_OTHERS: dict[str, Callable[[Callable[[], None]], Any]] = {
+    "anyio.to_thread, by name": run_sync,
+    "asyncio.to_thread": asyncio.to_thread,
+    "run_in_executor": _by_executor,
+    "thread_sensitive=False": lambda function: sync_to_async(function, thread_sensitive=False)(),
+}
+
+
+@on_postgresql
+@pytest.mark.parametrize("way", THREADS_OF_OTHERS)
+def test_threads_of_others_keep_the_bound(server: Any, way: str) -> None:
+    """Functions on threads of AnyIO and asyncio share the connections, and leave none behind."""
+    inside = threading.Barrier(2)
+
+    def query() -> None:
+        Topic.objects.count()
+        inside.wait(DEADLINE)  # there are two connections at a time, so two functions meet here
+
+    async def main() -> None:
+        async with application(threads=2):
+            with watched(server) as seen:
+                await asyncio.gather(*(THREADS_OF_OTHERS[way](query) for _ in range(10)))
+            assert max(seen) <= 2
+
+    asyncio.run(main())
+    wait_until_gone(server)
+
+
+@on_postgresql
+def test_a_function_in_a_context_of_its_own_has_djangos_own_connection(server: Any) -> None:
+    """`Context().run` on an executor's thread leads out of the application, as a thread of one's own does."""
+
+    def look() -> int:
+        try:
+            return session()
+        finally:
+            connections.close_all()
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with application(threads=1), atomic():
+            mine = await run(session)
+            assert await asyncio.to_thread(session) == mine
+            assert await loop.run_in_executor(None, Context().run, look) != mine
+            found: list[int] = []
+            context = copy_context()
+            thread = threading.Thread(target=lambda: found.append(context.run(look)))
+            thread.start()
+            await asyncio.to_thread(thread.join)
+            assert found != [mine]
 
     asyncio.run(main())

@@ -5,11 +5,12 @@
 import asyncio
 import gc
 import itertools
+import os
 import socket
 import threading
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Annotated, Any
@@ -17,21 +18,25 @@ from typing import Annotated, Any
 import anyio
 import anyio.from_thread
 import anyio.to_thread
+import httpx
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from anyio.to_thread import run_sync as anyio_by_name
+from asgiref.sync import SyncToAsync, async_to_sync, sync_to_async
 from django.conf import settings
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.transaction import TransactionManagementError
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, atomic, run
-from fastapi_django_orm.errors import TransactionLeftOpen
+from fastapi_django_orm.dependencies import in_transaction
+from fastapi_django_orm.errors import DatabaseBusy, InvalidHandler, TransactionLeftOpen
 from tests.databases import set_default
 from tests.gates import started
 from tests.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
@@ -216,16 +221,17 @@ def test_a_nested_block_is_a_savepoint(default_database: str) -> None:
 
 
 def test_without_a_savepoint_the_outer_block_is_lost_too(default_database: str) -> None:
-    """A nested block with savepoint=False that raises dooms the outer one, as in Django."""
+    """A nested block with savepoint=False that raises dooms the outer one, as in Django, which says so."""
 
     async def main() -> None:
-        async with atomic():
-            await awrite("outer")
-            with pytest.raises(LookupError):
-                async with atomic(savepoint=False):
-                    raise LookupError
-            with pytest.raises(TransactionManagementError):
-                await Topic.objects.acount()
+        with pytest.raises(TransactionManagementError, match="ended without an exception"):
+            async with atomic():
+                await awrite("outer")
+                with pytest.raises(LookupError):
+                    async with atomic(savepoint=False):
+                        raise LookupError
+                with pytest.raises(TransactionManagementError):
+                    await Topic.objects.acount()
         assert await committed() == []
 
     play(main)
@@ -241,6 +247,62 @@ def test_without_a_savepoint_a_block_is_part_of_the_outer_one(default_database: 
         assert await committed() == ["nested"]
 
     play(main)
+
+
+def _given_up(begun: threading.Event, go_on: threading.Event) -> None:
+    begun.set()
+    wait_for(go_on)
+    Topic.objects.create(pk=Topic.objects.get(comment="first").pk)  # there is one
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_block_that_was_rolled_back_silently_says_so(default_database: str, nested: bool) -> None:
+    """A block that ends without an error, after a call that was given up has failed in it, raises."""
+    called: list[str] = []
+
+    async def block() -> None:
+        begun, go_on = threading.Event(), threading.Event()
+        with pytest.raises(TransactionManagementError, match="on_commit callbacks did not run") as caught:
+            async with atomic():
+                await awrite("lost")
+                await run(lambda: transaction.on_commit(partial(called.append, "lost")))
+                task = asyncio.create_task(run(_given_up, begun, go_on))
+                await outside(partial(wait_for, begun))
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                go_on.set()
+        assert isinstance(caught.value.__cause__, IntegrityError)
+
+    async def main() -> None:
+        await awrite("first")
+        async with atomic() if nested else nullcontext():
+            await block()
+        assert await committed() == ["first"]
+        assert not called
+
+    play(main, thread_timeout=5)
+
+
+@pytest.mark.parametrize("way", [run, run_in_threadpool, None])
+def test_a_rollback_that_was_asked_for_is_no_error(sqlite: str, way: Any) -> None:
+    """transaction.set_rollback(True) rolls a block back quietly, as in Django, at every level."""
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("kept")
+            async with atomic():
+                await awrite("nested")
+                if way is None:
+                    transaction.set_rollback(True)
+                else:
+                    await way(transaction.set_rollback, True)
+        assert await committed() == ["kept"]
+        async with atomic():
+            await awrite("lost")
+            await run(transaction.set_rollback, True)
+        assert await committed() == ["kept"]
+
+    play(main, thread_timeout=5)
 
 
 def test_a_durable_block_refuses_to_be_nested(default_database: str) -> None:
@@ -489,33 +551,80 @@ def test_nested_blocks_of_siblings_come_one_after_the_other(default_database: st
     play(main)
 
 
+Back = Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]]
+
+# How code that is inside of a block comes to run asynchronous code.
+INSIDE: dict[str, Back] = {
+    "directly": lambda function: function(),
+    "run, async_to_sync": lambda function: run(async_to_sync(function)),
+    "sync_to_async, async_to_sync": lambda function: sync_to_async(async_to_sync(function))(),
+    "AnyIO, async_to_sync": lambda function: run_in_threadpool(async_to_sync(function)),
+    "AnyIO, from_thread": lambda function: run_in_threadpool(anyio.from_thread.run, function),
+    "to_thread, async_to_sync": lambda function: asyncio.to_thread(async_to_sync(function)),
+    "run, asyncio.run": lambda function: run(lambda: asyncio.run(function())),
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE)
 @pytest.mark.parametrize(
     "way", [awrite, partial(run, write), sync_to_async(write), partial(run_in_threadpool, write)]
 )
 def test_a_plain_query_never_falls_into_a_savepoint_of_a_sibling(
-    default_database: str, way: Callable[[str], Awaitable[Any]]
+    sqlite: str, way: Callable[[str], Awaitable[Any]], inside: str
 ) -> None:
     """What a task writes while a sibling is in a nested block survives that block's rollback."""
+
+    async def both() -> None:
+        nested, asked = asyncio.Event(), asyncio.Event()
+
+        async def rolled_back() -> None:
+            async with atomic():
+                nested.set()
+                await asked.wait()
+                await awrite("nested")
+                raise LookupError
+
+        async def plain() -> None:
+            await nested.wait()
+            writing = asyncio.ensure_future(way("plain"))
+            await asyncio.sleep(0)
+            asked.set()
+            await writing
+
+        await asyncio.gather(rolled_back(), plain(), return_exceptions=True)
+
+    async def main() -> None:
+        async with atomic():
+            await INSIDE[inside](both)
+        assert await committed() == ["plain"]
+
+    play(main, thread_timeout=5)
+
+
+def test_a_callback_never_falls_into_a_savepoint_of_a_sibling(sqlite: str) -> None:
+    """on_commit() on the event loop, while a sibling is in a nested block, survives that block's rollback."""
+    called: list[str] = []
     nested, asked = asyncio.Event(), asyncio.Event()
 
     async def rolled_back() -> None:
         async with atomic():
+            await awrite("nested")
+            transaction.on_commit(partial(called.append, "nested"))
             nested.set()
             await asked.wait()
-            await awrite("nested")
             raise LookupError
-
-    async def plain() -> None:
-        await nested.wait()
-        writing = asyncio.ensure_future(way("plain"))
-        await asyncio.sleep(0)
-        asked.set()
-        await writing
 
     async def main() -> None:
         async with atomic():
-            await asyncio.gather(rolled_back(), plain(), return_exceptions=True)
-        assert await committed() == ["plain"]
+            transaction.on_commit(partial(called.append, "first"))
+            sibling = asyncio.create_task(rolled_back())
+            await nested.wait()
+            transaction.on_commit(partial(called.append, "beside"))
+            asked.set()
+            with pytest.raises(LookupError):
+                await sibling
+            await run(lambda: transaction.on_commit(partial(called.append, "after")))
+        assert called == ["first", "beside", "after"]
 
     play(main)
 
@@ -927,6 +1036,142 @@ def test_a_call_in_a_block_is_waited_for_when_its_task_is_cancelled(default_data
     play(main, threads=1, thread_timeout=5)
 
 
+@pytest.mark.parametrize("inside", INSIDE)
+def test_a_cancelled_block_rolls_back_what_its_running_call_still_writes(sqlite: str, inside: str) -> None:
+    """A cancelled block ends when its call has: nothing is kept, and nothing lands in another block."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("INSERT INTO board_author (name) VALUES ('first')")
+            begun.set()
+            wait_for(go_on)
+            cursor.execute("INSERT INTO board_author (name) VALUES ('second')")
+
+    async def service() -> None:
+        async with atomic():
+            await run(slow)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(service())
+        await outside(partial(wait_for, begun))
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def other() -> None:
+        await outside(partial(wait_for, begun))
+        async with atomic():
+            await awrite("other")
+
+    async def main() -> None:
+        await asyncio.gather(INSIDE[inside](cancelled), other())
+        assert await committed() == ["other"]
+        assert await run(lambda: Author.objects.count()) == 0
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_a_call_that_waits_for_a_sibling_in_vain_fails_with_a_line_in_the_log(default_database: str) -> None:
+    """A call of a block whose turn does not come within the timeout raises an error that says what to do."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def waits() -> None:
+        begun.set()
+        wait_for(go_on)
+
+    async def main() -> None:
+        async with atomic():
+            await awrite("kept")
+            first = asyncio.create_task(run(waits))
+            await outside(partial(wait_for, begun))
+            ways = [
+                awrite("a"),
+                run(write, "b"),
+                run_in_threadpool(write, "c"),
+                asyncio.to_thread(write, "d"),
+            ]
+            for outcome in await asyncio.gather(*ways, _nested_write("e"), return_exceptions=True):
+                assert isinstance(outcome, DatabaseBusy)
+                assert "call_does_not_end" in str(outcome)
+            go_on.set()
+            await first
+            await awrite("kept, too")
+        assert await committed() == ["kept", "kept, too"]
+
+    with capture_logs() as entries:
+        play(main, threads=1, thread_timeout=0.3)
+    assert [entry["event"] for entry in entries].count("transaction_does_not_go_on") >= 5
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
+    default_database: str, fail: bool
+) -> None:
+    """A block's end waits for its calls no longer than the timeout, and gives the connection back later."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        write("slow")
+        begun.set()
+        wait_for(go_on)
+        write("late")
+
+    async def main() -> None:
+        with pytest.raises(LookupError if fail else DatabaseBusy):
+            async with atomic():
+                await awrite("lost")
+                left = asyncio.create_task(run(slow))
+                await outside(partial(wait_for, begun))
+                if fail:
+                    raise LookupError
+        go_on.set()
+        await left
+        assert await run(stored) == []  # on the only connection, which has come back
+        async with atomic():
+            await awrite("kept")
+        assert await committed() == ["kept"]
+
+    play(main, threads=1, thread_timeout=0.3)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> None:
+    """async_to_sync in a function whose loop ends meanwhile raises, where the thread would wait for ever."""
+    loop, scheduled = asyncio.new_event_loop(), threading.Event()
+    errors: list[BaseException] = []
+
+    def call_soon_threadsafe(*args: Any, **options: Any) -> Any:
+        handle = asyncio.BaseEventLoop.call_soon_threadsafe(loop, *args, **options)
+        scheduled.set()
+        return handle
+
+    def function() -> None:
+        # As asgiref's thread_handler does for a call of this loop, which has stopped, and will be closed.
+        SyncToAsync.threadlocal.main_event_loop = loop
+        SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
+        try:
+            async_to_sync(awrite)("never")
+        except RuntimeError as error:
+            errors.append(error)
+
+    async def main() -> None:
+        loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign]
+        thread = threading.Thread(target=function)
+        thread.start()
+        await outside(partial(wait_for, scheduled))
+        loop.close()
+        await outside(partial(thread.join, DEADLINE))
+        assert "event loop has ended" in str(errors[0])
+
+    play(main)
+    errors.clear()
+    gc.collect()  # of coroutines that have never run
+
+
 @on_postgresql
 def test_a_shutdown_rolls_back(default_database: str, postgresql: PostgreSQL) -> None:
     """A task that is still in its block when the application ends has written nothing, and holds nothing."""
@@ -956,8 +1201,9 @@ def test_a_shutdown_rolls_back(default_database: str, postgresql: PostgreSQL) ->
 # Requests
 
 
-def application(**options: Any) -> FastAPI:
-    return FastAPI(lifespan=DjangoORM(ORMSettings(**options), repositories=[]).lifespan)
+def application(dependencies: list[Any] | None = None, **options: Any) -> FastAPI:
+    lifespan = DjangoORM(ORMSettings(**options), repositories=[]).lifespan
+    return FastAPI(lifespan=lifespan, dependencies=dependencies)
 
 
 class Looks:
@@ -1122,6 +1368,107 @@ def test_a_handler_can_be_exempt_from_atomic_requests() -> None:
         assert client.get("/def").json() is False
 
 
+async def yields() -> AsyncIterator[str]:
+    """A handler that FastAPI streams."""
+    yield "1"
+
+
+def yields_synchronously() -> Iterator[str]:
+    """The same, on threads."""
+    yield "1"
+
+
+STREAMS: dict[str, Any] = {
+    "json": {},
+    "events": {"response_class": EventSourceResponse},
+    "raw": {"response_class": StreamingResponse},
+}
+
+
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("handler", [yields, yields_synchronously])
+@pytest.mark.parametrize("place", ["handler", "router", "application", "mounted"])
+def test_in_transaction_is_refused_where_a_handler_yields(options: str, handler: Any, place: str) -> None:
+    """A handler that is run while its answer is sent cannot be in InTransaction, wherever that is written."""
+    app = application(dependencies=[Depends(in_transaction)] if place == "application" else [])
+    router = APIRouter(dependencies=[Depends(in_transaction)] if place == "router" else [])
+    dependencies = [Depends(in_transaction)] if place in ("handler", "mounted") else []
+    router.get("/stream", dependencies=dependencies, **STREAMS[options])(handler)
+    if place == "mounted":
+        inner = FastAPI()
+        inner.include_router(router)
+        app.mount("/inner", inner)
+    else:
+        app.include_router(router)
+
+    with pytest.raises(InvalidHandler, match=rf"{handler.__name__}\(\) of /stream .*async with atomic\(\)"):
+        asyncio.run(_start(app))
+
+
+@pytest.mark.usefixtures("atomic_requests")
+@pytest.mark.parametrize("handler", [yields, yields_synchronously])
+def test_atomic_requests_is_refused_where_a_handler_yields(handler: Any) -> None:
+    """ATOMIC_REQUESTS cannot hold for a handler that is run while its answer is sent, which says so."""
+    app = application()
+    app.get("/stream")(handler)
+    with pytest.raises(InvalidHandler, match="non_atomic_requests"):
+        asyncio.run(_start(app))
+
+    app = application()
+
+    @app.get("/stream")
+    @transaction.non_atomic_requests
+    async def exempt() -> AsyncIterator[str]:
+        yield "1"
+
+    asyncio.run(_start(app))
+
+
+def test_in_transaction_is_refused_where_a_handler_that_yields_is_added_later(sqlite: str) -> None:
+    """A route that was not there at the start answers with the error."""
+    app = application()
+    with serving(app) as client:
+        app.get("/stream", dependencies=[Depends(in_transaction)])(yields)
+        assert client.get("/stream").status_code == 500
+
+
+async def _start(app: FastAPI) -> None:
+    async with app.router.lifespan_context(app):
+        pass
+
+
+@pytest.mark.parametrize("options", STREAMS)
+@pytest.mark.parametrize("fail", [False, True])
+def test_a_handler_that_yields_may_hold_a_transaction(sqlite: str, options: str, fail: bool) -> None:
+    """`async with atomic():` in it, or `with transaction.atomic():` in a `def`, is kept or lost whole."""
+    app = application(threads=1, thread_timeout=5)
+
+    @app.get("/async", **STREAMS[options])
+    async def asynchronous() -> AsyncIterator[str]:
+        async with atomic():
+            await awrite("1")
+            yield "1"
+            await run(write, "2")
+            if fail:
+                raise LookupError
+
+    @app.get("/def", **STREAMS[options])
+    def synchronous() -> Iterator[str]:
+        with transaction.atomic():
+            write("3")
+            yield "3"
+            assert is_open()
+            write("4")
+            if fail:
+                raise LookupError
+
+    with serving(app) as client:
+        for path in ("/async", "/def"):
+            with suppress(httpx.HTTPError):  # the answer is broken off
+                client.get(path)
+        assert stored() == ([] if fail else ["1", "2", "3", "4"])
+
+
 def in_a_block() -> Iterator[int]:
     """A dependency as Django's users write it: it enters in one call, and leaves in another."""
     with transaction.atomic():
@@ -1280,6 +1627,93 @@ def test_a_client_that_goes_away_leaves_no_transaction(default_database: str, po
         assert client.get("/count").json() == 0
         assert postgresql.in_transaction("board") == 0
     assert stored() == []
+
+
+# Threads that asyncio starts
+
+
+async def by_executor(function: Callable[..., Any], *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, function, *args)
+
+
+async def not_sensitive(function: Callable[..., Any], *args: Any) -> Any:
+    return await sync_to_async(function, thread_sensitive=False)(*args)
+
+
+ASYNCIO = [asyncio.to_thread, by_executor, not_sensitive, anyio_by_name]
+
+
+@pytest.mark.parametrize("way", ASYNCIO)
+def test_a_thread_of_asyncio_takes_part_in_the_transaction(default_database: str, way: Any) -> None:
+    """Its savepoint is its own: a sibling waits, and the end of the block waits for it."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def optional(fail: bool) -> None:
+        with suppress(LookupError), transaction.atomic():
+            write("optional")
+            inside.set()
+            wait_for(go_on)
+            if fail:
+                raise LookupError
+
+    async def main() -> None:
+        async with atomic():
+            task = asyncio.create_task(way(optional, True))
+            await outside(partial(wait_for, inside))
+            writing = asyncio.create_task(awrite("beside"))
+            await asyncio.sleep(0)
+            go_on.set()
+            await asyncio.gather(task, writing)
+            assert await way(is_open)
+        assert await committed() == ["beside"]
+        async with atomic():
+            inside.clear()
+            go_on.clear()
+            await awrite("before")
+            task = asyncio.create_task(way(optional, False))
+            await outside(partial(wait_for, inside))
+            asyncio.get_running_loop().call_soon(go_on.set)
+        await task
+        assert await committed() == ["before", "beside", "optional"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
+@pytest.mark.parametrize("way", [asyncio.to_thread, by_executor, not_sensitive])
+def test_a_function_that_is_given_up_cannot_write_when_its_block_has_ended(sqlite: str, way: Any) -> None:
+    """A thread of asyncio that goes on after its block raises, in a block around it and outside of any."""
+    inside, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def late() -> None:
+        inside.set()
+        wait_for(go_on)
+        try:
+            write("late")
+        except TransactionManagementError as error:
+            errors.append(error)
+        ended.set()
+
+    async def given_up() -> None:
+        async with atomic():
+            task = asyncio.create_task(way(late))
+            await outside(partial(wait_for, inside))
+            task.cancel()
+
+    async def main() -> None:
+        await given_up()
+        go_on.set()
+        await outside(partial(wait_for, ended))
+        for event in (inside, go_on, ended):
+            event.clear()
+        async with atomic():
+            await given_up()
+            go_on.set()
+            await outside(partial(wait_for, ended))
+        assert ["has ended" in str(error) for error in errors] == [True, True]
+        assert await committed() == []
+
+    play(main, threads=1, thread_timeout=5)
 
 
 # Calls from a transaction's synchronous code back into the loop

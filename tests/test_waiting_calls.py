@@ -1,13 +1,14 @@
 """Calls that wait for the event loop, and functions that are no fit for ``run()``."""
 
 import asyncio
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import anyio.from_thread
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import transaction
-from django.db.transaction import TransactionManagementError
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
@@ -48,24 +49,90 @@ def test_a_block_under_async_to_sync_finds_a_connection(default_database: str) -
     play(main, threads=1, thread_timeout=5)
 
 
-def test_a_block_under_async_to_sync_is_never_beside_the_transaction_around(default_database: str) -> None:
-    """Inside of a synchronous transaction it is refused, and all is rolled back."""
+def from_thread(function: Callable[..., Any], *args: Any) -> None:
+    anyio.from_thread.run(function, *args)
 
-    async def block() -> None:
+
+def by_async_to_sync(function: Callable[..., Any], *args: Any) -> None:
+    async_to_sync(function)(*args)
+
+
+def by_asyncio_run(function: Callable[..., Any], *args: Any) -> None:
+    asyncio.run(function(*args))
+
+
+# How synchronous code waits for asynchronous code, and the ways there where it can.
+WAITS = [
+    (run_in_threadpool, from_thread),
+    (run_in_threadpool, by_async_to_sync),
+    (run_in_threadpool, by_asyncio_run),
+    (run, by_async_to_sync),
+    (run, by_asyncio_run),
+    (asyncio.to_thread, by_async_to_sync),
+    (lambda function: sync_to_async(function, thread_sensitive=False)(), by_async_to_sync),
+]
+
+
+async def write_in_every_way() -> None:
+    """Five topics, one of them in a savepoint that is rolled back."""
+    await awrite("async ORM")
+    await run(write, "run")
+    await sync_to_async(write)("sync_to_async")
+    await run_in_threadpool(write, "AnyIO")
+    with suppress(LookupError):
         async with atomic():
-            await awrite("beside")
+            await awrite("rolled back")
+            raise LookupError
+    async with atomic():
+        await awrite("savepoint")
+
+
+@pytest.mark.parametrize(("way", "wait"), WAITS)
+@pytest.mark.parametrize("fail", [False, True])
+def test_what_a_synchronous_transaction_waits_for_is_inside_of_it(
+    sqlite: str, way: Any, wait: Any, fail: bool
+) -> None:
+    """Asynchronous code that `with transaction.atomic():` calls is committed or rolled back with it."""
 
     def function() -> None:
         with transaction.atomic():
             write("around")
-            async_to_sync(block)()
+            wait(write_in_every_way)
+            assert len(stored()) == 6
+            if fail:
+                raise LookupError
 
     async def main() -> None:
-        with pytest.raises(TransactionManagementError, match="async_to_sync"):
-            await run(function)
-        assert await committed() == []
+        with pytest.raises(LookupError) if fail else nullcontext():
+            await way(function)
+        kept = ["AnyIO", "around", "async ORM", "run", "savepoint", "sync_to_async"]
+        assert await committed() == ([] if fail else kept)
+        await awrite("the connection is back")
 
-    play(main, thread_timeout=5)
+    play(main, threads=4, thread_timeout=5)
+
+
+@pytest.mark.parametrize("wait", [from_thread, by_async_to_sync])
+def test_a_transaction_without_autocommit_keeps_its_connection_while_it_waits(
+    default_database: str, wait: Any
+) -> None:
+    """What set_autocommit(False) has begun is there after a wait, and what ran meanwhile is part of it."""
+
+    def function() -> None:
+        transaction.set_autocommit(False)
+        try:
+            write("before")
+            wait(awrite, "meanwhile")
+            write("after")
+            transaction.commit()
+        finally:
+            transaction.set_autocommit(True)
+
+    async def main() -> None:
+        await run_in_threadpool(function)
+        assert await committed() == ["after", "before", "meanwhile"]
+
+    play(main, threads=1, thread_timeout=5)
 
 
 @pytest.mark.parametrize("how", [run, lambda function, *args: sync_to_async(function)(*args)])

@@ -5,21 +5,11 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from asgiref.sync import sync_to_async
-from django.db import DEFAULT_DB_ALIAS, transaction
-from django.db.transaction import TransactionManagementError
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from . import calls
-from .blocks import (
-    Block,
-    current_block,
-    enter_block,
-    entered_block,
-    rolled_back_before,
-)
+from .atomic_scope import AdoptedScope, AtomicScope
 from .calls import left_open
-from .transaction import new_transaction
-from .turns import asking_block, waiting_executor
+from .scopes import Scope, current_scope, enter_scope, entered_scope
 
 
 class Atomic:
@@ -29,8 +19,8 @@ class Atomic:
         """Hold the arguments; see ``atomic()``."""
         self._alias = using or DEFAULT_DB_ALIAS
         self._django = transaction.atomic(using=using, savepoint=savepoint, durable=durable)
-        self._outer: Block | None = None
-        self._inner: Block | None = None
+        self._outer: Scope | None = None
+        self._inner: AtomicScope | None = None
 
     if not TYPE_CHECKING:  # which says so by itself
 
@@ -45,31 +35,19 @@ class Atomic:
     async def __aenter__(self) -> Self:
         if self._inner is not None:
             raise RuntimeError("This block is open already. Write `async with atomic():` for each block.")
-        while not await self._enter():
-            pass  # the block around it has just ended: this one begins outside of it
-        return self
-
-    async def _enter(self) -> bool:
-        self._outer = entered_block()
-        parent = asking_block()
-        if parent is None:
-            if waiting_executor() is not None:
-                await sync_to_async(_let_go)(self._alias)  # on the thread that waits in async_to_sync
-            inner = Block(new_transaction(), None)
-        else:
-            await parent.begin_nested()
-            inner = Block(parent.transaction, parent)
-        self._inner = inner
-        enter_block(inner)
+        self._outer, self._inner = entered_scope(), AtomicScope.here()
         try:
-            await inner.take_connection(self._alias)
-            entered = await inner.do(lambda: inner.enter(self._django.__enter__, self._django.__exit__))
+            await self._inner.let_in()
+        except BaseException:
+            self._inner = None
+            raise
+        enter_scope(self._inner)
+        try:
+            await self._inner.begin(self._django, self._alias)
         except BaseException as error:
             await self._leave(type(error), error, error.__traceback__)
             raise
-        if not entered:
-            self._forget()
-        return entered
+        return self
 
     async def __aexit__(
         self,
@@ -79,40 +57,13 @@ class Atomic:
     ) -> None:
         await self._leave(kind, error, traceback)
 
-    async def _leave(self, *how: Any) -> None:
-        inner = self._inner
+    async def _leave(self, *how: object) -> None:
+        inner, self._inner = self._inner, None
         assert inner is not None
         try:
-            if not inner.broken:
-                await inner.do(lambda: inner.leave(*how))
-            elif how[0] is None:
-                raise rolled_back_before()
+            await inner.leave(*how)
         finally:
-            self._forget()
-
-    def _forget(self) -> None:
-        inner, self._inner = self._inner, None
-        enter_block(self._outer)
-        if inner is not None and inner.parent is not None and not inner.broken:
-            inner.parent.end_nested()
-
-
-def _let_go(alias: str) -> None:
-    """Have a call that waits for this block give its connections back.
-
-    Raises:
-        TransactionManagementError: it has a transaction open, of which this block could not be a part.
-    """
-    call = calls.current()
-    if call is None:
-        return
-    call.give_back()
-    if alias in call.held:
-        raise TransactionManagementError(
-            "`async with atomic()` under async_to_sync, inside of a synchronous transaction.atomic(), "
-            "would be a transaction of its own. Write `with transaction.atomic():` in a synchronous function "
-            "there, or make the outer one `async with atomic()`."
-        )
+            enter_scope(self._outer)
 
 
 def atomic(using: str | None = None, savepoint: bool = True, durable: bool = False) -> Atomic:
@@ -129,7 +80,9 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
         durable: refuse to be nested, so that leaving the block is sure to commit.
 
     Raises:
-        DatabaseBusy: no connection came free within ``DJANGO_ORM_THREAD_TIMEOUT``.
+        DatabaseBusy: no connection became available, or a sibling's nested block did not end, within
+            ``DJANGO_ORM_THREAD_TIMEOUT``; or, at the end, a call that still ran in the block did not.
+        TransactionManagementError: the block ended without an exception, and was rolled back all the same.
         RuntimeError: ``durable`` was asked for inside another block.
         NotStarted: no lifespan of ``DjangoORM`` runs.
 
@@ -145,7 +98,7 @@ async def nothing_left_open() -> AsyncIterator[None]:
     Raises:
         TransactionLeftOpen: there was something.
     """
-    before = current_block()
+    before = current_scope()
     try:
         yield
     except BaseException:
@@ -155,11 +108,21 @@ async def nothing_left_open() -> AsyncIterator[None]:
         raise left_open(aliases)
 
 
-async def _end_left_open(before: Block | None) -> list[str]:
-    block = current_block()
-    if block is None or block is before or not block.adopted:
+async def _end_left_open(before: Scope | None) -> list[str]:
+    scope = current_scope()
+    if scope is before or not isinstance(scope, AdoptedScope):
         return []
-    aliases = list(block.transaction.connections)
-    enter_block(before)
-    await block.do(block.end)
-    return aliases
+    enter_scope(before)
+    return await scope.roll_back()
+
+
+def atomic_aliases(handler: Any) -> list[str]:
+    """The databases whose ``ATOMIC_REQUESTS`` is on, except those that ``@non_atomic_requests`` names."""
+    every = connections.settings
+    for settings in every.values():
+        if settings["ATOMIC_REQUESTS"]:
+            break
+    else:  # as it mostly is, and this is asked for every request
+        return []
+    exempt = getattr(handler, "_non_atomic_requests", ())
+    return [alias for alias in every if every[alias]["ATOMIC_REQUESTS"] and alias not in exempt]

@@ -6,7 +6,7 @@ first touches one, and gives it back when it ends, so none is held while a reque
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..clock import monotonic
 from ..errors import TransactionLeftOpen
 from .pool import Connections
-from .state import left_behind
+from .state import is_open, left_behind
 from .threads import end_thread
 
 T = TypeVar("T")
@@ -29,12 +29,12 @@ class Call:
 
     Attributes:
         held: the connections that it has borrowed, by alias.
-        around: the connections that are kept for its request, by alias.
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
+        scope: its part of a transaction; see ``scopes``.
     """
 
-    __slots__ = ("around", "held", "ident", "pools", "started")
+    __slots__ = ("held", "ident", "pools", "scope", "started")
 
     def __init__(self, pools: Callable[[str], Connections]) -> None:
         """Borrow nothing yet.
@@ -44,9 +44,17 @@ class Call:
         """
         self.pools = pools
         self.held: dict[str, BaseDatabaseWrapper] = {}
-        self.around: Mapping[str, BaseDatabaseWrapper] = {}
+        self.scope: Any = None
         self.ident = 0
         self.started = 0.0
+
+    def borrows(self) -> bool:
+        """Whether the running code has the call's connections, not Django's own for each thread."""
+        return True
+
+    def transaction_to_join(self) -> Any:
+        """The scope that the call asks for a part in its transaction when it first needs one, if any."""
+        return None
 
     def connection(self, alias: str) -> BaseDatabaseWrapper:
         """The call's connection to a database, borrowed at first use.
@@ -54,7 +62,7 @@ class Call:
         Raises:
             DatabaseBusy: none came free in time.
         """
-        connection = self.held.get(alias) or self.around.get(alias)
+        connection = self.held.get(alias)
         if connection is None:
             connection = self.held[alias] = self.pools(alias).borrow()
         return connection
@@ -74,6 +82,8 @@ class Call:
         finally:
             _local.call = before
             running_calls.discard(self)
+            if self.scope is not None:
+                self.scope.call_ended(self)
             self.end()
 
     def look(self, function: Callable[..., T], *args: Any) -> T:
@@ -88,7 +98,7 @@ class Call:
     def give_back(self) -> None:
         """Give back what others may have while this call waits, and nothing that the rest of it counts on."""
         for connection in list(self.held.values()):
-            if not connection.in_atomic_block and left_behind(connection) is None:
+            if not is_open(connection) and left_behind(connection) is None:
                 del self.held[connection.alias]
                 self.pools(connection.alias).give_back(connection)
 
@@ -100,6 +110,12 @@ class Call:
                 if not self.pools(connection.alias).give_back(connection):
                     # The thread may have been left with something as well, which belongs to the connection.
                     end_thread()
+
+    @property
+    def aliases(self) -> list[str]:
+        """The databases to which it has a connection, its own or its transaction's, for the log."""
+        of_scope = {} if self.scope is None else self.scope.all_connections()
+        return sorted(of_scope | self.held)
 
     def discard_open(self) -> None:
         """Roll back what the call has left open.
@@ -126,10 +142,7 @@ def left_open(aliases: Iterable[str]) -> TransactionLeftOpen:
 
 
 def run_as_call(
-    pools: Callable[[str], Connections],
-    function: Callable[..., T],
-    *args: Any,
-    around: Mapping[str, BaseDatabaseWrapper] | None = None,
+    pools: Callable[[str], Connections], function: Callable[..., T], *args: Any, scope: Any = None
 ) -> T:
     """Run the function as a call in which every transaction must end.
 
@@ -137,14 +150,22 @@ def run_as_call(
         pools: where to borrow, by alias.
         function: what to run.
         *args: its arguments.
-        around: connections that are kept for it.
+        scope: the call's part of a transaction, if it has one.
 
     Raises:
         TransactionLeftOpen: it has left one open, which was rolled back.
     """
     call = Call(pools)
-    if around is not None:
-        call.around = around
+    call.scope = scope
+    return run_call(call, function, *args)
+
+
+def run_call(call: Call, function: Callable[..., T], *args: Any) -> T:
+    """Run the function as this call, in which every transaction must end.
+
+    Raises:
+        TransactionLeftOpen: it has left one open, which was rolled back.
+    """
     try:
         result = call.run(function, *args)
     except BaseException:
@@ -168,7 +189,7 @@ def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
     """
     held = [call.held for call in running_calls]
     for call in running_calls:
-        call.held, call.around = {}, {}
+        call.held = {}
     running_calls.clear()
     _local.call = None
     return held

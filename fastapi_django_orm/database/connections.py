@@ -12,7 +12,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import ConnectionHandler
 
 from . import calls
-from .blocks import current_block
+from .reentrancy import transaction_connection, transaction_connection_on_loop
 
 
 class LentConnections(ConnectionHandler):
@@ -23,23 +23,21 @@ class LentConnections(ConnectionHandler):
     """
 
     def __getitem__(self, alias: str) -> BaseDatabaseWrapper:
-        block, call = current_block(), calls.current()
-        if block is not None:
-            connection = block.transaction.connections.get(alias)
-            if connection is not None:
-                return connection
-        if call is not None:
-            return call.connection(alias)
-        return super().__getitem__(alias)
+        connection: BaseDatabaseWrapper | None = transaction_connection_on_loop(alias)
+        if connection is None:
+            call = calls.current()
+            if call is None or not call.borrows():
+                return super().__getitem__(alias)
+            connection = transaction_connection(call, alias) or call.connection(alias)
+        return connection
 
     def all(self, initialized_only: bool = False) -> list[Any]:
         """All connections of the running code, or only those that it has already."""
         call = calls.current()
-        if call is None or not initialized_only:
+        if call is None or not initialized_only or not call.borrows():
             return list(super().all(initialized_only))
-        block = current_block()
-        around = call.around if block is None else block.transaction.connections
-        return [*around.values(), *call.held.values()]
+        of_transaction = {} if call.scope is None else call.scope.all_connections()
+        return list((of_transaction | call.held).values())
 
 
 @contextmanager

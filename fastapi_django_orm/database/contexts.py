@@ -2,7 +2,7 @@
 
 asgiref lets only the outermost of nested contexts count, and the application's is around all of its requests;
 so Django's promise to a request, one thread and so one connection, would not hold for a Django that is
-mounted under FastAPI. While a lifespan is open, each outermost context of other code is a block of its own
+mounted under FastAPI. While a lifespan is open, each outermost context of other code is a scope of its own
 (see ``keeping``).
 """
 
@@ -14,10 +14,9 @@ from asgiref.sync import SyncToAsync, ThreadSensitiveContext
 
 from .. import running
 from ..errors import NotStarted
-from .blocks import current_block, enter_block
 from .executor import DatabaseExecutor
-from .keeping import ContextBlock
-from .turns import waiting_executor
+from .keeping import ContextScope
+from .scopes import current_scope, enter_scope, waiting_thread
 
 _selected = SyncToAsync.thread_sensitive_context
 _executors = SyncToAsync.context_to_thread_executor
@@ -30,16 +29,16 @@ def contexts_instrumented() -> Iterator[None]:
     enter, leave = kind.__aenter__, kind.__aexit__
 
     async def enter_ours(self: Any) -> Any:
-        if self._executor is None and waiting_executor() is None and current_block() is None:
+        if self._executor is None and waiting_thread() is None and current_scope() is None:
             _serve(self)
         return await enter(self)
 
     async def leave_ours(self: Any, *how: Any) -> None:
-        block: ContextBlock | None = vars(self).pop(_KEY, None)
-        if block is not None:
-            enter_block(None)
+        scope: ContextScope | None = vars(self).pop(_KEY, None)
+        if scope is not None:
+            enter_scope(None)
             # Not awaited: a call that was given up may run for long, and has the thread until it ends.
-            block.end_soon()
+            scope.break_off()
         await leave(self, *how)
 
     kind.__aenter__, kind.__aexit__ = enter_ours, leave_ours
@@ -49,7 +48,7 @@ def contexts_instrumented() -> Iterator[None]:
         kind.__aenter__, kind.__aexit__ = enter, leave
 
 
-_KEY = "fastapi_django_orm_block"
+_KEY = "fastapi_django_orm_scope"
 
 
 def _serve(context: Any) -> None:
@@ -59,9 +58,9 @@ def _serve(context: Any) -> None:
     if _selected.get(None) is None:
         # Code beside the application, such as a Django that a router of the project's own calls.
         context.token = _selected.set(executor.context)
-    block = ContextBlock(executor.kept, executor.pools)
-    setattr(context, _KEY, block)
-    enter_block(block)
+    scope = ContextScope(executor.threads, executor.pools)
+    setattr(context, _KEY, scope)
+    enter_scope(scope)
 
 
 def _executor() -> DatabaseExecutor | None:

@@ -21,12 +21,10 @@ from django.db.models.query import RawQuerySet
 
 from .. import running
 from ..errors import LazyValue
-from .calls import run_as_call
-from .keeping import KeptThreads, kept_block
 from .loop_queries import LoopQueries
 from .pool import Pool
-from .threads import DatabaseThreads, Job
-from .turns import asking_block
+from .reentrancy import submit_call
+from .threads import DatabaseThreads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -44,7 +42,6 @@ class DatabaseExecutor(Executor):
     def __init__(
         self,
         threads: DatabaseThreads,
-        kept: KeptThreads,
         pools: Callable[[str], Pool],
         own: "DatabaseExecutor | None" = None,
     ) -> None:
@@ -52,30 +49,19 @@ class DatabaseExecutor(Executor):
 
         Args:
             threads: they run the functions.
-            kept: they do so for contexts of their own, and requests that have left something on a connection.
             pools: the connections, by alias.
             own: the executor of the plugin's own reads, unless this is it.
         """
         self.own = own or self
         self.threads = threads
-        self.kept = kept
         self.pools = pools
         self.on_loop = LoopQueries(pools)
         self.context = ThreadSensitiveContext(executor=self)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run the function on a database thread, in a copy of the caller's context."""
-        return self._put(partial(copy_context().run, partial(fn, *args, **kwargs))).future
-
-    def _put(self, function: Callable[[], Any]) -> Job:
-        block = asking_block()
-        kept = kept_block(block)
-        job = Job(partial(run_as_call, self.pools, function) if kept is None else partial(kept.run, function))
-        if block is None:
-            self.threads.put(job)
-        else:
-            block.submit(job)
-        return job
+        function = partial(copy_context().run, partial(fn, *args, **kwargs))
+        return submit_call(self.pools, function, self.threads.put).future
 
     async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """What ``run()`` does, in the application of these threads."""

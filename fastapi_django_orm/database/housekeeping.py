@@ -13,7 +13,6 @@ from ..clock import monotonic, pause
 from ..events import logger
 from . import calls
 from .calls import Call, running_calls
-from .keeping import KeptThreads
 from .network import cut
 from .pool import Pool
 from .statements import Waits
@@ -27,7 +26,6 @@ _WRAPPERS = (str(Path(calls.__file__).parent), str(Path(asgiref.__file__).parent
 
 async def keep_house(
     every: Sequence[DatabaseThreads],
-    kept: KeptThreads,
     pools: Callable[[], Iterable[Pool]],
     thread_timeout: float,
     call_timeout: float,
@@ -36,7 +34,6 @@ async def keep_house(
 
     Args:
         every: the application's threads.
-        kept: those of its contexts.
         pools: the connections.
         thread_timeout: seconds after which a job that waits is given up, and a call that runs is named in the
             log.
@@ -49,7 +46,6 @@ async def keep_house(
         await pause(interval)
         for threads in every:
             threads.expire()
-        kept.expire()
         named = _name_blocked(named, thread_timeout)
         if call_timeout:
             _cut_off(waits, [each for pool in pools() for each in pool.timed()], call_timeout)
@@ -76,7 +72,7 @@ def _name_blocked(named: set[Call], thread_timeout: float) -> set[Call]:
             logger.warning(
                 "call_does_not_end",
                 seconds=round(monotonic() - call.started, 1),
-                databases=sorted(call.held),
+                databases=call.aliases,
                 at=["a query that the event loop waits for"] if frame is None else _places(frame),
             )
     # This function's own frame is among them: they would hold each other, and all that the threads work on.

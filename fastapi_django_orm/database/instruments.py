@@ -1,59 +1,90 @@
-"""Where FastAPI's and Starlette's calls begin and end: in ``anyio.to_thread.run_sync``.
+"""Where calls begin and end: in AnyIO's threads, and in those that asyncio uses.
 
-All ``def`` handlers, dependencies, background tasks and streaming generators go through that function, which
-both libraries look up when they call it. Instrumenting it while a lifespan is open, as tracers do, is what
-tells where such a call ends. (A lease kept in the context copy of AnyIO's thread outlives a call that raises:
-the traceback holds the copy.)
+All ``def`` handlers, dependencies, background tasks and streaming generators go through AnyIO's
+``to_thread.run_sync``, which asks the backend; ``asyncio.to_thread``, ``loop.run_in_executor`` and
+``sync_to_async(thread_sensitive=False)`` go through ``ThreadPoolExecutor.submit``. Both are instrumented
+while a lifespan is open, as tracers do, at the place that is the same whatever name the function was imported
+by. That is what tells where such a call ends. (A lease kept in the context copy of the thread outlives a call
+that raises: the traceback holds the copy.)
 """
 
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, TypeVar
 
-import anyio.from_thread
 import anyio.to_thread
 from anyio import CancelScope, CapacityLimiter
+from anyio._core._eventloop import get_async_backend
+from asgiref.sync import SyncToAsync
 
-from ..events import logger
-from . import calls
-from .blocks import Block, enter_block, entered_block
-from .calls import Call
+from .. import running
+from .atomic_scope import AdoptedScope, log_abandoned
+from .calls import Call, run_call
 from .pool import Pool
-from .transaction import new_transaction
-from .turns import ThreadTurn, asking_block
+from .reentrancy import ReentrantScope, job_inside
+from .requests import current_request
+from .scopes import (
+    Scope,
+    State,
+    current_scope,
+    ended_meanwhile,
+    enter_scope,
+    entered_scope,
+    rolled_back_before,
+    scope_to_ask,
+)
+from .threads import Job
+from .transaction import release
+from .waits import replaced, waits_instrumented
 
 T = TypeVar("T")
 
-_lock = threading.Lock()
 RunSync = Callable[..., Awaitable[Any]]
+
+_threads = SyncToAsync.thread_sensitive_context
 
 
 @contextmanager
 def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
-    """Give each call that AnyIO runs its connections, for the length of the block.
+    """Give each call on those threads its connections, for the length of the block.
 
     Args:
         pools: the connections, by alias.
     """
-    original: RunSync = anyio.to_thread.run_sync
+    backend = get_async_backend("asyncio")
+    on_anyio = _of_anyio(backend.run_sync_in_worker_thread, pools)
+    on_executors = _of_executors(ThreadPoolExecutor.submit, pools)
+    with (
+        waits_instrumented(),
+        replaced(backend, "run_sync_in_worker_thread", staticmethod(on_anyio)),
+        replaced(ThreadPoolExecutor, "submit", on_executors),
+    ):
+        yield
 
-    async def run_sync(
+
+# AnyIO
+
+
+def _of_anyio(original: RunSync, pools: Callable[[str], Pool]) -> RunSync:
+    async def run_sync_in_worker_thread(
         func: Callable[..., Any],
-        *args: Any,
+        args: tuple[Any, ...],
+        abandon_on_cancel: bool = False,
         limiter: CapacityLimiter | None = None,
-        **options: Any,
     ) -> Any:
-        block = asking_block()
-        if block is not None:
+        run = partial(original, abandon_on_cancel=abandon_on_cancel)
+        parent = scope_to_ask()
+        if parent is not None:
             # A limiter of its own: with all threads of the common one waiting for connections, the
             # transaction that holds one would wait for a thread.
-            options["limiter"] = limiter or CapacityLimiter(1)
-            return await _take_turn(original, block, Call(pools), func, *args, **options)
+            run = partial(run, limiter=limiter or CapacityLimiter(1))
+            return await _in_its_turn(run, parent, partial(func, *args), pools)
         call = _OnThread(pools)
-        work = original(call.run, func, *args, limiter=limiter, **options)
+        work = run(call.run, (func, *args), limiter=limiter)
         manager = _entered_by(func)
         try:
             return await (work if manager is None else _enter_whole(work, call, manager))
@@ -62,29 +93,57 @@ def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
             raise
         finally:
             if call.left_open is not None:
-                enter_block(call.left_open)
+                enter_scope(call.left_open)
 
-    from_thread: Any = anyio.from_thread
-    before = from_thread.run, from_thread.run_sync
-    anyio.to_thread.run_sync = run_sync  # type: ignore[assignment]
-    from_thread.run, from_thread.run_sync = _giving_back(before[0]), _giving_back(before[1])
+    return run_sync_in_worker_thread
+
+
+async def _in_its_turn(
+    run: RunSync, parent: Scope, function: Callable[[], Any], pools: Callable[[str], Pool]
+) -> Any:
+    """Wait for the turn on the event loop, and have a thread run the function then."""
+    turn: Future[None] = Future()
+
+    def begin(job: Job) -> bool:
+        with suppress(InvalidStateError):  # it may be given up on another thread at this moment
+            turn.set_result(None)
+        return True
+
+    def outside(job: Job) -> None:
+        begin(job)
+
+    job = job_inside(parent, lambda scope: run_call(_InTransaction(pools, scope), function), outside, begin)
+    job.future.add_done_callback(lambda _: begin(job))  # given up
     try:
-        yield
+        if not turn.done():
+            await asyncio.wrap_future(turn)
+        await run(job.run, ())
+        return job.future.result()
     finally:
-        anyio.to_thread.run_sync = original  # type: ignore[assignment]
-        from_thread.run, from_thread.run_sync = before
+        job.future.cancel()  # unless a thread has begun it
 
 
-def _giving_back(wait: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a call's connections back while it waits for the event loop, where others may want them."""
+class _InTransaction(Call):
+    """A call in a transaction; what it leaves open on other connections is part of that from then on."""
 
-    @wraps(wait)
-    def waiting(*args: Any, **options: Any) -> Any:
-        if (call := calls.current()) is not None:
-            call.give_back()
-        return wait(*args, **options)
+    __slots__ = ()
 
-    return waiting
+    def __init__(self, pools: Callable[[str], Pool], scope: ReentrantScope) -> None:
+        super().__init__(pools)
+        self.scope = scope
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        result: T = super().run(self._leaving_open, function, *args)
+        return result
+
+    def _leaving_open(self, function: Callable[..., T], *args: Any) -> T:
+        try:
+            return function(*args)
+        finally:  # before the turn ends, and the next call begins
+            around: Scope | None = self.scope.parent
+            for alias, connection in list(self.held.items()):
+                if around is not None and connection.in_atomic_block:
+                    around.connections[alias] = self.held.pop(alias)
 
 
 def _entered_by(func: Any) -> Any:
@@ -116,8 +175,8 @@ async def _enter_whole(work: Awaitable[Any], call: "_OnThread", manager: Any) ->
         raise
 
 
-async def _leave(manager: Any, block: Block | None, cancelled: BaseException) -> None:
-    enter_block(block)
+async def _leave(manager: Any, scope: Scope | None, cancelled: BaseException) -> None:
+    enter_scope(scope)
     with suppress(BaseException):  # the cancellation that it is told of comes back, or what its end raises
         await anyio.to_thread.run_sync(
             manager.__exit__, type(cancelled), cancelled, None, limiter=CapacityLimiter(1)
@@ -125,19 +184,18 @@ async def _leave(manager: Any, block: Block | None, cancelled: BaseException) ->
 
 
 class _OnThread(Call):
-    """A call whose open transaction is joined by what follows in the task.
+    """A call whose open transaction is joined by what follows in the task; see ``AdoptedScope``.
 
-    So a ``def`` dependency with ``with transaction.atomic(): yield`` works: it enters in one call and leaves
-    in another, on another thread, and all between is inside. This is seen to on the thread, at the end of the
-    call: the task may have been cancelled while it ran.
+    This is seen to on the thread, at the end of the call: the task may have been cancelled while it ran.
     """
 
-    __slots__ = ("_abandoned", "left_open")
+    __slots__ = ("_abandoned", "_lock", "left_open")
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
         super().__init__(pools)
-        self.left_open: Block | None = None
+        self.left_open: AdoptedScope | None = None
         self._abandoned = False
+        self._lock = threading.Lock()
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         try:
@@ -147,48 +205,90 @@ class _OnThread(Call):
                 self._leave_open()
 
     def _leave_open(self) -> None:
-        block = Block(new_transaction(), None)
-        block.adopted = True
-        _hand_over(self, block)
-        with _lock:
+        held, self.held = self.held, {}
+        with self._lock:
             if not self._abandoned:
-                self.left_open = block
+                self.left_open = AdoptedScope(held)
                 return
-        logger.error("transaction_abandoned", databases=sorted(block.transaction.connections))
-        block.end()
+        log_abandoned(held)
+        release(self.pools, held)
 
     def abandon(self) -> None:
-        """Note that nobody will join what the call still leaves open."""
-        with _lock:
+        """Note that nothing will join what the call still leaves open."""
+        with self._lock:
             self._abandoned = True
 
 
-async def _take_turn(
-    original: RunSync, block: Block, call: Call, func: Any, *args: Any, **options: Any
-) -> Any:
-    turn = ThreadTurn(block)
-    await turn.granted()
+# asyncio
 
-    def run() -> Any:
-        turn.begin()
+
+class _OfExecutor(Call):
+    """A function that asynchronous code has given to an executor.
+
+    It takes part in the transaction around it when it first uses a connection of that: many such functions
+    use none, and some wait for other code of the same block.
+    """
+
+    __slots__ = ("_inside",)
+
+    def __init__(self, pools: Callable[[str], Pool], inside: Scope | None) -> None:
+        super().__init__(pools)
+        self._inside = inside
+
+    def borrows(self) -> bool:
+        """Whether the function runs in a context of the application: ``Context().run`` leads out of it."""
+        return running.entered() is not None
+
+    def transaction_to_join(self) -> Scope | None:
+        """The scope around the function.
+
+        Raises:
+            TransactionManagementError: the block in which it was started has ended: its task was given up,
+            and
+                what it writes now would be kept though the block may have been rolled back.
+        """
+        inside = self._inside
+        while inside is not None and inside.state is State.ENDED:
+            if inside.is_block:
+                raise rolled_back_before() if inside.broken else ended_meanwhile()
+            inside = inside.parent
+        return current_scope()
+
+
+def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], Pool]) -> Any:
+    @wraps(original)
+    def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        # What synchronous code submits may be waited for with a connection in hand, and may never end.
+        if asyncio._get_running_loop() is None:
+            return original(self, fn, *args, **kwargs)
+        scope = entered_scope()
+        while scope is not None and scope.state is State.ENDED and not scope.broken:
+            scope = scope.parent
+        call = partial(run_call, _OfExecutor(pools, scope), partial(fn, *args, **kwargs))
+        return original(self, _with_application(call, scope))
+
+    return submit
+
+
+def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[], T]:
+    """Have the function run under the caller's application and transaction; an executor passes no context.
+
+    Not the whole context: a pool's initializer may have set variables (``decimal``'s) in the thread's own.
+    """
+    here, threads, request = running.entered(), _threads.get(None), current_request.get()
+
+    def run() -> T:
+        if here is None or threads is None:
+            return call()
+        before, entered, selected = entered_scope(), running.enter(here), _threads.set(threads)
+        kept = current_request.set(request)
+        enter_scope(scope)
         try:
-            return call.run(func, *args)
+            return call()
         finally:
-            # Here and not in the task, which may be cancelled while this still runs.
-            _hand_over(call, block)
-            turn.break_nested()
-            block.after_call()
-            turn.end()
+            enter_scope(before)
+            current_request.reset(kept)
+            _threads.reset(selected)
+            running.leave(entered)
 
-    before = entered_block()
-    enter_block(turn)
-    try:
-        return await original(run, **options)
-    finally:
-        enter_block(before)
-        turn.end_unless_begun()
-
-
-def _hand_over(call: Call, block: Block) -> None:
-    block.transaction.connections.update(call.held)
-    call.held.clear()
+    return run

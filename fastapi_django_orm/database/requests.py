@@ -10,10 +10,10 @@ class Keeper(Protocol):
     """What keeps connections for the calls of one request; ``keeping.RequestConnections`` is one.
 
     Attributes:
-        block: what serves the request's calls from now on, if anything was kept.
+        scope: what the request's calls ask from now on, if anything was kept.
     """
 
-    block: Any
+    scope: Any
 
     def keep(self, connection: BaseDatabaseWrapper) -> bool:
         """Keep a connection for the calls that follow in the request; False if the request has ended."""

@@ -13,16 +13,16 @@ from typing import Any
 
 from django.db import connections
 
+from ..clock import monotonic
 from ..events import logger
 from ..shared import SharedContext
-from . import blocks, calls
-from .blocks import break_off_all
+from . import atomic_scope, calls
+from .atomic_scope import break_off_all
 from .connections import lending
 from .contexts import contexts_instrumented
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
 from .instruments import calls_instrumented
-from .keeping import KeptThreads, forget_kept
 from .mounts import mounts_instrumented
 from .pool import Pool
 from .threads import DatabaseThreads, forget_threads
@@ -96,10 +96,9 @@ class _Process:
         The connections are kept, because a driver that finalises one would say goodbye to the server on the
         socket that the parent still uses.
         """
-        self._forgotten.append((self._pools, calls.forget_all(), blocks.forget_all()))
+        self._forgotten.append((self._pools, calls.forget_all(), atomic_scope.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
         forget_threads()
-        forget_kept()
 
 
 _process = _Process()
@@ -120,32 +119,31 @@ async def database_service(
     database_threads = DatabaseThreads(threads, thread_timeout)
     # What handlers leave in a threading.local must not reach what is loaded for everybody.
     own_threads = DatabaseThreads(threads, thread_timeout, name="database-own")
-    kept = KeptThreads(database_threads, thread_timeout)
     shared = ExitStack()
     shared.enter_context(_process.bounded(threads, thread_timeout, timed=call_timeout > 0))
     housekeeper = asyncio.create_task(
-        keep_house((database_threads, own_threads), kept, _process.pools, thread_timeout, call_timeout),
+        keep_house((database_threads, own_threads), _process.pools, thread_timeout, call_timeout),
         name="database housekeeping",
     )
-    own = DatabaseExecutor(own_threads, kept, _process.pool)
-    executor = DatabaseExecutor(database_threads, kept, _process.pool, own)
+    own = DatabaseExecutor(own_threads, _process.pool)
+    executor = DatabaseExecutor(database_threads, _process.pool, own)
     try:
         yield executor
     finally:
         executor.on_loop.close()
         housekeeper.cancel()
         await asyncio.gather(housekeeper, return_exceptions=True)
-        await _off_the_loop(lambda: _shut_down((database_threads, own_threads), kept, shared))
+        await _off_the_loop(lambda: _shut_down((database_threads, own_threads), shared))
         executor.on_loop.break_off()  # what waits behind these queries then finds no threads, either
 
 
-def _shut_down(every: tuple[DatabaseThreads, ...], kept: KeptThreads, shared: ExitStack) -> None:
-    everything: tuple[DatabaseThreads | KeptThreads, ...] = (kept, *every)
-    for threads in everything:
-        break_off_all(threads)
-    for threads in everything:  # what is left of a context runs on the threads that serve everybody
-        threads.shutdown(SHUTDOWN_TIMEOUT)
-    if hanging := [name for threads in everything for name in threads.hanging]:
+def _shut_down(every: tuple[DatabaseThreads, ...], shared: ExitStack) -> None:
+    deadline = monotonic() + SHUTDOWN_TIMEOUT
+    for threads in every:
+        break_off_all(threads, deadline)
+    for threads in every:
+        threads.shutdown(deadline)
+    if hanging := [name for threads in every for name in threads.hanging]:
         logger.error("threads_left_behind", threads=hanging, waited=SHUTDOWN_TIMEOUT)
     shared.close()
 

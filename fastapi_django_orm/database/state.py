@@ -76,6 +76,11 @@ class Watched:
             connection.clean = self._latest
 
 
+def is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether there is a transaction on a connection, or what is left of one that has broken."""
+    return connection.in_atomic_block or (connection.connection is not None and not connection.autocommit)
+
+
 def left_behind(connection: BaseDatabaseWrapper) -> str | None:
     """What keeps a connection from being lent to others as it is; None if nothing does.
 

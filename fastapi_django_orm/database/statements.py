@@ -1,11 +1,12 @@
 """Since when a connection waits for its database: what ``DJANGO_ORM_CALL_TIMEOUT`` counts."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+from ..clock import monotonic
 
 _ACTIVE = 1  # a command is in progress: libpq's PQTRANS_ACTIVE, and psycopg2's
 
@@ -15,7 +16,7 @@ def time_statements(connection: Any) -> None:
     connection.statement_since = None
 
     def timed(execute: Callable[..., Any], *statement: Any) -> Any:
-        connection.statement_since = time.monotonic()
+        connection.statement_since = monotonic()
         try:
             return execute(*statement)
         finally:
@@ -41,7 +42,7 @@ class Waits:
         if not _is_waiting(connection):
             self._seen.pop(connection, None)
             return 0.0
-        now = time.monotonic()
+        now = monotonic()
         number, since = self._seen.get(connection, (-1, now))
         if number != connection.statements:
             since = now

@@ -141,9 +141,17 @@ def end_thread() -> None:
 
 _all: "WeakSet[DatabaseThreads]" = WeakSet()
 
+# As many as AnyIO has for `def` handlers. A context has its thread for as long as its response is being sent;
+# it needs more threads than connections, since many a request uses no connection.
+MOST_KEPT = 40
+
 
 class DatabaseThreads:
-    """At most ``size`` threads for everybody, and one more for each open transaction."""
+    """At most ``size`` threads for everybody, and one more for each transaction or request that needs one.
+
+    Attributes:
+        timeout: seconds that a job waits at most.
+    """
 
     def __init__(self, size: int, timeout: float, name: str = "database") -> None:
         """Start no thread yet.
@@ -155,7 +163,7 @@ class DatabaseThreads:
         """
         self._size = size
         self._name = name
-        self._timeout = timeout
+        self.timeout = timeout
         self.begin()
         _all.add(self)
 
@@ -164,10 +172,15 @@ class DatabaseThreads:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._waiting: deque[Job] = deque()
+        self._watched: deque[tuple[Job, Callable[[], DatabaseBusy]]] = deque()
         self._shared: list[Worker] = []
         self._for_transactions: list[Worker] = []
         self._free: list[Worker] = []
+        self._kept: set[Worker] = set()  # each for one context or request, with which it ends
+        self._number = 0
+        self._waiting_to_keep: deque[Callable[[Worker], None]] = deque()
         self._lock = threading.RLock()  # a collection inside may find an abandoned transaction
+        self._given_back = threading.Condition(self._lock)
         self._closed = False
 
     def put(self, job: Job) -> None:
@@ -210,51 +223,131 @@ class DatabaseThreads:
             self._for_transactions.append(worker)
             return worker
 
+    def put_beside(self, job: Job) -> None:
+        """Have a thread run the job that nothing else waits for."""
+        worker = self.take_worker()
+        worker.jobs.put(job)
+        worker.jobs.put(Job(lambda: self.give_back_worker(worker)))
+
     def give_back_worker(self, worker: Worker) -> None:
         """Let another transaction have the thread."""
         with self._lock:
             self._free.append(worker)
+            self._given_back.notify_all()
+
+    def wait_for_transactions(self, deadline: float) -> None:
+        """Return when no transaction and no request has a thread any more, or at the deadline.
+
+        Args:
+            deadline: on the monotonic clock.
+        """
+        with self._lock:
+            while self._kept or len(self._free) < len(self._for_transactions):
+                if not self._given_back.wait(deadline - monotonic()):
+                    return
+
+    # Threads that serve one context or request each, and end with it
+
+    def request_kept(self, begin: Callable[[Worker], None]) -> None:
+        """Have ``begin`` called with a thread that has run nothing yet, now or when others have ended."""
+        with self._lock:
+            self._refuse_if_closed()
+            if len(self._kept) >= MOST_KEPT:
+                self._waiting_to_keep.append(begin)
+                return
+            worker = self.new_kept()
+        begin(worker)
+
+    def new_kept(self) -> Worker:
+        """A thread that has run nothing yet, at once."""
+        with self._lock:
+            self._refuse_if_closed()
+            self._number += 1
+            worker = Worker(f"request-{self._number}", queue.SimpleQueue())
+            self._kept.add(worker)
+            return worker
+
+    def keep_running(self) -> Worker | None:
+        """The running thread, taken from those that serve everybody; None if it is none of these."""
+        worker = take_over_thread()
+        if worker is not None:
+            with self._lock:
+                self._kept.add(worker)
+        return worker
+
+    def end_kept(self, worker: Worker) -> None:
+        """End a thread when it has done what it runs, and let what waits for one have another."""
+        worker.jobs.put(None)
+        with self._lock:
+            self._kept.discard(worker)
+            self._given_back.notify_all()
+            if self._closed or not self._waiting_to_keep or len(self._kept) >= MOST_KEPT:
+                return
+            begin, following = self._waiting_to_keep.popleft(), self.new_kept()
+        begin(following)  # not under the lock: it takes another
+
+    # What waits
+
+    def watch(self, job: Job, busy: Callable[[], DatabaseBusy]) -> None:
+        """Give a job up that waits longer than the timeout, wherever it waits.
+
+        Args:
+            job: it waits for its turn in a transaction, or for a thread that has to run it.
+            busy: makes the error.
+        """
+        with self._lock:
+            while self._watched and not self._watched[0][0].waits:
+                self._watched.popleft()
+            self._watched.append((job, busy))
 
     def expire(self) -> None:
-        """Give up the jobs that have waited for a thread longer than the timeout."""
-        latest = monotonic() - self._timeout
+        """Give up the jobs that have waited longer than the timeout."""
+        latest = monotonic() - self.timeout
         with self._lock:
+            overdue = []
+            while self._watched and (not self._watched[0][0].waits or self._watched[0][0].submitted < latest):
+                overdue.append(self._watched.popleft())
             late = []
             while self._waiting and (not self._waiting[0].waits or self._waiting[0].submitted < latest):
                 late.append(self._waiting.popleft())
+        for job, busy in overdue:
+            if job.waits:
+                job.expire(busy())
         for job in late:
             if job.waits:
                 job.expire(
                     DatabaseBusy(
-                        f"No database thread came free within {self._timeout:g} s: all {self._size} are "
+                        f"No database thread came free within {self.timeout:g} s: all {self._size} are "
                         "busy. Look for calls that do not end (the log names them), or raise "
                         "DJANGO_ORM_THREADS."
                     )
                 )
 
-    def shutdown(self, timeout: float) -> None:
+    def shutdown(self, deadline: float) -> None:
         """Drop what waits, and end the threads when they have done what they run.
 
         Args:
-            timeout: seconds to wait for them at most.
+            deadline: when to stop waiting for them, on the monotonic clock.
         """
         with self._lock:
             self._closed = True
-            for job in self._waiting:
+            for job in (*self._waiting, *(job for job, _ in self._watched)):
                 job.future.cancel()
             for _ in self._shared:
                 self._jobs.put(None)
-            for worker in self._for_transactions:
+            for worker in (*self._for_transactions, *self._kept):
                 worker.jobs.put(None)
-        deadline = monotonic() + timeout
-        for worker in (*self._shared, *self._for_transactions):
+            workers = self._workers()
+        for worker in workers:
             worker.thread.join(max(0.0, deadline - monotonic()))
 
     @property
     def hanging(self) -> list[str]:
         """The names of the threads that still run."""
-        workers = (*self._shared, *self._for_transactions)
-        return [worker.thread.name for worker in workers if worker.thread.is_alive()]
+        return [worker.thread.name for worker in self._workers() if worker.thread.is_alive()]
+
+    def _workers(self) -> list[Worker]:
+        return [*self._shared, *self._for_transactions, *self._kept]
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

@@ -1,113 +1,120 @@
-"""What a transaction holds while it is open: a thread, and a connection to each database that it uses."""
+"""The thread and the lock that all scopes of one transaction share."""
 
-import queue
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import running
+from ..errors import DatabaseBusy
 from ..events import logger
 from .pool import Connections
-from .threads import Job, Worker
-
-
-class Threads(Protocol):
-    """Where a transaction takes its thread from."""
-
-    def put(self, job: Job) -> None:
-        """Let any thread run the job, when the transaction has ended."""
-
-    def take_worker(self) -> Worker:
-        """A thread for the transaction alone; give it back."""
-
-    def give_back_worker(self, worker: Worker) -> None:
-        """Give it back, when it has been taken."""
+from .state import is_open
+from .threads import DatabaseThreads, Job, Worker
 
 
 class Transaction:
-    """Connections and a thread of their own for as long as the outermost block is open."""
+    """A thread of its own while the outermost scope is open, so that ``threading.local`` works inside.
+
+    Attributes:
+        lock: guards all scopes of this transaction. Re-entrant: to end a scope lets the next one begin, whose
+            work is handed to ``put()``.
+        threads: the application's.
+        pools: where connections come from and go back to, by alias.
+    """
 
     def __init__(
-        self, threads: Threads, pools: Callable[[str], Connections], worker: Worker | None = None
+        self,
+        threads: DatabaseThreads,
+        pools: Callable[[str], Connections],
+        lock: "threading.RLock | None" = None,
     ) -> None:
         """Take nothing yet.
 
         Args:
             threads: where to take the thread.
             pools: where to take connections, by alias.
-            worker: the thread, if it is known.
+            lock: one that is shared with another transaction.
         """
-        self.connections: dict[str, BaseDatabaseWrapper] = {}
+        self.lock = lock or threading.RLock()
         self.threads = threads
-        self.lock = threading.RLock()
-        self.ended = False
         self.pools = pools
-        self._worker = worker
+        self._worker: Worker | None = None
+        self._waits = 0  # calls on the worker's thread that wait for asynchronous code, one inside the other
+
+    def another(self) -> "Transaction":
+        """A transaction for what waited for this one in vain; it may be about to take the lock."""
+        return Transaction(self.threads, self.pools, self.lock)
 
     def put(self, job: Job) -> None:
-        """Let the transaction's thread run the job, or any when the transaction has ended."""
+        """Have the transaction's thread run the job, or one more while that one waits for this very job."""
         with self.lock:
-            if self.ended:
-                self.threads.put(job)
-                return
-            if self._worker is None:
-                self._worker = self.threads.take_worker()
-            self._worker.jobs.put(job)
+            try:
+                if self._worker is None:
+                    self._worker = self.take_worker()
+                if not self._waits:
+                    self._worker.jobs.put(job)
+                else:
+                    self.threads.put_beside(job)
+            except RuntimeError:  # the threads have ended: what is left to do is to close connections
+                job.run()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether a transaction is open on one of the connections."""
-        return any(connection.in_atomic_block for connection in self.connections.values())
+    def busy(self) -> DatabaseBusy:
+        """The error of what has waited long enough for its turn, which is also in the log."""
+        waited = self.threads.timeout
+        logger.error("transaction_does_not_go_on", waited=waited)
+        return DatabaseBusy(
+            f"A call or a block inside atomic() has waited for {waited:g} s. One at a time uses the "
+            "transaction's connection, and another call, or a nested atomic(), of the same transaction has "
+            "not ended. Look for `call_does_not_end` in the log. Do not keep a nested atomic() open while "
+            "you wait for its siblings. A function that waits for asynchronous code must do so by "
+            "async_to_sync, anyio.from_thread.run or asyncio.run_coroutine_threadsafe(…).result(), which "
+            "lend the connection meanwhile."
+        )
+
+    def thread_waits(self, by: int) -> None:
+        """Count the calls that wait on the transaction's thread, if this is it.
+
+        Args:
+            by: 1 when a call begins to wait, -1 when it goes on.
+        """
+        mine = self._worker is not None and self._worker.thread is threading.current_thread()
+        with self.lock:
+            self._waits += by if mine else 0
 
     def end(self) -> None:
-        """Give everything back, on a thread that may close connections."""
-        with self.lock:
-            self.ended = True
-            held, self.connections = self.connections, {}
-            worker, self._worker = self._worker, None
-        _release(self.pools, held)
-        if worker is None:
-            return
-        # What is left comes from tasks that outlive the block, and may wait for connections; the next
-        # transaction on this thread must not wait for that.
-        with suppress(queue.Empty):
-            while (job := worker.jobs.get_nowait()) is not None:
-                _put_or_cancel(self.threads, job)
-            worker.jobs.put(None)
+        """Give the thread back. The lock is held; the thread may still be at the end of its last job."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            self.give_back_worker(worker)
+
+    def take_worker(self) -> Worker:
+        """A thread that runs nothing else meanwhile."""
+        return self.threads.take_worker()
+
+    def give_back_worker(self, worker: Worker) -> None:
+        """Let other transactions have the thread."""
         self.threads.give_back_worker(worker)
 
-    def __del__(self) -> None:
-        # Only one that a call has left open and nobody has closed comes here with connections.
-        if self.connections:
-            logger.error("transaction_abandoned", databases=sorted(self.connections))
-            with suppress(RuntimeError):  # the application has shut down, and its connections with it
-                self.threads.put(Job(partial(_release, self.pools, self.connections)))
 
-
-def _put_or_cancel(threads: Threads, job: Job) -> None:
-    try:
-        threads.put(job)
-    except RuntimeError:  # the application has shut down
-        job.future.cancel()
-
-
-def _release(pools: Callable[[str], Connections], held: dict[str, BaseDatabaseWrapper]) -> None:
-    for alias, connection in held.items():
-        if connection.in_atomic_block or connection.connection is None or not connection.autocommit:
+def release(pools: Callable[[str], Connections], held: dict[str, BaseDatabaseWrapper]) -> None:
+    """Give connections back that a transaction has used, on a thread that may close them."""
+    while held:
+        alias, connection = held.popitem()
+        if connection.connection is None or is_open(connection):
             pools(alias).discard(connection)
         else:
             pools(alias).give_back(connection)
 
 
-def new_transaction() -> Transaction:
+def new_transaction(pools: Callable[[str], Connections] | None = None) -> Transaction:
     """A transaction of the application that this code runs under.
+
+    Args:
+        pools: where its connections go back to, if these are not the application's.
 
     Raises:
         NotStarted: it runs under none.
     """
     executor = running.find("atomic()").executor
-    return Transaction(executor.threads, executor.pools)
+    return Transaction(executor.threads, pools or executor.pools)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 from django.db.models import CompositePrimaryKey
 
 from .. import running
-from ..database.turns import is_bound
+from ..database.reentrancy import is_bound
 from ..errors import InvalidKey, InvalidRow
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows

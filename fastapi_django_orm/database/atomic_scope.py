@@ -1,0 +1,376 @@
+"""One ``async with atomic()``: a scope that begins and ends a transaction or a savepoint.
+
+A transaction belongs to one connection, and Django finds its connection by thread, while a coroutine's calls
+run on many. So a transaction here keeps a connection and a thread for its length, and a context variable
+carries it: whatever runs inside (Django's async API, ``sync_to_async``, ``run()``, a ``def`` handler under
+it, tasks that are awaited inside) finds both, one call at a time. Who comes when is said in ``scopes``.
+
+The block itself is asynchronous code, on an event loop, which must not wait for a database. Its steps (BEGIN,
+SAVEPOINT, COMMIT, …) are jobs of the transaction's thread; a step that has begun is waited for to its end,
+however often the task is cancelled, and so no transaction is left open by a cancellation.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from functools import partial
+from typing import Any, Self
+
+import anyio
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import Atomic, TransactionManagementError
+
+from ..clock import monotonic
+from ..events import logger
+from .calls import run_as_call
+from .carrying import Carried
+from .scopes import Scope, State, enter_scope, entered_scope, rolled_back_before, roots, scope_to_ask
+from .state import is_open
+from .threads import DatabaseThreads, Job
+from .transaction import Transaction, new_transaction, release
+
+
+class AtomicScope(Scope):
+    """A transaction, or a savepoint in one, that asynchronous code is in.
+
+    It is RUNNING while it begins and while it ends, and LENDING between.
+    """
+
+    is_block = True
+
+    def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            transaction: the parent's, or a new one.
+            parent: the scope around it, if any.
+        """
+        self._django: Atomic | None = None  # what is to be left, once it was entered
+        self._alias = ""
+        self._ends = False  # whether its end, or its breaking off, has asked for its turn
+        self._watched: BaseDatabaseWrapper | None = None  # see _watch_rollbacks()
+        super().__init__(transaction, parent)
+
+    @classmethod
+    def here(cls) -> Self:
+        """A block inside the one that the running code is in, or a transaction of its own.
+
+        Raises:
+            NotStarted: no lifespan of ``DjangoORM`` runs.
+            TransactionManagementError: the block around was rolled back.
+        """
+        parent = scope_to_ask()
+        return cls(new_transaction() if parent is None else parent.transaction, parent)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the scope takes no more callbacks."""
+        return self._ends
+
+    # On the event loop
+
+    async def let_in(self) -> None:
+        """Wait until the block may begin.
+
+        Raises:
+            DatabaseBusy: it could not within ``DJANGO_ORM_THREAD_TIMEOUT``.
+        """
+        granted: Future[None] = Future()
+        self.ask(partial(granted.set_result, None))
+        try:
+            if not granted.done():
+                await asyncio.wait([asyncio.wrap_future(granted)], timeout=self.transaction.threads.timeout)
+        except BaseException:
+            self.end()
+            raise
+        self.check(granted)
+
+    async def begin(self, django: Atomic, alias: str) -> None:
+        """Begin the transaction or the savepoint, and let the code inside use it.
+
+        Args:
+            django: Django's own block.
+            alias: the database.
+
+        Raises:
+            DatabaseBusy: no connection became available in time.
+        """
+        acquired = self.connection(alias) is None
+        try:
+            if acquired:
+                self.keeper().connections[alias] = await self._acquire(alias)
+        except BaseException:
+            self.lend()  # to leave() and break_off(), which are next
+            raise
+        await self._step(partial(self._enter, django, alias, acquired))
+
+    async def _acquire(self, alias: str) -> BaseDatabaseWrapper:
+        pool = self.transaction.pools(alias)
+        requested = pool.request()
+        if not requested.done():
+            waiting = asyncio.wrap_future(requested)
+            try:
+                # Not wait_for(): it would cancel, and a connection given at that moment would be lost.
+                await asyncio.wait([waiting], timeout=pool.timeout)
+            except BaseException:
+                pool.withdraw(requested)
+                raise
+            if requested.cancel():
+                raise pool.busy()
+        return requested.result()
+
+    async def leave(self, *how: Any) -> None:
+        """End as Django's ``__exit__`` does, when no call uses the transaction any more.
+
+        Raises:
+            TransactionManagementError: it was rolled back, though there was no error.
+            DatabaseBusy: a call has not ended within ``DJANGO_ORM_THREAD_TIMEOUT``. The transaction is rolled
+                back when it does.
+        """
+        granted: Future[None] = Future()
+        with self.transaction.lock:
+            if not self.broken:
+                self._ends = True
+                self.take_back(partial(granted.set_result, None))
+        if self.broken:
+            if how[0] is None:
+                raise rolled_back_before()
+            return
+        cancelled = await to_its_end(granted, self.transaction.threads.timeout)
+        if granted.done() or not self._give_up(granted):
+            await self._step(partial(self._leave, *how), cancelled)
+            return
+        error = self.transaction.busy()
+        if how[0] is None:
+            raise cancelled or error
+
+    def _give_up(self, granted: "Future[None]") -> bool:
+        """Stop waiting for the calls inside; roll back when they have ended. False if they just have."""
+        with self.transaction.lock:
+            if granted.done():
+                return False
+            self.broken = True
+            self._begin = self._roll_back
+            return True
+
+    async def _step(
+        self, function: Callable[[], None], cancelled: asyncio.CancelledError | None = None
+    ) -> None:
+        """Run a step on the transaction's thread; cancellation is deferred until it has finished."""
+        before = entered_scope()
+        carried = Carried(self._call(function))
+        carried.context.run(enter_scope, self)
+        job = Job(carried)
+        self.transaction.put(job)
+        try:
+            cancelled = await to_its_end(job.future) or cancelled
+            job.future.result()
+        finally:
+            carried.bring_back()
+            enter_scope(before)
+        if cancelled is not None:
+            raise cancelled
+
+    def _call(self, function: Callable[[], None]) -> Callable[[], None]:
+        return partial(run_as_call, self.transaction.pools, function, scope=self)
+
+    # On the transaction's thread
+
+    def _enter(self, django: Atomic, alias: str, acquired: bool) -> None:
+        connection: Any = self.connection(alias)
+        try:
+            if acquired:
+                self.transaction.pools(alias).check(connection)
+            self._watched = _watch_rollbacks(connection)
+            if self.parent is not None:
+                self.parent.register_hooks()  # before the savepoint
+            django.__enter__()
+            self._django, self._alias = django, alias
+        finally:
+            self.lend()
+
+    def _leave(self, *how: Any) -> None:
+        django, self._django = self._django, None
+        try:
+            if django is not None:
+                self.register_hooks()
+                with _loud(self.connection(self._alias), how[0]):
+                    django.__exit__(*how)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        _watch_no_more(self._watched)
+        with self.transaction.lock:
+            if self._child is not None:  # an on_commit callback has left a call behind
+                self.state = State.LENDING
+                self.take_back(self.release_on_thread)
+                return
+        self.release()
+
+    # Rolled back from outside
+
+    def break_off(self) -> None:
+        """Roll this block back before its end; what its task does in it later fails."""
+        with self.transaction.lock:
+            if self.state is not State.ENDED and not self._ends:
+                self._ends = self.broken = True
+                self.take_back(self._roll_back)
+
+    def _roll_back(self) -> None:
+        # On whatever thread the last call has ended.
+        error, context = rolled_back_before(), copy_context()
+        context.run(enter_scope, self)
+        leave = self._call(partial(self._leave, type(error), error, None))
+        self.transaction.put(Job(partial(context.run, leave)))
+
+
+class AdoptedScope(AtomicScope):
+    """A transaction that a call has left open, for the calls that follow it in its task.
+
+    So a ``def`` dependency with ``with transaction.atomic(): yield`` works: it enters in one call and leaves
+    in another, on another thread, and all between is inside. Nothing awaits its end: it is over when a call
+    has ended the transaction.
+    """
+
+    def __init__(self, connections: dict[str, BaseDatabaseWrapper]) -> None:
+        """Begin, with connections that have a transaction open."""
+        super().__init__(new_transaction(), None)
+        self.connections = connections
+        self.state = State.LENDING
+
+    def child_ends(self) -> None:
+        """End, if the call that uses the connections now has ended the transaction."""
+        if not any(map(is_open, self.connections.values())):
+            self.release()
+
+    async def roll_back(self) -> list[str]:
+        """Roll back what nobody could end later. The aliases of the databases."""
+        aliases = list(self.connections)
+        error = rolled_back_before()
+        await self.leave(type(error), error, None)
+        return aliases
+
+    def __del__(self) -> None:
+        if self.connections:
+            log_abandoned(self.connections)
+            with suppress(RuntimeError):  # the application has shut down, and its connections with it
+                job = Job(partial(release, self.transaction.pools, self.connections))
+                self.transaction.threads.put_beside(job)
+
+
+def log_abandoned(connections: Iterable[str]) -> None:
+    """Log that a transaction is rolled back because no code can end it any more.
+
+    Args:
+        connections: the aliases.
+    """
+    logger.error("transaction_abandoned", databases=sorted(connections))
+
+
+def rolled_back_silently() -> TransactionManagementError:
+    """The error of a block without an error of which nothing was committed."""
+    return TransactionManagementError(
+        "This atomic() ended without an exception, and all that was written in it was rolled back, because "
+        "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), "
+        "or one whose error was caught. on_commit callbacks did not run. Catch the error of a step that "
+        "may fail outside of an `async with atomic():` of its own; it is then a savepoint. To roll back on "
+        "purpose, raise an exception or call transaction.set_rollback(True)."
+    )
+
+
+@contextmanager
+def _loud(connection: Any, error: type[BaseException] | None) -> Iterator[None]:
+    """Raise if Django rolls back in the block without an error, and without having been asked to.
+
+    Raises:
+        TransactionManagementError: it did.
+    """
+    lost = connection.needs_rollback or connection.closed_in_transaction
+    cause = connection.rollback_exc
+    yield
+    if lost and not (connection.in_atomic_block and connection.needs_rollback):
+        asked, connection.rollback_asked = connection.rollback_asked, False
+        if error is None and not asked:
+            raise rolled_back_silently() from cause
+
+
+def _watch_rollbacks(connection: Any) -> Any:
+    """Note on the connection where code asks for a rollback, which Django keeps no apart from an error.
+
+    Returns:
+        The connection, for ``_watch_no_more()``; None if it is watched for a block around.
+    """
+    if "set_rollback" in vars(connection):
+        return None
+
+    def set_rollback(rollback: bool) -> None:
+        type(connection).set_rollback(connection, rollback)
+        connection.rollback_asked = rollback
+
+    connection.set_rollback = set_rollback
+    connection.rollback_asked = False
+    connection.rollback_exc = None  # of an earlier transaction
+    return connection
+
+
+def _watch_no_more(connection: Any) -> None:
+    if connection is not None:
+        del connection.set_rollback, connection.rollback_asked
+
+
+def break_off_all(threads: DatabaseThreads, deadline: float) -> None:
+    """Roll back the transactions that are open when an application ends, and end what its requests keep.
+
+    Args:
+        threads: the application's, before they are shut down.
+        deadline: when to stop waiting for the calls that still run in them, on the monotonic clock.
+    """
+    for scope in list(roots):
+        if scope.transaction.threads is threads:
+            scope.break_off()
+    threads.wait_for_transactions(deadline)
+
+
+def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
+    """Forget the transactions that the parent had open, in a forked child.
+
+    Returns:
+        The parent's connections, which must be kept alive.
+    """
+    held = []
+    for root in roots:
+        scope: Scope | None = root
+        while scope is not None:
+            held.append(scope.connections)
+            scope.connections, scope.state = {}, State.ENDED
+            scope = scope._child
+    return held
+
+
+async def to_its_end(future: Future[Any], seconds: float | None = None) -> asyncio.CancelledError | None:
+    """Wait until a future is done, through all cancellations.
+
+    Args:
+        future: what to wait for; its result stays in it.
+        seconds: how long to wait at most.
+
+    Returns:
+        The cancellation to raise afterwards, if there was one.
+    """
+    if future.done():
+        return None
+    waiting, deadline = asyncio.wrap_future(future), monotonic() + (seconds or 0)
+    cancelled: asyncio.CancelledError | None = None
+    # AnyIO cancels again and again, unless it is told not to; asyncio cancels once.
+    with anyio.CancelScope(shield=True):
+        while not waiting.done() and (seconds is None or monotonic() < deadline):
+            try:
+                await asyncio.wait([waiting], timeout=None if seconds is None else deadline - monotonic())
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if waiting.done():
+        waiting.exception()  # it counts as seen; the caller reads it in the other future
+    return cancelled

@@ -1,0 +1,234 @@
+"""Where calls wait for asynchronous code: ``async_to_sync``, ``anyio.from_thread.run``, ``asyncio.run``.
+
+A call that waits gives its connections back, or lends its transaction's; see ``reentrancy``. Three functions
+are instrumented for that, which all such waits go through, whatever name they were imported by:
+
+- asgiref makes a ``CurrentThreadExecutor`` for each ``async_to_sync``. It runs ``sync_to_async`` functions on
+  the thread that waits. asgiref submits them without asking anything; ours lets them wait for their turn.
+- AnyIO's ``from_thread.run`` uses ``asyncio.run_coroutine_threadsafe``, as other code does, and waits for the
+  future that this returns.
+- ``asyncio.run`` and ``uvloop.run`` use ``asyncio.Runner``, whose loop runs on the thread of the call.
+"""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial, wraps
+from typing import Any, TypeVar
+
+import asgiref.sync
+from asgiref.current_thread_executor import CurrentThreadExecutor
+from asgiref.sync import AsyncToSync, SyncToAsync
+
+from .. import running
+from ..errors import DatabaseBusy
+from . import calls
+from .reentrancy import entered_for, lend, lent, scope_of_waiting, submit_call, take_back
+from .scopes import Scope, current_scope, enter_scope, entered_scope
+from .threads import Job
+
+T = TypeVar("T")
+
+INTERVAL = 1.0  # seconds
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute for the length of the block; what has replaced it meanwhile stays."""
+    before = vars(owner)[name]
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if vars(owner).get(name) is value:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def waits_instrumented() -> Iterator[None]:
+    """Lend what a call has while it waits for asynchronous code, for the length of the block."""
+    with ExitStack() as stack:
+        stack.enter_context(replaced(asgiref.sync, "CurrentThreadExecutor", WaitingThread))
+        for owner in (asyncio, asyncio.tasks):
+            threadsafe = _run_coroutine_threadsafe(vars(owner)["run_coroutine_threadsafe"])
+            stack.enter_context(replaced(owner, "run_coroutine_threadsafe", threadsafe))
+        stack.enter_context(replaced(asyncio.Runner, "run", _run(asyncio.Runner.run)))
+        stack.enter_context(replaced(asyncio.Runner, "close", _close(asyncio.Runner.close)))
+        yield
+
+
+def _lending(wait: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(wait)
+    def waiting(*args: Any, **options: Any) -> Any:
+        call = calls.current()
+        if call is None:
+            return wait(*args, **options)
+        with lent(call):
+            return wait(*args, **options)
+
+    return waiting
+
+
+def _run(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def run(runner: asyncio.Runner, coro: Any, **options: Any) -> Any:
+        call = calls.current()
+        if call is not None and asyncio.iscoroutine(coro):
+            coro = _inside(lend(call), coro)
+        return original(runner, coro, **options)
+
+    return run
+
+
+def _close(original: Callable[..., Any]) -> Callable[..., Any]:
+    # Not before: tasks that are left in the loop, where they cannot go on, end here.
+    @wraps(original)
+    def close(runner: asyncio.Runner) -> None:
+        try:
+            original(runner)
+        finally:
+            if (call := calls.current()) is not None:
+                take_back(call)
+
+    return close
+
+
+async def _inside(scope: Scope | None, coro: Coroutine[Any, Any, T]) -> T:
+    if scope is not None:
+        enter_scope(scope)
+    AsyncToSync.executors.current = None  # it waits here, and runs no calls
+    return await coro
+
+
+def _run_coroutine_threadsafe(original: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+    @wraps(original)
+    def run_coroutine_threadsafe(coro: Any, loop: asyncio.AbstractEventLoop) -> Future[Any]:
+        call = calls.current()
+        if call is None:
+            return original(coro, loop)
+        around = getattr(AsyncToSync.executors, "current", None)
+        AsyncToSync.executors.current = None  # of a thread that will wait for the future, and run no calls
+        try:
+            with entered_for(call):
+                future = original(coro, loop)
+        finally:
+            AsyncToSync.executors.current = around
+        future.result = _lending(future.result)  # type: ignore[method-assign]
+        return future
+
+    return run_coroutine_threadsafe
+
+
+class WaitingThread(CurrentThreadExecutor):
+    """A thread that waits in ``async_to_sync``, and runs calls meanwhile.
+
+    Made and waited in by that thread; submitted to by event loops, and by whichever thread ends the turn
+    before.
+    """
+
+    def __init__(self, old_executor: Any) -> None:
+        """Have the code that will be waited for be inside of the running call's transactions.
+
+        Args:
+            old_executor: the one around it.
+        """
+        super().__init__(old_executor)
+        self._broken = True  # asgiref would walk up to this one otherwise, and put work where none looks
+        self._call = calls.current()
+        self._before = entered_scope()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # taken last of all
+        self._waits = True
+        # asgiref copies the context next. Of an error until then nothing is left but the call's own scope.
+        if self._call is not None and (scope := scope_of_waiting(self._call)) is not None:
+            enter_scope(scope)
+
+    def run_until_future(self, future: "Future[Any]") -> None:
+        """Run calls until the future is done.
+
+        Raises:
+            RuntimeError: the event loop has ended that was to do it.
+        """
+        future.add_done_callback(lambda _: self._jobs.put(None))
+        try:
+            with nullcontext() if self._call is None else lent(self._call):
+                try:
+                    self._run_all(future)
+                finally:
+                    self._stop()
+        finally:
+            enter_scope(self._before)
+
+    def _run_all(self, future: "Future[Any]") -> None:
+        loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+        if loop is not None and loop.is_closed():
+            loop = None  # an earlier call's
+        while True:
+            try:
+                job = self._jobs.get(timeout=INTERVAL)
+            except queue.Empty:
+                # asgiref hands the code to the loop that the calling task was in, or to one of its own (which
+                # makes the future a running one). Where the first has ended meanwhile, the code never runs.
+                if loop is not None and loop.is_closed() and not future.running():
+                    raise RuntimeError(
+                        "The event loop has ended that async_to_sync has given this code."
+                    ) from None
+                continue
+            if job is None:
+                return
+            job.run()
+            del job  # or its result would live on until the next one comes
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._waits = False
+        while not self._jobs.empty():
+            if (late := self._jobs.get()) is not None:
+                late.run()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
+        """Run the function on the waiting thread, as a call, in its turn."""
+        function = partial(fn, *args, **kwargs)
+        scope = current_scope()
+        if scope is not None:
+            return submit_call(scope.transaction.pools, function, self._put_around, self._put).future
+        if self._call is None:  # a thread of the application's own, which has Django's own connections
+            job = Job(function)
+            self._put_around(job)
+        else:
+            job = submit_call(self._call.pools, function, self._put_around)
+        if (here := running.entered()) is not None:
+            here.executor.threads.watch(job, partial(_busy, here.executor.threads.timeout))
+        return job.future
+
+    def _put(self, job: Job) -> bool:
+        with self._lock:
+            if self._waits:
+                self._jobs.put(job)
+            return self._waits
+
+    def _put_around(self, job: Job) -> None:
+        """Run the job here, or on the thread that waits around this one.
+
+        Raises:
+            RuntimeError: none waits any more.
+        """
+        if self._put(job):
+            return
+        around: Any = self._old_executor
+        if around is None:
+            raise RuntimeError("The thread that waited in async_to_sync for this code waits no more.")
+        if isinstance(around, WaitingThread):
+            around._put_around(job)
+        else:
+            around.submit(job.run)
+
+
+def _busy(timeout: float) -> DatabaseBusy:
+    return DatabaseBusy(
+        f"A call has waited for {timeout:g} s for the thread that waits in async_to_sync and has to run it, "
+        "which does something else. Look for `call_does_not_end` in the log."
+    )

@@ -1,0 +1,33 @@
+"""Random programs of transactions leave what an oracle says, whatever way code takes; see ``transactions``.
+
+For an hour: ``RANDOM_TRANSACTIONS=3600 RANDOM_TRANSACTIONS_SEED=1 pytest tests/test_random_transactions.py
+--timeout=0 -s -k postgresql``.
+"""
+
+import os
+import threading
+
+import pytest
+
+from tests.playing import play
+from tests.transactions.playing import THREADS, play_for
+
+SECONDS = float(os.environ.get("RANDOM_TRANSACTIONS", "3"))
+SEED = int(os.environ.get("RANDOM_TRANSACTIONS_SEED", "1"))
+
+
+@pytest.mark.timeout(SECONDS + 60)
+def test_random_programs_leave_what_they_must(default_database: str) -> None:
+    """Rows are kept or lost as their blocks are; nothing waits for ever; no connection or thread is lost."""
+    played = play(
+        lambda: play_for(SECONDS, SEED, _report), deadline=SECONDS + 50, threads=THREADS, thread_timeout=15
+    )
+    assert played
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("transaction-")]
+    if "RANDOM_TRANSACTIONS" in os.environ:
+        print(f"\n{default_database}: seeds {SEED} to {SEED + played - 1}")
+
+
+def _report(seed: int) -> None:
+    if "RANDOM_TRANSACTIONS" in os.environ and seed % 500 == 0:
+        print(seed, end=" ", flush=True)
