@@ -1,6 +1,7 @@
 """What a live read asks the database, on a database thread, and which row answers which question."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextvars import copy_context
 from typing import Any
 
 from django.core.exceptions import FieldDoesNotExist
@@ -15,10 +16,27 @@ from ..snapshots.pages import Chunk
 from .batching import Outcomes
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
+from .own_ways import TOGETHER, not_djangos, note
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 
 _MOST_ROWS = 2**63 - 1
+
+
+class ReadAlone(Exception):
+    """What one asks for cannot be read together with what others ask for."""
+
+
+class Asked:
+    """What somebody asks for, and the context of the one who asks: the language, the tenant."""
+
+    __slots__ = ("context", "value")
+
+    def __init__(self, value: Hashable) -> None:
+        """Ask for this, in a copy of the running code's context."""
+        self.value = value
+        self.context = copy_context()
+
 
 Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
 
@@ -28,6 +46,7 @@ class LiveQueries:
 
     Attributes:
         model: the repository's.
+        alone: why what several ask for is not read in one query, as far as that is known; None if it is.
     """
 
     def __init__(
@@ -54,6 +73,8 @@ class LiveQueries:
         self._name = name
         self._label = label
         self.model: type[Model] = queryset().model
+        self.alone = reader.own_code
+        note(reader.reasons, TOGETHER, self.alone)
 
     def unique_field(self, name: str) -> "Field[Any, Any]":
         """The field of this name, by which rows are asked for; "pk" is the primary key.
@@ -73,45 +94,114 @@ class LiveQueries:
             f"{self._label}.fetch(): {name!r} is no unique field of {meta.label}. {nearest(name, known)}"
         )
 
-    def read_rows(self, name: str, values: Sequence[Hashable]) -> Outcomes[Hashable, NewRow]:
+    def read_rows(
+        self, name: str, values: Sequence[Hashable], *, alias: str | None = None
+    ) -> Outcomes[Hashable, NewRow]:
         """For each of these values of a unique field the row that has it, or why it cannot be read.
+
+        The query is made once, by code that may look at the context that this runs in.
+
+        Args:
+            name: the field.
+            values: what is asked for.
+            alias: the database, if it was chosen already.
 
         Raises:
             DatabaseError: none of them can be read.
         """
-        alias = self._queryset().db
-        values = storable(values, alias)
-        with table_explained(self.model, alias):
-            return self._outcomes(name, values)
+        queryset = self._queryset()
+        return self._read_rows(queryset.using(alias or queryset.db), name, values)
 
-    def _outcomes(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow | Exception]:
+    def read_asked(self, name: str, asked: Sequence[Asked]) -> Outcomes[Asked, NewRow]:
+        """The same for several who ask, each in its own context.
+
+        Whose query for the list is the same, in its SQL, its parameters and its database, shares one.
+        """
+        groups: dict[Any, tuple[Asked, AnyQuerySet, dict[Hashable, list[Asked]]]] = {}
+        found: dict[Asked, NewRow | Exception] = {}
+        for one in asked:
+            try:
+                queryset, query = one.context.run(self._compiled)
+                _, _, of_query = groups.setdefault(query, (one, queryset, {}))
+                of_query.setdefault(one.value, []).append(one)
+            except Exception as error:  # a manager's, which looks at the context
+                found[one] = error
+        for first, queryset, wanted in groups.values():
+            outcomes: Outcomes[Hashable, NewRow]
+            try:
+                outcomes = first.context.run(self._read_rows, queryset, name, list(wanted))
+            except Exception as error:
+                outcomes = dict.fromkeys(wanted, error)
+            found |= {one: outcomes[value] for value in outcomes for one in wanted[value]}
+        return found
+
+    def _compiled(self) -> tuple[AnyQuerySet, Hashable]:
+        """The query of the running code's context, and what it is for the database.
+
+        Raises:
+            ReadAlone: that does not say all of what rows it gives.
+        """
+        queryset = self._queryset()
+        queryset = queryset.using(queryset.db)
+        if self._why_alone(queryset) is not None:
+            raise ReadAlone
+        try:
+            sql, params = queryset.query.get_compiler(using=queryset.db).as_sql()
+            query = queryset.db, sql, tuple((type(each), each) for each in params)
+            hash(query)
+        except Exception:  # no rows, a value that cannot be compared; what cannot be SQL will say so alone
+            raise ReadAlone from None
+        return queryset, query
+
+    def _why_alone(self, queryset: AnyQuerySet) -> str | None:
+        self.alone = self._reader.own_code or not_djangos(queryset)
+        note(self._reader.reasons, TOGETHER, self.alone)
+        return self.alone
+
+    def _read_rows(
+        self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
+    ) -> dict[Hashable, NewRow | Exception]:
+        values = storable(values, queryset.db)
+        self._why_alone(queryset)
+        with table_explained(self.model, queryset.db):
+            if not_djangos(queryset) is None:
+                return self._outcomes(queryset, name, values)
+            # One key may be answered otherwise than several: a row that was deleted softly, for one.
+            each = (self._outcomes(queryset, name, [value]) for value in values)
+            return {value: row for outcomes in each for value, row in outcomes.items()}
+
+    def _outcomes(
+        self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
+    ) -> dict[Hashable, NewRow | Exception]:
         try:
             if len(values) < 2:
-                return dict(outcome for value in values for outcome in self._read_one(name, value))
-            return self._read_together(name, values)
+                return dict(outcome for value in values for outcome in self._read_one(queryset, name, value))
+            return self._read_together(queryset, name, values)
         except Exception as error:
             if not _is_of_one_key(error):
                 raise
             if len(values) < 2:
                 return dict.fromkeys(values, error)
         middle = len(values) // 2
-        return self._outcomes(name, values[:middle]) | self._outcomes(name, values[middle:])
+        return self._outcomes(queryset, name, values[:middle]) | self._outcomes(
+            queryset, name, values[middle:]
+        )
 
-    def _read_one(self, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
+    def _read_one(self, queryset: AnyQuerySet, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
         try:
-            return [(value, row) for row in self._read(name, {name: value})[:1]]
+            return [(value, row) for row in self._read(queryset, name, {name: value})[:1]]
         except OF_ONE_KEY:
-            if self._is_refused(name, value):
+            if self._is_refused(name, value, queryset.db):
                 return []
             raise
 
-    def _is_refused(self, name: str, value: Hashable) -> bool:
+    def _is_refused(self, name: str, value: Hashable, alias: str) -> bool:
         """Whether the database refuses this very value, which no row can have then, and not the query.
 
         What a column takes is known to its database and driver alone: PostgreSQL has no NUL in a text, and no
         text but an address where addresses are, SQLite no number beyond 64 bits.
         """
-        rows: AnyQuerySet = QuerySet(self.model, using=self._queryset().db)
+        rows: AnyQuerySet = QuerySet(self.model, using=alias)
         try:
             rows.exists()
         except Error:  # the table is missing; the transaction ended with the first error
@@ -122,16 +212,18 @@ class LiveQueries:
             return True
         return False
 
-    def _read_together(self, name: str, values: Sequence[Hashable]) -> dict[Hashable, NewRow | Exception]:
-        rows = self._read(name, {f"{name}__in": values})
+    def _read_together(
+        self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
+    ) -> dict[Hashable, NewRow | Exception]:
+        rows = self._read(queryset, name, {f"{name}__in": values})
         found = self.by_value(name, values, rows)
         missing = [value for value in values if value not in found]
         # A row that nobody has asked for is one whose value the database holds for equal to one of these, or
         # whose value the query leaves out.
-        may_be_there = len(found) < len(rows) or is_loose(self.unique_field(name), self._queryset().db)
-        if rows and missing and may_be_there and self._read(name, {f"{name}__in": missing}):
+        may_be_there = len(found) < len(rows) or is_loose(self.unique_field(name), queryset.db)
+        if rows and missing and may_be_there and self._read(queryset, name, {f"{name}__in": missing}):
             # Only the database can tell which of these values it holds for equal to a row's.
-            found |= {value: row for one in missing for value, row in self._read_one(name, one)}
+            found |= {value: row for one in missing for value, row in self._read_one(queryset, name, one)}
         return found
 
     def by_value(
@@ -142,15 +234,15 @@ class LiveQueries:
         by_value = {prepare(row.key): row for row in rows}
         return {value: by_value[value] for value in values if value in by_value}
 
-    def _read(self, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
-        queryset = self._queryset()
+    def _read(self, queryset: AnyQuerySet, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
         if is_final(queryset) or depends_on_others(queryset):
             raise InvalidRepository(
                 f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row "
                 "in it. Declare a repository for fetch() whose queryset() has filters alone, or read rows of "
                 "a CachedRepository with get()."
             )
-        chunks = self._chunks(queryset.filter(**wanted).order_by(), name)
+        found = queryset.filter(**wanted)
+        chunks = self._chunks(found.order_by() if not_djangos(found) is None else found, name)
         return [row for chunk in chunks for row in new_rows(chunk)]
 
     def _chunks(self, queryset: AnyQuerySet, key: str = "pk") -> list[Chunk]:

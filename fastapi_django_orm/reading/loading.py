@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..database.reachable import table_explained
+from ..rows.codec import RowCodec
 from ..snapshots.key_index import KeyIndex
 from ..snapshots.page_list import PageList
 from ..snapshots.pages import Chunk, Page, cut, cut_evenly
@@ -17,7 +18,7 @@ from .key_columns import AnyQuerySet
 from .keyed_loading import KeyedLoader
 from .on_loop import LoopReads
 from .pacing import Pace
-from .readers import CHUNK, Reader, reads_formed
+from .readers import CHUNK, Reader
 from .sql_json import NotExpressible
 
 STEP = 8  # pages: half a millisecond
@@ -57,9 +58,9 @@ class Loader:
         self._reader = reader
         self._name = name
         self._indexes = indexes
-        self._cache = RowCache(reader.codec, rows_kept)
+        self._rows_kept = rows_kept
         self._pace = pace
-        keyed = KeyedLoader(queryset, reader, on_loop, self._cache, self._snapshot)
+        keyed = KeyedLoader(queryset, reader, on_loop, self._snapshot)
         self.load_keys, self.load_keys_on_loop = keyed.load, keyed.load_on_loop
 
     def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
@@ -75,19 +76,27 @@ class Loader:
         """
         began = datetime.now(UTC)
         self._pace.begin()
+        self._reader.look_again()
         queryset = self._queryset()
         with table_explained(queryset.model, queryset.db):
             try:
-                table = self._read_table(queryset, before, in_python=False)
+                table, codec = self._read_table(queryset, before, in_python=False)
             except NotExpressible:
-                table = self._read_table(queryset, before, in_python=True)
-        return self._made(table, before, began)
+                table, codec = self._read_table(queryset, before, in_python=True)
+        return self._made(table, codec, before, began)
 
-    def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
+    def take(
+        self,
+        pages: Iterable[Page],
+        codec: RowCodec,
+        before: Snapshot[Any] | None,
+        loaded_at: datetime,
+    ) -> Snapshot[Any]:
         """Make a snapshot of rows that another process has read.
 
         Args:
             pages: all of them, cut as this process would have.
+            codec: reads their JSON, once they are here.
             before: the snapshot that there is.
             loaded_at: a time by this process's clock at which the other had not begun to read.
 
@@ -98,7 +107,7 @@ class Loader:
         known = None if before is None else before.table
         listed = PageList(self._taken(pages, known))
         where = self._where(listed.pages, known) if self._reader.keyed else None
-        return self._made(Table(listed, where), before, loaded_at)
+        return self._made(Table(listed, where), codec, before, loaded_at)
 
     def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
         for number, page in enumerate(pages):
@@ -106,16 +115,22 @@ class Loader:
             if number % STEP == 0:
                 self._pace.rest()
 
-    def _made(self, table: Table, before: Snapshot[Any] | None, began: datetime) -> Snapshot[Any]:
-        if before is not None and before.table.has_same_pages(table):
-            # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
-            # good. But somebody may have stored the same in another form.
-            before.table.formed = table.formed
+    def _made(
+        self, table: Table, codec: RowCodec | None, before: Snapshot[Any] | None, began: datetime
+    ) -> Snapshot[Any]:
+        same_types = before is not None and _types(before.cache.codec) == _types(codec)
+        cache = before.cache if before is not None and same_types else RowCache(codec, self._rows_kept)
+        if before is not None and not same_types:
+            # A migration has changed a column. Pages that are shared with the rows before have rows that were
+            # decoded by the types that these had.
+            table = Table(PageList(page.apart() for page in table.pages), table.where)
+        if before is not None and same_types and before.table.has_same_pages(table):
+            # Nothing has changed: what was made of these rows (decoded, joined, compressed) is still good.
             table, indexes = before.table, before.keys_by_value
         else:
-            indexes = self._index(table)
+            indexes = self._index(table, cache)
         self._pace.end()
-        return self._snapshot(table, indexes, before, began, began)
+        return self._snapshot(table, cache, indexes, before, began, began)
 
     def let_go(self, pieces: list[Any]) -> None:
         """Free what a table was made of: a large one in one go would stop everybody for that time."""
@@ -125,15 +140,16 @@ class Loader:
             if number % STEP == 0:
                 self._pace.rest()
 
-    def _read_table(self, queryset: AnyQuerySet, before: Snapshot[Any] | None, *, in_python: bool) -> Table:
-        chunks = self._paced(self._reader.read(queryset, in_python=in_python))
+    def _read_table(
+        self, queryset: AnyQuerySet, before: Snapshot[Any] | None, *, in_python: bool
+    ) -> tuple[Table, RowCodec | None]:
+        codec = RowCodec(self._reader.names) if self._reader.as_json else None
+        chunks = self._paced(self._reader.read(queryset, in_python=in_python, codec=codec))
         known = None if before is None else before.table
         if not self._reader.keyed:
-            return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None)
+            return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None), codec
         listed = PageList(known_page(page, known) for page in cut(chunks))
-        table = Table(listed, self._where(listed.pages, known))
-        table.formed = not in_python and reads_formed(self._reader, queryset)
-        return table
+        return Table(listed, self._where(listed.pages, known)), codec
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
@@ -152,12 +168,12 @@ class Loader:
                 self._pace.rest()
             yield page.keys, page.start
 
-    def _index(self, table: Table) -> dict[str, ValueIndex]:
+    def _index(self, table: Table, cache: RowCache) -> dict[str, ValueIndex]:
         if not self._indexes:
             return {}
         found: dict[str, dict[Hashable, list[Hashable]]] = {field: {} for field in self._indexes}
         for page in table.pages:
-            rows = self._cache.rows(page)
+            rows = cache.rows(page)
             for field, keys in found.items():
                 pairs = zip((value_of(row, field) for row in rows), page.keys, strict=True)
                 for value, key in lookup_pairs(field, list(pairs)):
@@ -168,6 +184,7 @@ class Loader:
     def _snapshot(
         self,
         table: Table,
+        cache: RowCache,
         indexes: Mapping[str, ValueIndex],
         before: Snapshot[Any] | None,
         loaded_at: datetime,
@@ -183,7 +200,7 @@ class Loader:
                 exact = began.replace(microsecond=0) > before.modified_at
         return Snapshot(
             table,
-            self._cache,
+            cache,
             name=self._name,
             copies=self._reader.copied,
             version=1 if before is None else before.version + 1,
@@ -192,3 +209,7 @@ class Loader:
             date_is_exact=exact,
             indexes=indexes,
         )
+
+
+def _types(codec: RowCodec | None) -> Mapping[str, type | None] | None:
+    return None if codec is None else codec.types

@@ -36,19 +36,25 @@ class RowCodec:
     """Knows which type each column of a repository has, and so how to read its rows' JSON.
 
     The first value of a column decides; rows that differ from it later are not exact.
+
+    Attributes:
+        names: the columns'.
+        has_met_others: whether a value came that is of another type than those before it.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], types: Sequence[type] | None = None) -> None:
         """Read rows with these columns.
 
         Args:
             names: the columns' names, in order.
+            types: of their values, if all are known; else they are learned.
         """
         self.names = tuple(names)
-        self._types: list[type | None] = [None] * len(self.names)
+        self._types: list[type | None] = [None] * len(self.names) if types is None else [*types]
         self._exact: set[tuple[type, ...]] = set()
         self._watched: list[int] = []
         self._parsers: list[tuple[str, Parse]] = []
+        self.has_met_others = False
         self._learn()
 
     @property
@@ -56,11 +62,14 @@ class RowCodec:
         """For each column the type of its values, None if there was none yet."""
         return dict(zip(self.names, self._types, strict=True))
 
-    def expect(self, types: Sequence[type]) -> bool:
-        """Take these for the columns' types; False, and nothing is done, if other ones are known already."""
-        if any(known not in (None, kind) for known, kind in zip(self._types, types, strict=True)):
+    def expect(self, types: Sequence[type | None]) -> bool:
+        """Take these for the columns' types, None for one that is not known; False if others are known."""
+        if len(types) != len(self._types):
             return False
-        self._types = list(types)
+        pairs = list(zip(self._types, types, strict=True))
+        if any(None not in (known, kind) and known is not kind for known, kind in pairs):
+            return False
+        self._types = [kind or known for known, kind in pairs]
         self._learn()
         return True
 
@@ -76,6 +85,7 @@ class RowCodec:
             known = self._types[position]
             if kind is not type(None) and kind is not known:
                 if known is not None or kind not in PARSERS:
+                    self.has_met_others |= known is not None
                     return False
                 self._types[position] = kind
                 self._learn()

@@ -138,9 +138,7 @@ def _header(body: memoryview, codec: RowCodec) -> tuple[list[str], int, memoryvi
     (length,) = _LENGTH.unpack_from(body)
     header = json.loads(bytes(body[_LENGTH.size : _LENGTH.size + length]))
     # A worker that has met nothing but nulls in a column knows no type, and another may.
-    told = [None if name is None else _TYPES[name] for name in header["types"]]
-    types: list[Any] = [new or old for new, old in zip(told, codec.types.values(), strict=True)]
-    if not codec.expect(types):
+    if not codec.expect([None if name is None else _TYPES[name] for name in header["types"]]):
         raise NotGenuine("a column of a shared snapshot has another type here")
     return header["keys"], header["pages"], body[_LENGTH.size + length :]
 

@@ -10,6 +10,7 @@ for itself, as it would without.
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any
@@ -64,9 +65,9 @@ class SharedSnapshots:
             repository: the repository, prepared.
             reader: the repository's.
         """
-        if reader.codec is None:
+        if not reader.as_json:
             return loader  # rows of a schema are Python objects, which stay where they are
-        return SharedLoader(loader, Identity(repository, reader.names), repository, reader.codec, self)
+        return SharedLoader(loader, Identity(repository, reader.names), repository, reader.names, self)
 
     def failed(self, error: Exception) -> None:
         """Note a failure, in one line of the log for as long as failures last."""
@@ -92,7 +93,7 @@ class SharedLoader:
         loader: Loader,
         identity: Identity,
         repository: Declared,
-        codec: RowCodec,
+        names: Sequence[str],
         shared: SharedSnapshots,
     ) -> None:
         """Share what this loader loads.
@@ -101,13 +102,13 @@ class SharedLoader:
             loader: what reads the database.
             identity: who shares with us.
             repository: gives the query.
-            codec: knows the columns' types.
+            names: the rows' fields.
             shared: where.
         """
         self._loader = loader
         self._identity = identity
         self._repository = repository
-        self._codec = codec
+        self._names = names
         self._shared = shared
         self.load_keys = loader.load_keys
         self.load_keys_on_loop = loader.load_keys_on_loop
@@ -125,15 +126,15 @@ class SharedLoader:
             identity = self._identity.of(self._repository.ordered_queryset())
         except (EmptyResultSet, DatabaseError):
             return self._loader.load(before)
-        return _Attempt(self._loader, self._codec, self._shared, identity).load(before)
+        return _Attempt(self._loader, self._names, self._shared, identity).load(before)
 
 
 class _Attempt:
     """One load."""
 
-    def __init__(self, loader: Loader, codec: RowCodec, shared: SharedSnapshots, identity: str) -> None:
+    def __init__(self, loader: Loader, names: Sequence[str], shared: SharedSnapshots, identity: str) -> None:
         self._loader = loader
-        self._codec = codec
+        self._names = names
         self._shared = shared
         self._identity = identity
         self._failed = False
@@ -177,8 +178,9 @@ class _Attempt:
         return None
 
     def _take(self, room: Room, take: Take, before: Snapshot[Any] | None) -> Snapshot[Any]:
-        pages = unpack(room.parts(take), self._codec, self._key(take.version))
-        snapshot = self._loader.take(pages, before, self._asked_at)
+        codec = RowCodec(self._names)  # it learns the types from what comes
+        pages = unpack(room.parts(take), codec, self._key(take.version))
+        snapshot = self._loader.take(pages, codec, before, self._asked_at)
         logger.debug("shared_snapshot_taken", repository=snapshot.name, shared=take.version)
         return snapshot
 
@@ -199,8 +201,10 @@ class _Attempt:
     def _hand_over(self, room: Room, turn: LoadTurn, snapshot: Snapshot[Any]) -> bool:
         version = secrets.token_hex(8)
         keyed = snapshot.table.where is not None
+        codec = snapshot.cache.codec
+        assert codec is not None, "such rows come with a codec"
         try:
-            parts = pack(snapshot.table.pages, keyed, self._codec, self._key(version))
+            parts = pack(snapshot.table.pages, keyed, codec, self._key(version))
             return room.publish(turn, version, parts)
         except NotPortable:
             return False

@@ -24,7 +24,6 @@ class Table:
         pages: the pages alone.
         where: for each key the ``start`` of its page; None where rows have no keys.
         kept: what others have made of these rows and keep with them, such as their compressed form.
-        formed: whether all values are known to be stored in the form in which Django stores them.
     """
 
     def __init__(self, listed: PageList, where: KeyIndex[Hashable] | None) -> None:
@@ -33,7 +32,6 @@ class Table:
         self.pages: Sequence[Page] = listed.pages
         self.where = where
         self.kept: dict[str, Any] = {}
-        self.formed = False
 
     def __len__(self) -> int:
         return self.listed.rows
