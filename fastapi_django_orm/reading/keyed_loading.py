@@ -21,7 +21,7 @@ from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
 from .on_loop import MOST_BYTES, LoopOutcome, LoopReads
-from .own_ways import PLACING, not_djangos, note
+from .own_ways import PLACING, not_djangos, note, pinned
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 
@@ -77,15 +77,18 @@ class KeyedLoader:
             InvalidRow: a row cannot be looked up by a field of ``indexes``.
         """
         began = datetime.now(UTC)
-        queryset = self._queryset()
-        queryset = queryset.using(queryset.db)  # a router may choose another one whenever it is asked
+        queryset = pinned(self._queryset())
         order = self._order(queryset, before)
         if order is None or not _takes(queryset, len(keys)):
             return None
         try:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
+            codec = before.cache.codec
+            surprises = 0 if codec is None else codec.surprises
             with table_explained(queryset.model, queryset.db):
-                chunks = list(self._reader.read(of_keys, codec=before.cache.codec))
+                chunks = list(self._reader.read(of_keys, codec=codec))
+            if codec is not None and codec.surprises > surprises:
+                return None  # a migration may have changed a column, and with it the other rows
         except _OF_KEYS:
             return None
         return self._changed(queryset, order, before, keys, chunks, began)
@@ -141,7 +144,7 @@ class KeyedLoader:
         began: datetime,
     ) -> Snapshot[Any] | None:
         if not all(_is_of_types(chunk.codec, before.cache.codec) for chunk in chunks):
-            return None  # a migration has changed a column, and with it all rows
+            return None
         rows = [row for chunk in chunks for row in new_rows(chunk)]
         read = {row.key: row for row in rows}
         try:
@@ -190,10 +193,13 @@ class KeyedLoader:
 
 
 def _is_of_types(read: RowCodec | None, there: RowCodec | None) -> bool:
-    """Whether rows that were read have values of the types that the rows among which they stand have."""
+    """Whether rows that were read have values of the types that the rows have among which they will stand.
+
+    If not, a migration may have changed a column, and with it the other rows.
+    """
     if read is None or there is None:
         return read is there
-    return not there.has_met_others and (read is there or there.expect(list(read.types.values())))
+    return read is there or there.expect(list(read.types.values()))
 
 
 def _takes(queryset: AnyQuerySet, number: int) -> bool:

@@ -15,7 +15,7 @@ from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Absent, Batcher, Outcomes
-from .live_queries import Asked, LiveQueries, ReadAlone, Window
+from .live_queries import Asked, LiveQueries, ReadAlone, Window, run_in
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
 
@@ -135,10 +135,10 @@ class LiveReads:
         return Batcher(read, running.find(self._label).executor, self._loop, on_loop)
 
     def _in_public(self, read: Callable[[Sequence[K]], Outcomes[K, V]], keys: Sequence[K]) -> Outcomes[K, V]:
-        return self._public.copy().run(read, keys)
+        return run_in(self._public.copy(), read, keys)
 
     def _public_alias(self) -> str | None:
-        return self._public.copy().run(lambda: self._on_loop.alias)
+        return run_in(self._public.copy(), lambda: self._on_loop.alias)
 
     def _batcher_of(self, name: str, alias: str | None) -> Batcher[Hashable, NewRow]:
         """What collects the values of a field that are read for nobody in particular."""
@@ -183,7 +183,7 @@ class LiveReads:
     async def _read_alone(self, read: Callable[[Sequence[K]], Outcomes[K, V]], wanted: K) -> V:
         """Read in the caller's context."""
         executor = running.find(self._label).executor
-        found = await executor.run(read, [wanted])
+        found = await executor.run(Asked(wanted).run, read, [wanted])
         if wanted not in found:
             raise Absent(wanted)
         if isinstance(outcome := found[wanted], Exception):

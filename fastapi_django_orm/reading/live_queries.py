@@ -1,9 +1,10 @@
 """What a live read asks the database, on a database thread, and which row answers which question."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextvars import copy_context
-from typing import Any
+from contextvars import Context, copy_context
+from typing import Any, TypeVar
 
+from asgiref.sync import _restore_context
 from django.core.exceptions import FieldDoesNotExist
 from django.db import Error
 from django.db.models import Field, Model, QuerySet
@@ -16,9 +17,11 @@ from ..snapshots.pages import Chunk
 from .batching import Outcomes
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
-from .own_ways import TOGETHER, not_djangos, note
+from .own_ways import TOGETHER, not_djangos, note, pinned
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
+
+T = TypeVar("T")
 
 _MOST_ROWS = 2**63 - 1
 
@@ -30,12 +33,33 @@ class ReadAlone(Exception):
 class Asked:
     """What somebody asks for, and the context of the one who asks: the language, the tenant."""
 
-    __slots__ = ("context", "value")
+    __slots__ = ("_context", "value")
 
     def __init__(self, value: Hashable) -> None:
         """Ask for this, in a copy of the running code's context."""
         self.value = value
-        self.context = copy_context()
+        self._context = copy_context()
+
+    def run(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function in that context, on any thread."""
+        return run_in(self._context, function, *args)
+
+
+def run_in(context: Context, function: Callable[..., T], *args: Any) -> T:
+    """Call a function in a context that another thread has made.
+
+    Args:
+        context: the context, which nobody else may be running in.
+        function: what to call.
+        *args: its arguments.
+    """
+
+    def call() -> T:
+        # asgiref's locals, in which Django has the language, belong to one thread until they are handed over.
+        _restore_context(context)
+        return function(*args)
+
+    return context.run(call)
 
 
 Window = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
@@ -110,7 +134,8 @@ class LiveQueries:
             DatabaseError: none of them can be read.
         """
         queryset = self._queryset()
-        return self._read_rows(queryset.using(alias or queryset.db), name, values)
+        queryset = pinned(queryset) if alias is None else queryset.using(alias)
+        return self._read_rows(queryset, name, values)
 
     def read_asked(self, name: str, asked: Sequence[Asked]) -> Outcomes[Asked, NewRow]:
         """The same for several who ask, each in its own context.
@@ -121,7 +146,7 @@ class LiveQueries:
         found: dict[Asked, NewRow | Exception] = {}
         for one in asked:
             try:
-                queryset, query = one.context.run(self._compiled)
+                queryset, query = one.run(self._compiled)
                 _, _, of_query = groups.setdefault(query, (one, queryset, {}))
                 of_query.setdefault(one.value, []).append(one)
             except Exception as error:  # a manager's, which looks at the context
@@ -129,7 +154,7 @@ class LiveQueries:
         for first, queryset, wanted in groups.values():
             outcomes: Outcomes[Hashable, NewRow]
             try:
-                outcomes = first.context.run(self._read_rows, queryset, name, list(wanted))
+                outcomes = first.run(self._read_rows, queryset, name, list(wanted))
             except Exception as error:
                 outcomes = dict.fromkeys(wanted, error)
             found |= {one: outcomes[value] for value in outcomes for one in wanted[value]}
@@ -141,8 +166,7 @@ class LiveQueries:
         Raises:
             ReadAlone: that does not say all of what rows it gives.
         """
-        queryset = self._queryset()
-        queryset = queryset.using(queryset.db)
+        queryset = pinned(self._queryset())
         if self._why_alone(queryset) is not None:
             raise ReadAlone
         try:

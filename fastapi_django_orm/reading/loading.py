@@ -76,7 +76,6 @@ class Loader:
         """
         began = datetime.now(UTC)
         self._pace.begin()
-        self._reader.look_again()
         queryset = self._queryset()
         with table_explained(queryset.model, queryset.db):
             try:

@@ -21,7 +21,7 @@ from .equality import is_loose
 from .key_columns import AnyQuerySet
 from .own_ways import ON_LOOP, not_djangos, note
 from .readers import Reader
-from .sql_json import DatabaseJSON, NotExpressible
+from .sql_json import DatabaseJSON, NotExpressible, not_in_sql
 
 LoopOutcome = Chunk | Exception | None
 Done = Callable[[LoopOutcome], None]
@@ -138,7 +138,7 @@ class LoopReads:
 
         def compose(connection: BaseDatabaseWrapper) -> bytes | None:
             queryset = query().using(alias)
-            reason = in_sql.why_not(queryset, connection)
+            reason = not_in_sql(queryset, connection) or in_sql.why_not(connection)
             note(self._reader.reasons, ON_LOOP, reason)
             return None if reason is not None else sql(known, queryset, connection)
 

@@ -107,6 +107,14 @@ def not_djangos(queryset: AnyQuerySet, connection: Any = None) -> str | None:
     return None if connection is None else _not_djangos_engine(connection)
 
 
+def pinned(queryset: AnyQuerySet) -> AnyQuerySet:
+    """The query at one database: a router may choose another one whenever it is asked.
+
+    A query that is not Django's own is left as it is, for what was put on it need not be on its copies.
+    """
+    return queryset.using(queryset.db) if not_djangos(queryset) is None else queryset
+
+
 def _not_djangos_engine(connection: Any) -> str | None:
     kind: Any = type(connection)
     operations: Any = type(connection.ops)

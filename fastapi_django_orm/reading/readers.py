@@ -8,6 +8,7 @@ Where a query is not Django's own (``own_ways``), it is iterated as ``list(query
 and each value is taken by its name.
 """
 
+import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
@@ -27,11 +28,13 @@ from ..rows.row import Row, freeze
 from ..rows.sharing import frozen_type, is_shareable
 from ..snapshots.pages import Chunk
 from .key_columns import AnyQuerySet, with_key
-from .own_ways import COLUMNS, IN_SQL, not_djangos, note
+from .own_ways import COLUMNS, IN_SQL, not_djangos, note, pinned
 from .schema_code import code_of, source_of, why_instances
 from .sql_json import DatabaseJSON, Outdated, not_in_sql
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
+
+ASK_AGAIN = 60.0  # seconds until a database is asked again what it could not make the JSON of
 
 # Errors that one key may be to blame for when several are read together.
 OF_ONE_KEY = (DataError, ValueError, TypeError, ArithmeticError, ValidationErrorOfDjango, LazyValue)
@@ -65,9 +68,6 @@ class Reader(Protocol):
 
     @property
     def in_sql(self) -> Mapping[str, DatabaseJSON]: ...  # noqa: D102
-
-    def look_again(self) -> None:
-        """Forget what the database could not make the JSON of: a migration may have changed that."""
 
     def read(
         self,
@@ -105,12 +105,8 @@ class ColumnReader:
         self.own_code = converting(queryset, self.names)
         self.reasons: dict[str, str] = {}
         self.in_sql: dict[str, DatabaseJSON] = {}
-        self._not_in_sql: dict[str, str] = {}
+        self._not_in_sql: dict[str, tuple[str, float]] = {}  # and when that was found out
         self._encoder = Encoder()
-
-    def look_again(self) -> None:
-        """Ask each database once more what it can make the JSON of."""
-        self._not_in_sql.clear()
 
     def read(
         self,
@@ -121,7 +117,7 @@ class ColumnReader:
         codec: RowCodec | None = None,
     ) -> Iterator[Chunk]:
         """Let the database make the JSON where it can, else read values and encode them."""
-        queryset = queryset.using(queryset.db)  # a router may choose another one whenever it is asked
+        queryset = pinned(queryset)
         if not in_python and key == "pk" and not connections[queryset.db].in_atomic_block:
             # In a transaction a stream could not be broken off half-way without ending the transaction.
             in_sql = self._database_json(queryset)
@@ -150,21 +146,29 @@ class ColumnReader:
 
     def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         """How the database makes the JSON of this query, if it does, here and now."""
-        alias, reason = queryset.db, None
-        if (found := self.in_sql.get(alias)) is not None:
-            reason = found.why_not(queryset, connections[alias])
-        elif (reason := not_in_sql(queryset, connections[alias]) or self._not_in_sql.get(alias)) is None:
+        connection = connections[queryset.db]
+        found = self.in_sql.get(queryset.db)
+        reason = not_in_sql(queryset, connection)
+        if found is None and reason is None:
             try:
-                described = DatabaseJSON.of(queryset, self.names)
+                found, reason = self._described(queryset)
             except EmptyResultSet:
                 return None
-            if isinstance(described, DatabaseJSON):
-                found = self.in_sql[alias] = described
-                reason = found.why_not(queryset, connections[alias])
-            else:
-                reason = self._not_in_sql[alias] = described
+        if found is not None and reason is None:
+            reason = found.why_not(connection)
         note(self.reasons, IN_SQL, reason)
         return found if reason is None else None
+
+    def _described(self, queryset: AnyQuerySet) -> tuple[DatabaseJSON | None, str | None]:
+        reason, asked_at = self._not_in_sql.get(queryset.db, (None, 0.0))
+        if reason is not None and time.monotonic() - asked_at < ASK_AGAIN:
+            return None, reason
+        found = DatabaseJSON.of(queryset, self.names)
+        if isinstance(found, DatabaseJSON):
+            self.in_sql[queryset.db] = found
+            return found, None
+        self._not_in_sql[queryset.db] = found, time.monotonic()
+        return None, found
 
     def _in_sql(self, in_sql: DatabaseJSON, queryset: AnyQuerySet, codec: RowCodec) -> Iterator[Chunk]:
         try:
@@ -243,9 +247,6 @@ class DictReader:
         self._key = key
         self._encoder = Encoder()
 
-    def look_again(self) -> None:
-        """Do nothing."""
-
     def read(
         self,
         queryset: AnyQuerySet,
@@ -299,9 +300,6 @@ class SchemaReader:
         self._adapter: TypeAdapter[Any] = TypeAdapter(frozen_type(schema))
         self._encoder = Encoder(schema)
 
-    def look_again(self) -> None:
-        """Do nothing."""
-
     def read(
         self,
         queryset: AnyQuerySet,
@@ -311,7 +309,7 @@ class SchemaReader:
         codec: RowCodec | None = None,
     ) -> Iterator[Chunk]:
         """Read, validate and encode."""
-        queryset = queryset.using(queryset.db)
+        queryset = pinned(queryset)
         reason = self._instances or not_djangos(queryset)
         note(self.reasons, COLUMNS, reason)
         if reason is None:
@@ -388,9 +386,6 @@ class SerializerReader:
         self.reasons: dict[str, str] = {IN_SQL: "rows have a serializer"}
         self._encoder = Encoder()
 
-    def look_again(self) -> None:
-        """Do nothing."""
-
     def read(
         self,
         queryset: AnyQuerySet,
@@ -400,7 +395,7 @@ class SerializerReader:
         codec: RowCodec | None = None,
     ) -> Iterator[Chunk]:
         """Read model instances, serialize and encode them."""
-        queryset = queryset.using(queryset.db)
+        queryset = pinned(queryset)
         rows = (self._serialized(instance, key) for instance in _iterated(queryset))
         return _chunks(rows, queryset)
 

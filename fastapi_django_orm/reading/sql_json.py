@@ -134,11 +134,11 @@ class DatabaseJSON:
         keys = ["pk"] * (len(columns) - len(names))
         return forms if isinstance(forms, str) else cls(names, keys, forms, connection.vendor)
 
-    def why_not(self, queryset: AnyQuerySet, connection: Any) -> str | None:
-        """Why a query of the same model cannot be read so on this connection, as both are now."""
-        if connection.vendor != self._vendor:  # a router has chosen another kind of database
+    def why_not(self, connection: Any) -> str | None:
+        """Why this connection, as it is now, does not give what Django would read; None if it does."""
+        if connection.vendor != self._vendor:  # the settings have changed under an alias
             return "another database was described"
-        return not_in_sql(queryset, connection) or self._forms.why_not(connection)
+        return self._forms.why_not(connection)
 
     def compiled(self, queryset: AnyQuerySet) -> tuple[str, Sequence[Any]]:
         """The SQL that gives each row's JSON and its key, and its parameters.

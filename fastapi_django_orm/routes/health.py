@@ -48,6 +48,9 @@ class Health(BaseModel):
     databases: dict[str, bool] = Field(description="For each database, whether it answers.")
     repositories: dict[str, RepositoryHealth]
     transports: dict[str, TransportHealth]
+    not_taken: dict[str, dict[str, str]] = Field(
+        description="For each repository the quicker ways of reading that were not taken last, and why."
+    )
 
 
 class DatabaseProbe:
@@ -93,14 +96,21 @@ async def report(probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refre
     databases = dict(zip(probes, answers, strict=True))
     repositories = {refresher.name: _state(refresher) for refresher in refreshers}
     status: Literal["ok", "degraded", "unavailable"] = "ok"
-    coherence = running.find("The health route").coherence
+    here = running.find("The health route")
+    coherence = here.coherence
     links = coherence.links if coherence is not None else []
     if any(state.stale for state in repositories.values()) or any(link.degraded for link in links):
         status = "degraded"
     if not all(answers) or any(state.rows is None for state in repositories.values()):
         status = "unavailable"
     transports = {link.listener.name: _transport(link) for link in links}
-    return Health(status=status, databases=databases, repositories=repositories, transports=transports)
+    return Health(
+        status=status,
+        databases=databases,
+        repositories=repositories,
+        transports=transports,
+        not_taken={of.name: of.reasons for of in here.repositories.values() if of.reasons},
+    )
 
 
 def _state(refresher: Refresher[Any]) -> RepositoryHealth:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from math import isfinite
+from types import NoneType
 from typing import Any
 from uuid import UUID
 
@@ -39,7 +40,7 @@ class RowCodec:
 
     Attributes:
         names: the columns'.
-        has_met_others: whether a value came that is of another type than those before it.
+        surprises: how often a column that had values got one of a type that it had not had.
     """
 
     def __init__(self, names: Sequence[str], types: Sequence[type] | None = None) -> None:
@@ -54,7 +55,9 @@ class RowCodec:
         self._exact: set[tuple[type, ...]] = set()
         self._watched: list[int] = []
         self._parsers: list[tuple[str, Parse]] = []
-        self.has_met_others = False
+        self._kinds: list[set[type]] = [set() if kind is None else {kind} for kind in self._types]
+        self._inexact: set[tuple[type, ...]] = set()
+        self.surprises = 0
         self._learn()
 
     @property
@@ -66,10 +69,12 @@ class RowCodec:
         """Take these for the columns' types, None for one that is not known; False if others are known."""
         if len(types) != len(self._types):
             return False
-        pairs = list(zip(self._types, types, strict=True))
-        if any(None not in (known, kind) and known is not kind for known, kind in pairs):
-            return False
-        self._types = [kind or known for known, kind in pairs]
+        for known, kinds, kind in zip(self._types, self._kinds, types, strict=True):
+            if kind is not None and (kind is not known if known is not None else kinds and kind not in kinds):
+                return False
+        self._types = [kind or known for known, kind in zip(self._types, types, strict=True)]
+        for kinds, kind in zip(self._kinds, types, strict=True):
+            kinds.update(() if kind is None else (kind,))
         self._learn()
         return True
 
@@ -81,16 +86,23 @@ class RowCodec:
         return all(_survives(values[position]) for position in self._watched)
 
     def _admit(self, signature: tuple[type, ...]) -> bool:
+        if signature in self._inexact:
+            return False
+        exact = True
         for position, kind in enumerate(signature):
-            known = self._types[position]
-            if kind is not type(None) and kind is not known:
-                if known is not None or kind not in PARSERS:
-                    self.has_met_others |= known is not None
-                    return False
+            kinds = self._kinds[position]
+            if kind is NoneType or kind in kinds:
+                exact &= kind is NoneType or kind is self._types[position]
+            elif kinds or kind not in PARSERS:
+                self.surprises += bool(kinds)
+                kinds.add(kind)
+                exact = False
+            else:
+                kinds.add(kind)
                 self._types[position] = kind
                 self._learn()
-        self._exact.add(signature)
-        return True
+        (self._exact if exact else self._inexact).add(signature)
+        return exact
 
     def _learn(self) -> None:
         self._watched = [
