@@ -7,6 +7,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from django.db import router
 from django.db.models import CompositePrimaryKey
 
 from .. import running
@@ -138,6 +139,8 @@ class LiveReads:
         return run_in(self._public.copy(), read, keys)
 
     def _public_alias(self) -> str | None:
+        if not router.routers:  # so it is the same for all
+            return self._on_loop.alias
         return run_in(self._public.copy(), lambda: self._on_loop.alias)
 
     def _batcher_of(self, name: str, alias: str | None) -> Batcher[Hashable, NewRow]:

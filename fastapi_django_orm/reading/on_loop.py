@@ -137,7 +137,7 @@ class LoopReads:
             known = self._known[alias] = _KnownSQL(in_sql)
 
         def compose(connection: BaseDatabaseWrapper) -> bytes | None:
-            queryset = query().using(alias)
+            queryset = query()
             reason = not_in_sql(queryset, connection) or in_sql.why_not(connection)
             note(self._reader.reasons, ON_LOOP, reason)
             return None if reason is not None else sql(known, queryset, connection)
@@ -164,7 +164,7 @@ def _sql_of_rows(
     keys: Collection[Hashable], known: _KnownSQL, queryset: AnyQuerySet, connection: BaseDatabaseWrapper
 ) -> bytes | None:
     if not known.by_keys:
-        known.by_keys = [_ByKeys.of(queryset, known.in_sql, next(iter(keys)))]
+        known.by_keys = [_ByKeys.of(queryset.using(connection.alias), known.in_sql, next(iter(keys)))]
     (by_keys,) = known.by_keys
     return None if by_keys is None else by_keys.sql(keys, connection)
 
@@ -178,7 +178,8 @@ def _sql_of_window(
     if sql is None:
         # Parameters are left to the client, as Django does.
         cursor = ClientCursor(connection.connection)
-        sql = cursor.mogrify(*known.in_sql.compiled(ordered[offset : offset + limit])).encode()
+        window = ordered.using(connection.alias)[offset : offset + limit]
+        sql = cursor.mogrify(*known.in_sql.compiled(window)).encode()
         if len(known.windows) >= _REMEMBERED:
             known.windows.clear()
         known.windows[offset, limit] = sql

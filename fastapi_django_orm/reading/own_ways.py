@@ -52,7 +52,7 @@ _OF_CLASSES = _words(
     "__dict__ __doc__ __firstlineno__ __init_subclass__ __module__ __orig_bases__ __parameters__ "
     "__qualname__ __repr__ __slots__ __static_attributes__ __str__ __weakref__ "
 )
-_STATEMENTS = frozenset({"cursor", "_cursor", "create_cursor", "ensure_connection", "execute_wrapper"})
+_STATEMENTS = ("cursor", "_cursor", "create_cursor", "ensure_connection", "execute_wrapper")
 _ITERABLES = (ModelIterable, ValuesIterable, ValuesListIterable)
 
 
@@ -91,14 +91,14 @@ def not_djangos(queryset: AnyQuerySet, connection: Any = None) -> str | None:
     kind, query = type(queryset), queryset.query
     if found := _replaced(kind, QuerySet, _WITHOUT_ROWS) or _patched():
         return f"the queryset class {found}"
-    if own := vars(queryset).keys() & _OF_QUERYSETS:
-        return f"a queryset has its own {min(own)}"
+    if not _OF_QUERYSETS.isdisjoint(vars(queryset)):
+        return f"a queryset has its own {min(_OF_QUERYSETS.intersection(vars(queryset)))}"
     if queryset._iterable_class not in _ITERABLES:
         return f"rows are made by {queryset._iterable_class.__qualname__}"
     if type(query) is not Query:
         return f"the query is a {type(query).__qualname__}"
-    if own := vars(query).keys() & _OF_QUERIES:
-        return f"a query has its own {min(own)}"
+    if not _OF_QUERIES.isdisjoint(vars(query)):
+        return f"a query has its own {min(_OF_QUERIES.intersection(vars(query)))}"
     module = (
         connections[queryset.db].ops.compiler_module if connection is None else connection.ops.compiler_module
     )
@@ -120,8 +120,10 @@ def _not_djangos_engine(connection: Any) -> str | None:
     operations: Any = type(connection.ops)
     if found := _engine_replaced(kind, operations):
         return found
-    if own := vars(connection).keys() & _STATEMENTS:
-        return f"a connection has its own {min(own)}"
+    own = vars(connection)
+    for name in _STATEMENTS:
+        if name in own:
+            return f"a connection has its own {name}"
     if connection.execute_wrappers:
         return "an execute_wrapper is around the statements"
     return None
