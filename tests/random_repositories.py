@@ -350,7 +350,7 @@ class Held:
             return None
 
     def _shown(self, row: Any) -> Any:
-        return row.model_dump_json() if isinstance(row, BaseModel) else typed([row])
+        return row.model_dump_json() if isinstance(row, BaseModel) else typed([dict(sorted(row.items()))])
 
     # Django's, on a thread
 

@@ -189,9 +189,12 @@ class LiveReads:
         found = await executor.run(Asked(wanted).run, read, [wanted])
         if wanted not in found:
             raise Absent(wanted)
-        if isinstance(outcome := found[wanted], Exception):
-            raise outcome
-        return outcome
+        try:
+            if isinstance(outcome := found[wanted], Exception):
+                raise outcome
+            return outcome
+        finally:
+            del found, outcome  # the error's traceback has this frame, and they would hold each other
 
     # On the event loop
 

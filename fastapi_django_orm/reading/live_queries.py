@@ -33,12 +33,18 @@ class ReadAlone(Exception):
 class Asked:
     """What somebody asks for, and the context of the one who asks: the language, the tenant."""
 
-    __slots__ = ("_context", "value")
+    __slots__ = ("_context", "_items", "value")
 
     def __init__(self, value: Hashable) -> None:
         """Ask for this, in a copy of the running code's context."""
         self.value = value
         self._context = copy_context()
+        self._items: Sequence[Any] = ()
+
+    def surroundings(self) -> Hashable:
+        """What is in the context: whoever has the very same objects there asks the same."""
+        self._items = tuple(self._context.items())  # kept, so that no other object gets their numbers
+        return frozenset((id(variable), id(value)) for variable, value in self._items)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Call a function in that context, on any thread."""
@@ -142,21 +148,25 @@ class LiveQueries:
 
         Whose query for the list is the same, in its SQL, its parameters and its database, shares one.
         """
-        groups: dict[Any, tuple[Asked, AnyQuerySet, dict[Hashable, list[Asked]]]] = {}
+        if len(asked) == 1:
+            return {one: row for one in asked for row in one.run(self.read_rows, name, [one.value]).values()}
+        groups: dict[Hashable, tuple[Asked, AnyQuerySet, dict[Hashable, list[Asked]]]] = {}
+        made: dict[Hashable, tuple[AnyQuerySet, Hashable] | Exception] = {}  # by what is in the context
         found: dict[Asked, NewRow | Exception] = {}
         for one in asked:
-            try:
-                queryset, query = one.run(self._compiled)
-                _, _, of_query = groups.setdefault(query, (one, queryset, {}))
-                of_query.setdefault(one.value, []).append(one)
-            except Exception as error:  # a manager's, which looks at the context
-                found[one] = error
+            surroundings = one.surroundings()
+            if surroundings not in made:
+                made[surroundings] = _tried(one.run, self._compiled)
+            compiled = made[surroundings]
+            if isinstance(compiled, Exception):
+                found[one] = compiled
+                continue
+            _, _, of_query = groups.setdefault(compiled[1], (one, compiled[0], {}))
+            of_query.setdefault(one.value, []).append(one)
         for first, queryset, wanted in groups.values():
-            outcomes: Outcomes[Hashable, NewRow]
-            try:
-                outcomes = first.run(self._read_rows, queryset, name, list(wanted))
-            except Exception as error:
-                outcomes = dict.fromkeys(wanted, error)
+            outcomes = _tried(first.run, self._read_rows, queryset, name, list(wanted))
+            if isinstance(outcomes, Exception):
+                outcomes = dict.fromkeys(wanted, outcomes)
             found |= {one: outcomes[value] for value in outcomes for one in wanted[value]}
         return found
 
@@ -301,6 +311,14 @@ class LiveQueries:
         """The bytes of ``{"name": [rows]}``."""
         json = b",".join(row for chunk in chunks for row in chunk.json)
         return opening(self._name) + json + CLOSING
+
+
+def _tried(function: Callable[..., T], *args: Any) -> T | Exception:
+    """What a function gives or raises; the traceback ends here, so no frame holds what holds the error."""
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
 
 
 def _kind(queryset: AnyQuerySet) -> str:

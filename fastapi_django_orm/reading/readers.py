@@ -10,6 +10,7 @@ and each value is taken by its name.
 
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
@@ -130,7 +131,7 @@ class ColumnReader:
     def _from_tuples(self, queryset: AnyQuerySet, key: str, codec: RowCodec) -> Iterator[Encoded]:
         number = len(self.names)  # what comes after these is of the key alone
         rows, key_of = with_key(queryset, self.names, key)
-        for values in rows.iterator(CHUNK):
+        for values in _iterated(rows):
             of_row = key_of(values)
             yield of_row, *encode_columns(codec, self._encoder, of_row, values[:number])
 
@@ -318,7 +319,7 @@ class SchemaReader:
 
     def _from_columns(self, queryset: AnyQuerySet, key: str) -> Iterator[Encoded]:
         rows, key_of = with_key(queryset, self._sources, key)
-        for values in rows.iterator(CHUNK):
+        for values in _iterated(rows):
             of_row = key_of(values)
             # Under the names of the fields.
             columns = dict(zip(self.names, map(_without_view, values), strict=False))
@@ -417,6 +418,22 @@ def _chunks(rows: Iterable[Encoded], queryset: AnyQuerySet, codec: RowCodec | No
         # A migration has changed what psycopg has prepared here. A new one has prepared nothing.
         connection.close()
         raise Outdated from error
+    except Exception as error:
+        _close_cursor(error)
+        raise
+
+
+def _close_cursor(error: Exception) -> None:
+    """Close the cursor that an error's traceback holds open, in those frames of Django's that were reading.
+
+    On a server it would stay open until somebody forgets the error.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        frame, traceback = traceback.tb_frame, traceback.tb_next
+        if frame.f_globals.get("__name__") == "django.db.models.sql.compiler":
+            with suppress(RuntimeError):  # it runs
+                frame.clear()
 
 
 def _is_outdated_plan(error: NotSupportedError) -> bool:
