@@ -15,6 +15,7 @@ from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, n
 from .reading import declaration
 from .reading.loading import Loader
 from .reading.observed import Observed, ObservingLoader
+from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
 from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
@@ -99,8 +100,9 @@ class CachedRepository(Repository[RowT]):
         loader: RowLoader[RowT] = own
         if here.shared is not None:
             loader = here.shared.loader(own, self.ordered_queryset, self._reader)
-        if self._reader.codec is None:  # made of instances, whose code may query
-            loader = ObservingLoader(loader, self.observed, self.queryset().db)
+        queryset = self.queryset()
+        if self._reader.own_code is not None or not_djangos(queryset) is not None:  # which may query
+            loader = ObservingLoader(loader, self.observed, queryset.db)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

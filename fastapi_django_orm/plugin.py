@@ -155,7 +155,7 @@ class DjangoORM:
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
             here.executor, here.loop = executor, loop
-            here.windows = Windows(executor, loop, settings.thread_timeout)
+            here.windows = Windows(executor.own, loop, settings.thread_timeout)
             stack.enter_context(_handlers.entered())
             # All that starts here reads for everybody: on threads of its own.
             await stack.enter_async_context(executor.own.context)

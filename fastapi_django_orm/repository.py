@@ -20,7 +20,7 @@ from .reading.batching import Absent
 from .reading.live import LiveReads
 from .reading.live_queries import LiveQueries
 from .reading.models import resolve_model
-from .reading.on_loop import LoopReads, is_plain_manager
+from .reading.on_loop import LoopReads, why_not_constant
 from .reading.readers import Reader
 from .reading.spelling import check_spelling, no_model
 from .snapshots.snapshot import RowT
@@ -174,28 +174,30 @@ class Repository(Generic[RowT]):
         here = running.find(self.label)
         self._on_loop = LoopReads(
             lambda: here.executor.on_loop,
-            self.queryset,
+            self.model_class._default_manager,
             self.ordered_queryset,
             self._reader,
-            is_constant=self._is_constant,
+            why_not=self._why_not_constant(),
         )
         queries = LiveQueries(
             self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
         )
         self._live = LiveReads(queries, self._reader, self._on_loop, name=self.name, label=self.label)
 
-    @property
-    def _is_constant(self) -> bool:
-        """Whether no subclass and no manager makes something else of the query, now or later."""
+    def _why_not_constant(self) -> str | None:
+        """Why a subclass or a manager may make something else of the query, now or later."""
         kind = type(self)
-        queries = (
-            kind.queryset is Repository.queryset and kind.ordered_queryset is Repository.ordered_queryset
-        )
-        return (
-            queries
-            and isinstance(kind.ordering, list | tuple)  # and no property
-            and is_plain_manager(self.model_class._default_manager)
-        )
+        for name in ("queryset", "ordered_queryset", "model_class"):
+            if getattr(kind, name) is not getattr(Repository, name):
+                return f"{self.label} has its own {name}()"
+        if not isinstance(kind.ordering, list | tuple):  # but a property
+            return f"{self.label}.ordering may change"
+        return why_not_constant(self.model_class._default_manager)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Ways of reading that were not taken, and why, for the health report."""
+        return {} if self._reader is None else dict(self._reader.reasons)
 
     @_function_of_class
     @classmethod

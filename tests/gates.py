@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from django.db.models import QuerySet
 from fastapi import FastAPI
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
@@ -71,22 +70,29 @@ class Gate:
 def gated(gate: Gate, **attributes: Any) -> type[CachedRepository]:
     """A repository of topics whose loads pass the gate after they have read."""
 
-    class Gated(QuerySet[Any, Any]):
-        def iterator(self, *args: Any, **options: Any) -> Iterator[Any]:
-            rows = list(super().iterator(*args, **options))
-            gate.enter()
-            return iter(rows)
-
     class Topics(CachedRepository):
         model = "board.Topic"
         fields = ("id", "comment")
 
-        def queryset(self) -> Any:
-            return Gated(self.model_class)
+        def prepare(self) -> None:
+            super().prepare()
+            put_behind(gate, self)
 
     for name, value in attributes.items():
         setattr(Topics, name, value)
     return Topics
+
+
+def put_behind(gate: Gate, repository: Any) -> None:
+    """Have whatever a prepared repository reads pass the gate when it was read."""
+    read = repository._reader.read
+
+    def gated(*args: Any, **options: Any) -> Iterator[Any]:
+        rows = list(read(*args, **options))
+        gate.enter()
+        yield from rows
+
+    repository._reader.read = gated
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import DatabaseError, transaction
-from django.db.models import CharField, Model, QuerySet, Window
+from django.db.models import CharField, Model, Window
 from django.db.models.functions import Rank
 from django.db.models.lookups import LessThanOrEqual
 from django.test.utils import isolate_apps
@@ -42,7 +42,7 @@ from fastapi_django_orm.errors import (
 from fastapi_django_orm.reading.batching import BATCHES_AT_ONCE, MOST_KEYS_OF_BATCH
 from tests.comparing import finish
 from tests.databases import BOARD, DEADLINE, created, default_changed, on_every_thread
-from tests.gates import Gate, started
+from tests.gates import Gate, put_behind, started
 from tests.project.board.models import Desk, Page, Seat, Writer
 from tests.repositories import declare
 
@@ -68,13 +68,19 @@ def live(base: type[Any] = Repository, model: Any = Page, **attributes: Any) -> 
 def behind(gate: Gate, **attributes: Any) -> type[Any]:
     """A repository whose every query passes the gate when it has read."""
 
-    class Gated(QuerySet[Any, Any]):
-        def iterator(self, *args: Any, **options: Any) -> Iterator[Any]:
-            rows = list(super().iterator(*args, **options))
-            gate.enter()
-            return iter(rows)
+    class Pages(Repository):
+        model = Page
 
-    return live(queryset=lambda self: Gated(Page), **attributes)
+        def prepare(self) -> None:
+            super().prepare()
+            put_behind(gate, self)
+
+        def queryset(self) -> Any:  # its own, so that it is read on threads
+            return super().queryset().filter(slug__isnull=False)
+
+    for name, value in attributes.items():
+        setattr(Pages, name, value)
+    return Pages
 
 
 def add(*slugs: str, **more: Any) -> None:

@@ -93,6 +93,7 @@ def test_an_application_without_repositories_tells_about_its_database(sqlite: st
             "databases": {"default": True},
             "repositories": {},
             "transports": {},
+            "not_taken": {},
         }
 
 

@@ -157,12 +157,13 @@ def test_anything_in_any_column(column: str, value: Any) -> None:
     queryset = Everything.objects.order_by("pk")
     reader: Any = choose_reader(declare("Rows", Everything, fields=(column,))(), queryset)
     try:
-        in_sql = [row for chunk in reader.read(queryset) for row in chunk.json]
+        in_sql = list(reader.read(queryset))
     except (NotExpressible, OperationalError):  # the latter of a text that is no UTF-8
         return
     in_python = [row for chunk in reader.read(queryset, in_python=True) for row in chunk.json]
-    assert in_sql == in_python
-    assert typed([reader.codec.decode(row) for row in in_sql]) == typed(values(queryset, column))
+    assert [row for chunk in in_sql for row in chunk.json] == in_python
+    decoded = [chunk.codec.decode(row) for chunk in in_sql for row in chunk.json]
+    assert typed(decoded) == typed(values(queryset, column))
 
 
 def test_one_value_without_a_form_among_many() -> None:

@@ -495,7 +495,13 @@ def test_the_routes_are_documented_with_what_they_answer() -> None:
         report = resolved(document, schema(document, post["responses"][status])["additionalProperties"])
         assert set(report["properties"]) == {"rows", "version", "duration_ms", "trigger", "error", "workers"}
         state = schema(document, health["responses"][status])
-        assert set(state["properties"]) == {"status", "databases", "repositories", "transports"}
+        assert set(state["properties"]) == {
+            "status",
+            "databases",
+            "repositories",
+            "transports",
+            "not_taken",
+        }
         repository = resolved(document, state["properties"]["repositories"]["additionalProperties"])
         assert set(repository["properties"]) == {"rows", "version", "age", "stale", "error", "unheard"}
     parameters = [{parameter["name"] for parameter in each["parameters"]} for each in (get, post)]

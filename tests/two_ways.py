@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from django.db import connections
 from django.db.models import QuerySet
 
 from fastapi_django_orm.reading.choosing import choose_reader
+from fastapi_django_orm.reading.sql_json import NotExpressible
 from tests.comparing import finish, sent_by_fastapi, typed, values
 from tests.repositories import declare
 
@@ -22,32 +22,22 @@ class Ways:
     def __init__(self, queryset: QuerySet[Any, Any], *names: str) -> None:
         repository = declare("Rows", queryset.model, fields=names or None)()
         queryset = queryset.order_by("pk")
-        statements: list[str] = []
-
-        def note(proceed: Any, sql: str, *rest: Any) -> Any:
-            statements.append(sql)
-            return proceed(sql, *rest)
-
         read: list[Any] = []
         for in_python in (False, True):
             reader: Any = choose_reader(repository, queryset)
-            with connections[queryset.db].execute_wrapper(note):
-                try:
-                    chunks = list(reader.read(queryset, in_python=in_python))
-                except Exception as error:
-                    if type(error).__name__ != "NotExpressible":
-                        raise
-                    statements.append("NotExpressible")
-                    chunks = list(reader.read(queryset, in_python=True))
+            try:
+                chunks, in_sql = list(reader.read(queryset, in_python=in_python)), bool(reader.in_sql)
+            except NotExpressible:
+                chunks, in_sql = list(reader.read(queryset, in_python=True)), False
             rows = [
-                reader.codec.decode(data) if row is None else row
+                chunk.codec.decode(data) if row is None else row
                 for chunk in chunks
                 for data, row in zip(chunk.json, chunk.objects, strict=True)
             ]
             keys = [key for chunk in chunks for key in chunk.keys]
             read.append((keys, [data for chunk in chunks for data in chunk.json], typed(rows), rows))
             if not in_python:
-                self.in_sql = "||" in statements[-1]
+                self.in_sql = in_sql and "json_by_database" not in reader.reasons
         assert read[0][:3] == read[1][:3], "the two ways differ"
         _, self.json, _, self.rows = read[0]
         self._expected = values(queryset, *(names or reader.names))

@@ -1,12 +1,11 @@
 """Which reader a repository's rows want, from what it declares."""
 
-from collections.abc import Collection, Sequence
-from typing import Any, get_args
+from collections.abc import Sequence
+from typing import Any
 
 from django.core.exceptions import FieldError
 from django.db.models.query import ValuesIterable
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from ..errors import InvalidRepository
 from .declaration import Declared
@@ -20,6 +19,7 @@ from .readers import (
     SerializerReader,
     names_of_dicts,
 )
+from .schema_code import source_of
 
 
 def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
@@ -37,9 +37,10 @@ def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
     if schema is None:
         names = _default_fields(queryset) if fields is None else tuple(fields)
         _check_fields(f"{label}.fields", names, queryset)
-        return ColumnReader(names)
+        return ColumnReader(names, queryset)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
-        return SchemaReader(schema, _schema_columns(schema, queryset))
+        _check_schema(schema, queryset)
+        return SchemaReader(schema, queryset)
     if _is_serializer(schema):
         return SerializerReader(schema)
     raise InvalidRepository(
@@ -62,7 +63,7 @@ def _dict_reader(label: str, schema: Any, fields: Any, queryset: AnyQuerySet) ->
         )
     names = names_of_dicts(queryset)
     key = next((name for name in (queryset.model._meta.pk.attname, "pk") if name in names), None)
-    return DictReader(names, key)
+    return DictReader(names, key, queryset)
 
 
 def _default_fields(queryset: AnyQuerySet) -> tuple[str, ...]:
@@ -78,24 +79,15 @@ def _check_fields(where: str, names: Sequence[str], queryset: AnyQuerySet) -> No
             raise unknown_field(where, name, queryset) from None
 
 
-def _schema_columns(schema: type[BaseModel], queryset: AnyQuerySet) -> Sequence[str] | None:
-    """For each field of the schema its column, or None if it wants more of a model instance than columns."""
-    columns = set(queryset.query.annotation_select)
-    for column in queryset.model._meta.concrete_fields:
-        columns.update((column.attname, column.name))
-    names = tuple(_source(name, field) for name, field in schema.model_fields.items())
-    _check_schema(schema, columns, queryset)
-    if any(_nests_model(field.annotation) for field in schema.model_fields.values()):
-        return None
-    return names if columns.issuperset(names) else None
-
-
-def _check_schema(schema: type[BaseModel], columns: Collection[str], queryset: AnyQuerySet) -> None:
+def _check_schema(schema: type[BaseModel], queryset: AnyQuerySet) -> None:
     """Refuse a field that nothing of the model can fill, before the first row comes."""
     if schema.__pydantic_decorators__.model_validators:
         return  # which may make it of something else
+    columns = set(queryset.query.annotation_select)
+    for column in queryset.model._meta.concrete_fields:
+        columns.update((column.attname, column.name))
     for name, field in schema.model_fields.items():
-        source = _source(name, field)
+        source = source_of(name, field, queryset.model)
         aliased = field.validation_alias is not None and field.validation_alias != field.alias
         if (
             field.is_required()
@@ -104,15 +96,3 @@ def _check_schema(schema: type[BaseModel], columns: Collection[str], queryset: A
             and not hasattr(queryset.model, source)
         ):
             raise unknown_field(f"{schema.__name__}.{name}", source, queryset)
-
-
-def _source(name: str, field: FieldInfo) -> str:
-    """What a field is read from: its name, unless it has an alias for reading only."""
-    alias = field.validation_alias
-    return alias if isinstance(alias, str) and alias != field.alias else name
-
-
-def _nests_model(annotation: Any) -> bool:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return True
-    return any(_nests_model(argument) for argument in get_args(annotation))

@@ -1,7 +1,7 @@
 """A load of some rows: those with certain keys are read, and put where they belong now."""
 
 import asyncio
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -10,6 +10,7 @@ from django.db import connections
 from django.db.models import CompositePrimaryKey
 
 from ..database.reachable import table_explained
+from ..rows.codec import RowCodec
 from ..snapshots.changing import Changing, NewRow, new_rows
 from ..snapshots.pages import Chunk
 from ..snapshots.placing import NotComparable, Order
@@ -20,11 +21,15 @@ from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
 from .on_loop import MOST_BYTES, LoopOutcome, LoopReads
-from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final, reads_formed
+from .own_ways import PLACING, not_djangos, note, pinned
+from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 
-# Takes the table, its indexes, the snapshot before, when the rows are from, and when the load began.
-Make = Callable[[Table, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]]
+# Takes the table, what reads its rows, its indexes, the snapshot before, when the rows are from, and when the
+# load began.
+Make = Callable[
+    [Table, RowCache, Mapping[str, ValueIndex], Snapshot[Any] | None, datetime, datetime], Snapshot[Any]
+]
 
 _MOST_CONDITIONS = 500  # SQLite has 1000 at most, and PostgreSQL what its stack has room for
 _MOST_OF_POSTGRESQL = 2**16 - 1  # parameters that its protocol can count
@@ -42,7 +47,6 @@ class KeyedLoader:
         queryset: Callable[[], AnyQuerySet],
         reader: Reader,
         on_loop: LoopReads,
-        cache: RowCache,
         make: Make,
     ) -> None:
         """Load nothing yet.
@@ -51,13 +55,11 @@ class KeyedLoader:
             queryset: gives what to read, ordered.
             reader: how to read it.
             on_loop: reads without a thread what can be read so.
-            cache: reads the rows of the snapshot.
             make: makes the snapshot.
         """
         self._queryset = queryset
         self._reader = reader
         self._on_loop = on_loop
-        self._cache = cache
         self._make = make
 
     def load(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
@@ -75,14 +77,18 @@ class KeyedLoader:
             InvalidRow: a row cannot be looked up by a field of ``indexes``.
         """
         began = datetime.now(UTC)
-        queryset = self._queryset()
+        queryset = pinned(self._queryset())
         order = self._order(queryset, before)
         if order is None or not _takes(queryset, len(keys)):
             return None
         try:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
+            codec = before.cache.codec
+            surprises = 0 if codec is None else codec.surprises
             with table_explained(queryset.model, queryset.db):
-                chunks = list(self._reader.read(of_keys))
+                chunks = list(self._reader.read(of_keys, codec=codec))
+            if codec is not None and codec.surprises > surprises:
+                return None  # a migration may have changed a column, and with it the other rows
         except _OF_KEYS:
             return None
         return self._changed(queryset, order, before, keys, chunks, began)
@@ -94,14 +100,17 @@ class KeyedLoader:
             before: the snapshot that there is.
             keys: of rows that may have changed, come or gone; few, since the loop waits for the work.
         """
-        if not self._on_loop.is_possible or _page_bytes(before.table, keys) > MOST_BYTES:
+        if _page_bytes(before.table, keys) > MOST_BYTES:
             return None
         began = datetime.now(UTC)
         read: asyncio.Future[LoopOutcome] = asyncio.get_running_loop().create_future()
         try:
-            queryset = self._queryset()
+            alias = self._on_loop.alias
+            if alias is None:
+                return None
+            queryset = self._queryset().using(alias)
             order = self._order(queryset, before)
-            if order is None or not self._on_loop.rows(keys, partial(_tell, read)):
+            if order is None or not self._on_loop.rows(alias, keys, partial(_tell, read)):
                 return None
             found = await read
             if not isinstance(found, Chunk):
@@ -112,15 +121,18 @@ class KeyedLoader:
 
     def _order(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> Order | None:
         """The rows' order; None if rows read alone may differ from those in the list, or cannot be placed."""
-        together = is_final(queryset) or queryset.query.distinct or depends_on_others(queryset)
-        if together or not before.table.has_unique_keys:
-            return None
-        order = Order.of(queryset, self._reader.names, formed=self._is_formed(queryset, before))
-        readable = order is not None and (order.is_by_key or self._reader.codec is not None)
-        return order if readable else None
+        order = self._why_not(queryset, before) or Order.of(queryset, self._reader.names)
+        if isinstance(order, Order) and not order.is_by_key and before.cache.codec is None:
+            order = "rows of a schema are in another order than that of their keys"
+        note(self._reader.reasons, PLACING, order if isinstance(order, str) else None)
+        return order if isinstance(order, Order) else None
 
-    def _is_formed(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> bool:
-        return before.table.formed and reads_formed(self._reader, queryset)
+    def _why_not(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> str | None:
+        if is_final(queryset) or queryset.query.distinct or depends_on_others(queryset):
+            return "rows depend on each other"
+        if not before.table.has_unique_keys:
+            return "several rows have one key"
+        return not_djangos(queryset)
 
     def _changed(
         self,
@@ -128,9 +140,11 @@ class KeyedLoader:
         order: Order,
         before: Snapshot[Any],
         keys: Collection[Hashable],
-        chunks: Iterable[Chunk],
+        chunks: Sequence[Chunk],
         began: datetime,
     ) -> Snapshot[Any] | None:
+        if not all(_is_of_types(chunk.codec, before.cache.codec) for chunk in chunks):
+            return None
         rows = [row for chunk in chunks for row in new_rows(chunk)]
         read = {row.key: row for row in rows}
         try:
@@ -138,15 +152,14 @@ class KeyedLoader:
                 return None
             # The database may hold a row's key for equal to one that is written otherwise.
             keys = {*keys, *read}
-            table = Changing(before.table, self._cache, order).changed(keys, read)
-            table.formed = self._is_formed(queryset, before)
+            table = Changing(before.table, before.cache, order).changed(keys, read)
         except _OF_KEYS:
             return None
         indexes = {
             field: index.changed(*self._moved(field, before, read, keys))
             for field, index in before.keys_by_value.items()
         }
-        return self._make(table, indexes, before, before.loaded_at, began)
+        return self._make(table, before.cache, indexes, before, before.loaded_at, began)
 
     def _may_be_others(
         self,
@@ -173,10 +186,20 @@ class KeyedLoader:
         known = before.by_key or ()
         gone = [(value_of(before.row(key), field), key) for key in keys if key in known]
         new = [
-            (value_of(self._cache.decode(row.json) if row.row is None else row.row, field), row.key)
+            (value_of(before.cache.decode(row.json) if row.row is None else row.row, field), row.key)
             for row in read.values()
         ]
         return gone, lookup_pairs(field, new)
+
+
+def _is_of_types(read: RowCodec | None, there: RowCodec | None) -> bool:
+    """Whether rows that were read have values of the types that the rows have among which they will stand.
+
+    If not, a migration may have changed a column, and with it the other rows.
+    """
+    if read is None or there is None:
+        return read is there
+    return read is there or there.expect(list(read.types.values()))
 
 
 def _takes(queryset: AnyQuerySet, number: int) -> bool:

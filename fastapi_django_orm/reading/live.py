@@ -2,25 +2,29 @@
 
 import asyncio
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar, cast
 
+from django.db import router
 from django.db.models import CompositePrimaryKey
 
 from .. import running
 from ..database.reentrancy import is_bound
-from ..errors import InvalidKey, InvalidRow
+from ..errors import InvalidKey
 from ..rows.sharing import copied
 from ..snapshots.changing import NewRow, new_rows
 from ..snapshots.pages import Chunk
 from .batching import Absent, Batcher, Outcomes
-from .live_queries import LiveQueries
+from .live_queries import Asked, LiveQueries, ReadAlone, run_in
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
 from .windows import Found, Listed, Window, WindowRead
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+T = TypeVar("T")
 
 Unique = tuple[str, Hashable]  # a unique field, or "pk", and a value
 
@@ -46,7 +50,12 @@ class LiveReads:
         self._name = name
         self._label = label
         self._model = self._queries.model
-        self._rows: dict[str, Batcher[Hashable, NewRow]] = {}
+        self._loop = running.find(label).loop
+        # By the field, and the database if that is known before the query is made.
+        self._rows: dict[tuple[str, str | None], Batcher[Hashable, NewRow]] = {}
+        self._asked: dict[str, Batcher[Asked, NewRow]] = {}
+        # What is published is read for nobody in particular: in the context in which the application started.
+        self._public = copy_context()
 
     def key(self, value: Any) -> Hashable:
         """A primary key in the form in which rows have it: 5 for ``"5"``.
@@ -96,13 +105,13 @@ class LiveReads:
             InvalidKey: no row can have this value.
             NotUnique: the field is not unique.
         """
-        name, value = self._asked(pk, unique)
+        name, value = self._wanted(pk, unique)
         if value is None:  # which any number of rows may have, and so names none
             raise Absent(name)
         found = await self._find(name, value)
         if found.row is None:
-            assert self._reader.codec is not None, "rows without objects come with a codec"
-            return self._reader.codec.decode(found.json)
+            assert found.codec is not None, "rows without objects come with a codec"
+            return found.codec.decode(found.json)
         return copied(found.row) if self._reader.copied else found.row
 
     async def row_json(self, pk: Any) -> bytes:
@@ -115,7 +124,9 @@ class LiveReads:
             key = self._prepared(self._model._meta.pk.to_python(pk))
         except OF_ONE_KEY:
             raise Absent(pk) from None
-        return (await self._find("pk", key)).json
+        if self._may_share:
+            return (await self._batcher_of("pk", self._public_alias()).get(key)).json
+        return (await self._read_alone("pk", key)).json
 
     async def window(self, offset: int, limit: int | None) -> bytes:
         """The bytes of ``{"name": [rows]}`` for some of the rows."""
@@ -128,12 +139,14 @@ class LiveReads:
             DatabaseBusy: too much was asked for, and was not read in time.
         """
         here = running.find(self._label)
-        if here.windows.loop is not asyncio.get_running_loop() or is_bound():
+        if not self._may_share:
             return await here.executor.run(self._queries.read_window, window)
-        read = WindowRead(partial(self._queries.read_window, window), partial(self._window_on_loop, window))
-        return await here.windows.get(self, window, read)
+        on_thread = partial(self._in_public, self._queries.read_window, window)
+        return await here.windows.get(
+            self, window, WindowRead(on_thread, partial(self._window_on_loop, window))
+        )
 
-    def _asked(self, pk: tuple[Any, ...], unique: Mapping[str, Any]) -> Unique:
+    def _wanted(self, pk: tuple[Any, ...], unique: Mapping[str, Any]) -> Unique:
         if len(pk) + len(unique) != 1:
             raise TypeError(f"{self._label}.fetch(): give a key, or one unique field with its value.")
         if pk:
@@ -150,55 +163,72 @@ class LiveReads:
 
     # In a batch, or alone
 
+    @property
+    def _may_share(self) -> bool:
+        """Whether what runs may read with others: one in a transaction or async_to_sync has its thread."""
+        return self._loop is asyncio.get_running_loop() and not is_bound()
+
     def _batcher(
         self,
         read: Callable[[Sequence[K]], Outcomes[K, V]],
         on_loop: Callable[[Sequence[K], Callable[[Outcomes[K, V] | Exception | None], None]], bool],
     ) -> Batcher[K, V]:
-        here = running.find(self._label)
-        assert here.loop is not None, "the plugin sets it before there are repositories"
-        return Batcher(read, here.executor.own, here.loop, on_loop)
+        assert self._loop is not None, "the plugin sets it before there are repositories"
+        return Batcher(read, running.find(self._label).executor.own, self._loop, on_loop)
+
+    def _in_public(self, read: Callable[..., T], *args: Any) -> T:
+        return run_in(self._public.copy(), read, *args)
+
+    def _public_alias(self) -> str | None:
+        if not router.routers:  # so it is the same for all
+            return self._on_loop.alias
+        return run_in(self._public.copy(), lambda: self._on_loop.alias)
+
+    def _batcher_of(self, name: str, alias: str | None) -> Batcher[Hashable, NewRow]:
+        """What collects the values of a field that are read for nobody in particular."""
+        if (batcher := self._rows.get((name, alias))) is None:
+            read = partial(self._in_public, partial(self._queries.read_rows, name, alias=alias))
+            on_loop = _never if name != "pk" or alias is None else partial(self._rows_on_loop, alias)
+            batcher = self._rows[name, alias] = self._batcher(read, on_loop)
+        return batcher
 
     async def _find(self, name: str, value: Hashable) -> NewRow:
-        read = partial(self._queries.read_rows, name)
-        if (batcher := self._rows.get(name)) is None:
-            on_loop = self._rows_on_loop if name == "pk" else _never
-            batcher = self._rows[name] = self._batcher(read, on_loop)
-        return await self._read_by(batcher, read, value)
+        """Read in a batch what is the same for everybody, or proves to be; else alone.
 
-    async def _read_by(
-        self,
-        batcher: Batcher[K, V],
-        read: Callable[[Sequence[K]], Outcomes[K, V]],
-        wanted: K,
-    ) -> V:
-        try:
-            return await self._read_somehow(batcher, read, wanted)
-        except InvalidRow as error:
-            error.repository = self._name
-            raise
+        What a query gives may depend on who asks: a manager may filter by the tenant of the context. So
+        nothing of the project's code runs in another context than the caller's.
+        """
+        if self._reader.own_code is None and self._may_share:
+            if (alias := self._on_loop.alias) is not None:  # the query is Django's own, whoever asks
+                return await self._batcher_of(name, alias).get(value)
+            if self._queries.alone is None:
+                with suppress(ReadAlone):
+                    return await self._batcher_of_asked(name).get(Asked(value))
+        return await self._read_alone(name, value)
 
-    async def _read_somehow(
-        self,
-        batcher: Batcher[K, V],
-        read: Callable[[Sequence[K]], Outcomes[K, V]],
-        wanted: K,
-    ) -> V:
-        """Read in a batch, or alone: in a transaction, under async_to_sync, on another event loop."""
-        if batcher.loop is asyncio.get_running_loop() and not is_bound():
-            return await batcher.get(wanted)
+    def _batcher_of_asked(self, name: str) -> Batcher[Asked, NewRow]:
+        if (batcher := self._asked.get(name)) is None:
+            batcher = self._asked[name] = self._batcher(partial(self._queries.read_asked, name), _never)
+        return batcher
+
+    async def _read_alone(self, name: str, value: Hashable) -> NewRow:
+        """Read in the caller's context."""
         executor = running.find(self._label).executor
-        found = await executor.run(read, [wanted])
-        if wanted not in found:
-            raise Absent(wanted)
-        if isinstance(outcome := found[wanted], Exception):
-            raise outcome
-        return outcome
+        found: Outcomes[Hashable, NewRow] = await executor.run(self._queries.read_rows, name, [value])
+        if value not in found:
+            raise Absent(value)
+        try:
+            if isinstance(outcome := found[value], Exception):
+                raise outcome
+            return outcome
+        finally:
+            del found, outcome  # the error's traceback has this frame, and they would hold each other
 
     # On the event loop
 
     def _rows_on_loop(
         self,
+        alias: str,
         keys: Sequence[Hashable],
         done: Callable[[Outcomes[Hashable, NewRow] | Exception | None], None],
     ) -> bool:
@@ -211,14 +241,17 @@ class LiveReads:
             # One that nobody has asked for is a row whose key the database holds for equal to one of these.
             done(found if len(found) == len(rows) else None)
 
-        return self._on_loop.rows(keys, read)
+        return self._on_loop.rows(alias, keys, read)
 
     def _window_on_loop(self, window: Window, done: Callable[[Found], None]) -> bool:
+        offset, limit = window
+        if limit is None or (alias := self._public_alias()) is None:  # as many rows as there are
+            return False
+
         def read(chunk: Chunk | Exception | None) -> None:
             done(self._queries.listed([b",".join(chunk.json)]) if isinstance(chunk, Chunk) else chunk)
 
-        offset, limit = window
-        return limit is not None and self._on_loop.window(offset, limit, read)
+        return self._on_loop.window(alias, offset, limit, read)
 
 
 def _never(*_: object) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 from django.db import connections
 
 from ..database.reachable import table_explained
+from ..rows.codec import RowCodec
 from ..snapshots.key_index import KeyIndex
 from ..snapshots.page_list import PageList
 from ..snapshots.pages import Chunk, Page, cut, cut_evenly
@@ -19,9 +20,10 @@ from ..snapshots.value_index import ValueIndex, lookup_pairs
 from .key_columns import AnyQuerySet
 from .keyed_loading import KeyedLoader
 from .on_loop import LoopReads
+from .own_ways import pinned
 from .pacing import Pace
-from .readers import CHUNK, Reader, reads_formed
-from .sql_json import NotExpressible
+from .readers import CHUNK, ColumnReader, Reader
+from .sql_json import DatabaseJSON, NotExpressible
 
 STEP = 8  # pages: half a millisecond
 
@@ -60,9 +62,9 @@ class Loader:
         self._reader = reader
         self._name = name
         self._indexes = indexes
-        self._cache = RowCache(reader.codec, rows_kept)
+        self._rows_kept = rows_kept
         self._pace = pace
-        keyed = KeyedLoader(queryset, reader, on_loop, self._cache, self._snapshot)
+        keyed = KeyedLoader(queryset, reader, on_loop, self._snapshot)
         self.load_keys, self.load_keys_on_loop = keyed.load, keyed.load_on_loop
 
     def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
@@ -76,24 +78,42 @@ class Loader:
             LazyValue: a row holds something that would query later.
             DatabaseError: as Django raises it.
         """
-        return self.read(self._queryset(), before)
+        snapshot, _ = self.read(self._queryset(), before)
+        return snapshot
 
-    def read(self, queryset: AnyQuerySet, before: Snapshot[Any] | None) -> Snapshot[Any]:
-        """The same of this query, which the repository has made."""
+    def read(
+        self, queryset: AnyQuerySet, before: Snapshot[Any] | None
+    ) -> tuple[Snapshot[Any], DatabaseJSON | None]:
+        """The same of this query, which the repository has made.
+
+        Returns:
+            The snapshot, and how the database has made the JSON of all of its rows; None if Python has.
+        """
         began = datetime.now(UTC)
         self._pace.begin()
+        queryset = pinned(queryset)
         with table_explained(queryset.model, queryset.db):
+            reader = self._reader
+            in_sql = reader.database_json(queryset) if isinstance(reader, ColumnReader) else None
             try:
-                table = self._read_table(queryset, before, in_python=False)
+                table, codec = self._read_table(queryset, before, in_sql)
             except NotExpressible:
-                table = self._read_table(queryset, before, in_python=True)
-        return self._made(table, before, began)
+                in_sql = None
+                table, codec = self._read_table(queryset, before, None)
+        return self._made(table, codec, before, began), in_sql
 
-    def take(self, pages: Iterable[Page], before: Snapshot[Any] | None, loaded_at: datetime) -> Snapshot[Any]:
+    def take(
+        self,
+        pages: Iterable[Page],
+        codec: RowCodec,
+        before: Snapshot[Any] | None,
+        loaded_at: datetime,
+    ) -> Snapshot[Any]:
         """Make a snapshot of rows that another process has read, and whose JSON the database has made.
 
         Args:
             pages: all of them, cut as this process would have.
+            codec: reads their JSON, once they are here.
             before: the snapshot that there is.
             loaded_at: a time by this process's clock at which the other had not begun to read.
 
@@ -103,9 +123,7 @@ class Loader:
         self._pace.begin()
         known = None if before is None else before.table
         listed = PageList(self._taken(pages, known))
-        table = Table(listed, self._where(listed.pages, known))
-        table.formed = True
-        return self._made(table, before, loaded_at)
+        return self._made(Table(listed, self._where(listed.pages, known)), codec, before, loaded_at)
 
     def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
         for number, page in enumerate(pages):
@@ -113,16 +131,22 @@ class Loader:
             if number % STEP == 0:
                 self._pace.rest()
 
-    def _made(self, table: Table, before: Snapshot[Any] | None, began: datetime) -> Snapshot[Any]:
-        if before is not None and before.table.has_same_pages(table):
-            # Nothing has changed, and what was made of these rows (decoded, joined, compressed) is still
-            # good. But somebody may have stored the same in another form.
-            before.table.formed = table.formed
+    def _made(
+        self, table: Table, codec: RowCodec | None, before: Snapshot[Any] | None, began: datetime
+    ) -> Snapshot[Any]:
+        same_types = before is not None and _types(before.cache.codec) == _types(codec)
+        cache = before.cache if before is not None and same_types else RowCache(codec, self._rows_kept)
+        if before is not None and not same_types:
+            # A migration has changed a column. Pages that are shared with the rows before have rows that were
+            # decoded by the types that these had.
+            table = Table(PageList(page.apart() for page in table.pages), table.where)
+        if before is not None and same_types and before.table.has_same_pages(table):
+            # Nothing has changed: what was made of these rows (decoded, joined, compressed) is still good.
             table, indexes = before.table, before.keys_by_value
         else:
-            indexes = self._index(table)
+            indexes = self._index(table, cache)
         self._pace.end()
-        return self._snapshot(table, indexes, before, began, began)
+        return self._snapshot(table, cache, indexes, before, began, began)
 
     def let_go(self, pieces: list[Any]) -> None:
         """Free what a table was made of: a large one in one go would stop everybody for that time."""
@@ -132,36 +156,31 @@ class Loader:
             if number % STEP == 0:
                 self._pace.rest()
 
-    def _read_table(self, queryset: AnyQuerySet, before: Snapshot[Any] | None, *, in_python: bool) -> Table:
-        rows: Any = self._reader.read(queryset, in_python=in_python)
+    def _read_table(
+        self, queryset: AnyQuerySet, before: Snapshot[Any] | None, in_sql: DatabaseJSON | None
+    ) -> tuple[Table, RowCodec | None]:
+        rows, codec = self._rows(queryset, in_sql)
+        # Writers of SQLite wait while its rows are being read, and those whose JSON it makes come one by one:
+        # that must be done soon. Others are there all at once.
+        holds_up_others = in_sql is not None and connections[queryset.db].vendor == "sqlite"
         # Closed here if a row cannot be kept: the error's traceback would keep the rows open, on a connection
         # that others borrow next.
         with closing(rows):
-            paced = in_python or not self._holds_up_others(queryset)
-            return self._table_of(self._paced(rows) if paced else rows, before, queryset, in_python=in_python)
+            return self._table_of(rows if holds_up_others else self._paced(rows), before), codec
 
-    def _table_of(
-        self,
-        chunks: Iterable[Chunk],
-        before: Snapshot[Any] | None,
-        queryset: AnyQuerySet,
-        *,
-        in_python: bool,
-    ) -> Table:
+    def _rows(self, queryset: AnyQuerySet, in_sql: DatabaseJSON | None) -> tuple[Any, RowCodec | None]:
+        if in_sql is not None and isinstance(self._reader, ColumnReader):
+            codec = RowCodec(self._reader.names, in_sql.kinds)
+            return self._reader.read(queryset, codec=codec, in_sql=in_sql), codec
+        learning = RowCodec(self._reader.names) if self._reader.as_json else None
+        return self._reader.read(queryset, in_python=True, codec=learning), learning
+
+    def _table_of(self, chunks: Iterable[Chunk], before: Snapshot[Any] | None) -> Table:
         known = None if before is None else before.table
         if not self._reader.keyed:
             return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None)
         listed = PageList(known_page(page, known) for page in cut(chunks))
-        table = Table(listed, self._where(listed.pages, known))
-        table.formed = not in_python and reads_formed(self._reader, queryset)
-        return table
-
-    def _holds_up_others(self, queryset: AnyQuerySet) -> bool:
-        """Whether writers of the database wait while its rows are being read: it must be done soon.
-
-        SQLite's rows are there all at once, but for those whose JSON it makes itself.
-        """
-        return connections[queryset.db].vendor == "sqlite" and reads_formed(self._reader, queryset)
+        return Table(listed, self._where(listed.pages, known))
 
     def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
@@ -180,12 +199,12 @@ class Loader:
                 self._pace.rest()
             yield page.keys, page.start
 
-    def _index(self, table: Table) -> dict[str, ValueIndex]:
+    def _index(self, table: Table, cache: RowCache) -> dict[str, ValueIndex]:
         if not self._indexes:
             return {}
         found: dict[str, dict[Hashable, list[Hashable]]] = {field: {} for field in self._indexes}
         for page in table.pages:
-            rows = self._cache.rows(page)
+            rows = cache.rows(page)
             for field, keys in found.items():
                 pairs = zip((value_of(row, field) for row in rows), page.keys, strict=True)
                 for value, key in lookup_pairs(field, list(pairs)):
@@ -196,6 +215,7 @@ class Loader:
     def _snapshot(
         self,
         table: Table,
+        cache: RowCache,
         indexes: Mapping[str, ValueIndex],
         before: Snapshot[Any] | None,
         loaded_at: datetime,
@@ -211,7 +231,7 @@ class Loader:
                 exact = began.replace(microsecond=0) > before.modified_at
         return Snapshot(
             table,
-            self._cache,
+            cache,
             name=self._name,
             copies=self._reader.copied,
             version=1 if before is None else before.version + 1,
@@ -220,3 +240,7 @@ class Loader:
             date_is_exact=exact,
             indexes=indexes,
         )
+
+
+def _types(codec: RowCodec | None) -> Mapping[str, type | None] | None:
+    return None if codec is None else codec.types

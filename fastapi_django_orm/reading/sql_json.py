@@ -8,17 +8,23 @@ is done by way of Python instead.
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from django.core.exceptions import EmptyResultSet
-from django.db import connections
-from django.db.models import CompositePrimaryKey, F, Field, Func, QuerySet, TextField
+from django.db import DatabaseError, connections
+from django.db.models import CompositePrimaryKey, F, Field, Func, TextField
 from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
 
+from ..rows.codec import RowCodec
 from . import postgresql_json, sqlite_json
 from .key_columns import AnyQuerySet, with_key
+from .own_ways import not_djangos
+from .postgresql_json import PostgreSQLForms
+from .sqlite_json import SQLiteForms
+
+Forms: TypeAlias = PostgreSQLForms | SQLiteForms
 
 # Each part makes an expression two deeper, and SQLite takes none that is deeper than 1000. One chain is the
 # quickest, since it grows in its place. Source: https://www.sqlite.org/limits.html#max_expr_depth
@@ -27,32 +33,34 @@ _MEASURED = 1000  # rows: of more, those before these count less and less
 
 
 class RowJSON(Func):
-    """A row's JSON as one expression of its columns."""
+    """A row's JSON as one expression of its columns; an empty text where these are not what they were."""
 
     output_field = TextField()
 
-    def __init__(self, names: Sequence[str], forms: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], keys: Sequence[str], forms: Forms) -> None:
         """Make the expression of these columns.
 
         Args:
             names: the columns'.
-            forms: for each the SQL of its JSON.
+            keys: those that make the row's key.
+            forms: how the JSON of the columns is made.
         """
-        super().__init__(*map(F, names))
+        super().__init__(*map(F, (*names, *keys)))
         self._names = names
         self._forms = forms
 
     def as_sql(self, compiler: Any, connection: Any, **context: Any) -> tuple[str, tuple[Any, ...]]:  # type: ignore[override]
         """Join ``{"name":`` and the values with ``||``, which is NULL if one of them is."""
+        compiled = [compiler.compile(column) for column in self.source_expressions]
+        assert not any(params for _, params in compiled), "a column has no parameters"
+        columns = [sql for sql, _ in compiled]
         parts, before = [], "{"
-        for name, form, column in zip(self._names, self._forms, self.source_expressions, strict=True):
-            sql, params = compiler.compile(column)
-            assert not params, "a column has no parameters"
+        for name, form, sql in zip(self._names, self._forms.sql, columns, strict=False):  # then come the keys
             key = (before + to_json(name).decode() + ":").replace("'", "''").replace("%", "%%")
-            value = form.format(sql)
-            parts.append(f"'{key}' || CASE WHEN {sql} IS NULL THEN 'null' ELSE {value} END")
+            parts.append(f"'{key}' || CASE WHEN {sql} IS NULL THEN 'null' ELSE {form.format(sql)} END")
             before = ","
-        return _joined([*parts, "'}'"]), ()
+        row = _joined([*parts, "'}'"])
+        return f"CASE WHEN {self._forms.guard(columns)} THEN {row} ELSE '' END", ()
 
 
 def _joined(parts: Sequence[str]) -> str:
@@ -66,58 +74,71 @@ class NotExpressible(Exception):
     """A row has a value whose JSON form the database does not make."""
 
 
+class Outdated(NotExpressible):
+    """The columns are not what they were when it was found out how the database makes their JSON."""
+
+
 class DatabaseJSON:
     """How to read one repository's columns as JSON that the database makes.
 
     Attributes:
-        types: what Django makes of each column's values.
+        kinds: what Django makes of each column's values.
+        codec: reads the JSON.
         row_size: the length of a row's JSON in bytes, on average over the rows that were read last.
     """
 
-    def __init__(self, names: Sequence[str], forms: Sequence[tuple[type, str]], vendor: str) -> None:
+    def __init__(self, names: Sequence[str], keys: Sequence[str], forms: Forms, vendor: str) -> None:
         """Read these columns.
 
         Args:
             names: the columns'.
-            forms: for each its type and the SQL of its JSON.
+            keys: those that make the row's key.
+            forms: how their JSON is made.
             vendor: whose SQL that is.
         """
-        self._expression = RowJSON(names, [form for _, form in forms])
+        self._expression = RowJSON(names, keys, forms)
+        self._forms = forms
         self._vendor = vendor
-        self.types = [kind for kind, _ in forms]
+        self.kinds = forms.kinds
+        self.codec = RowCodec(names, forms.kinds)
         self.row_size = 0.0
         self._measured = 0  # rows that it is the average of
 
     @classmethod
-    def of(cls, queryset: AnyQuerySet, names: Sequence[str]) -> "DatabaseJSON | None":
-        """How to read these columns of the query, or None if that cannot be done in SQL.
+    def of(cls, queryset: AnyQuerySet, names: Sequence[str]) -> "DatabaseJSON | str":
+        """How to read these columns of the query, or why that cannot be done in SQL.
+
+        Args:
+            queryset: the query, of which ``not_in_sql()`` has said that it may be.
+            names: its columns.
 
         Raises:
             EmptyResultSet: the query can have no rows, so it does not tell its columns.
             DatabaseError: as Django raises it.
         """
         connection = connections[queryset.db]
-        if not _is_plain(queryset) or connection.vendor not in ("postgresql", "sqlite"):
-            return None
         if isinstance(queryset.model._meta.pk, CompositePrimaryKey):
-            return None
+            return "the key has several columns"
         keyed, _ = with_key(queryset, names)
         compiler = keyed.query.get_compiler(using=queryset.db)
         sql, params = compiler.as_sql()
         columns = [expression for expression, _, _ in compiler.select or ()]
-        if not all(map(_is_plain_column, columns)):
-            return None  # a transform, or a field that is selected in a way of its own
+        for column in columns:  # a transform, or a field that is selected in a way of its own
+            if not _is_plain_column(column):
+                return f"{column} is not a plain column"
+        forms: Forms | str
         if connection.vendor == "sqlite":
             forms = sqlite_json.forms(connection, compiler.query, columns[: len(names)])
         else:
-            forms = postgresql_json.forms(connection, columns, sql, params)
-        return None if forms is None else cls(names, forms[: len(names)], connection.vendor)
+            forms = postgresql_json.forms(connection, columns, len(names), sql, params)
+        keys = ["pk"] * (len(columns) - len(names))
+        return forms if isinstance(forms, str) else cls(names, keys, forms, connection.vendor)
 
-    def fits(self, queryset: AnyQuerySet) -> bool:
-        """Whether this query of the same model and database can be read so as well."""
-        connection = connections[queryset.db]
-        # In a transaction it could not be broken off half-way without ending the transaction.
-        return _is_plain(queryset) and connection.vendor == self._vendor and not connection.in_atomic_block
+    def why_not(self, connection: Any) -> str | None:
+        """Why this connection, as it is now, does not give what Django would read; None if it does."""
+        if connection.vendor != self._vendor:  # the settings have changed under an alias
+            return "another database was described"
+        return self._forms.why_not(connection)
 
     def compiled(self, queryset: AnyQuerySet) -> tuple[str, Sequence[Any]]:
         """The SQL that gives each row's JSON and its key, and its parameters.
@@ -132,6 +153,7 @@ class DatabaseJSON:
         """The rows' keys and their JSON, in lists of up to this size.
 
         Raises:
+            Outdated: a column is not what it was.
             NotExpressible: one of them has no JSON form in SQL.
             DatabaseError: as Django raises it.
         """
@@ -148,7 +170,13 @@ class DatabaseJSON:
             sql, params = self.compiled(queryset)
         except EmptyResultSet:  # no row can be like this, so Django would not ask
             return
-        yield from postgresql_json.stream(connections[queryset.db], sql, params, size)
+        try:
+            yield from postgresql_json.stream(connections[queryset.db], sql, params, size)
+        except DatabaseError as error:
+            # A form may not be written for what a column is now. If it is not that, it comes again in Python.
+            if is_of_the_statement(error):
+                raise Outdated from error
+            raise
 
     def _query(self, queryset: AnyQuerySet) -> AnyQuerySet:
         return queryset.values_list(self._expression, "pk")
@@ -157,11 +185,12 @@ class DatabaseJSON:
         """The keys and the JSON of rows, at least one, that were read by such a query.
 
         Raises:
+            Outdated: a column is not what it was.
             NotExpressible: one of them has no JSON form in SQL.
         """
         texts, keys = zip(*rows, strict=True)
-        if None in texts:
-            raise NotExpressible
+        if not all(texts):
+            raise Outdated if "" in texts else NotExpressible
         json = [text.encode() for text in texts]
         self._measure(json)
         return list(keys), json
@@ -173,14 +202,10 @@ class DatabaseJSON:
         self.row_size += (sum(map(len, json)) / number - self.row_size) * number / measured
 
 
-def _is_plain(queryset: AnyQuerySet) -> bool:
-    """Whether the query selects columns alone, in Django's own way."""
-    query = queryset.query
-    own_ways = type(queryset).iterator is not QuerySet.iterator or not issubclass(
-        queryset._iterable_class, ModelIterable
-    )
-    complicated = query.annotations or query.extra or query.distinct or query.combinator
-    return not own_ways and not complicated and not query.is_empty()
+def is_of_the_statement(error: DatabaseError) -> bool:
+    """Whether PostgreSQL refuses what was written: a literal (22), a name or a type (42), a plan (0A)."""
+    state: str | None = getattr(error.__cause__, "sqlstate", None)
+    return state is not None and state.startswith(("22", "42", "0A"))
 
 
 def _is_plain_column(column: Any) -> bool:
@@ -189,3 +214,23 @@ def _is_plain_column(column: Any) -> bool:
         return False
     select_format = column.output_field.select_format
     return getattr(select_format, "__func__", None) is Field.select_format
+
+
+def not_in_sql(queryset: AnyQuerySet, connection: Any) -> str | None:
+    """Why a query is not one of columns alone, in Django's own way; None if it is.
+
+    Args:
+        queryset: the query.
+        connection: the one to read it with.
+    """
+    query = queryset.query
+    if reason := not_djangos(queryset, connection):
+        return reason
+    if connection.vendor not in ("postgresql", "sqlite"):
+        return f"{connection.display_name} does not make JSON as FastAPI does"
+    if queryset._iterable_class is not ModelIterable:
+        return "the query gives no instances"
+    for what in ("annotations", "extra", "distinct", "combinator"):
+        if getattr(query, what):
+            return f"the query has {what}"
+    return "the query has no rows" if query.is_empty() else None

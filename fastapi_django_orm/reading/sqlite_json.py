@@ -87,8 +87,43 @@ _FORMS: dict[str, tuple[type, str]] = {
 }
 
 
-def forms(connection: Any, query: Any, columns: Sequence[Any]) -> list[tuple[type, str]] | None:
-    """For each column its type and the SQL of its JSON, or None if one of them has none.
+class SQLiteForms:
+    """How SQLite makes the JSON of some columns.
+
+    Attributes:
+        kinds: for each column what Django makes of its values.
+        sql: for each column the JSON of a value that is not null; NULL if this value has none.
+    """
+
+    def __init__(self, forms: Sequence[tuple[type, str]], version: int) -> None:
+        """Make JSON in these forms.
+
+        Args:
+            forms: for each column its type and the SQL of its JSON.
+            version: of the schema in which they were found.
+        """
+        self.kinds = [kind for kind, _ in forms]
+        self.sql = [sql for _, sql in forms]
+        self._version = version
+
+    def guard(self, columns: Sequence[str]) -> str:
+        """The condition that no table has been changed: by its declared type a column's values are read.
+
+        Source: https://www.sqlite.org/pragma.html#pragma_schema_version
+        """
+        return f"(SELECT schema_version FROM pragma_schema_version) = {self._version}"
+
+    def why_not(self, connection: Any) -> str | None:
+        """Why a connection, as it is now, does not give what Django would read; None if it does."""
+        if connection.connection is None:  # on a thread, for the event loop is lent only open ones
+            connection.ensure_connection()
+        raw = connection.connection
+        plain = raw.row_factory is None and raw.text_factory is str
+        return None if plain else "a connection reads rows or texts in its own way"
+
+
+def forms(connection: Any, query: Any, columns: Sequence[Any]) -> "SQLiteForms | str":
+    """How the JSON of these columns is made, or why it is not.
 
     Args:
         connection: the database.
@@ -100,19 +135,20 @@ def forms(connection: Any, query: Any, columns: Sequence[Any]) -> list[tuple[typ
     """
     from sqlite3 import sqlite_version_info
 
-    from django.db.backends.sqlite3.base import DatabaseWrapper
-
-    # An engine may make something else of what is stored.
-    own = type(connection.ops).get_db_converters is not DatabaseWrapper.ops_class.get_db_converters
-    if own or sqlite_version_info < _JSON_IS_BUILT_IN:
-        return None
+    if sqlite_version_info < _JSON_IS_BUILT_IN:
+        return "SQLite is older than 3.38"
+    with connection.cursor() as cursor:  # before the columns: if they change meanwhile, it is too old
+        cursor.execute("SELECT schema_version FROM pragma_schema_version")
+        (version,) = cursor.fetchone()
     tables = {column.alias: query.alias_map[column.alias].table_name for column in columns}
     known = {table: columns_of(connection, table) for table in set(tables.values())}
-    found = [
-        _form(connection, column, known[tables[column.alias]].get(column.target.column.lower()))
-        for column in columns
-    ]
-    return None if None in found else [form for form in found if form is not None]
+    found: list[tuple[type, str]] = []
+    for column in columns:
+        form = _form(connection, column, known[tables[column.alias]].get(column.target.column.lower()))
+        if form is None:
+            return f"{column.target.name} is converted in Python"
+        found.append(form)
+    return SQLiteForms(found, version)
 
 
 def _form(connection: Any, column: Any, declared: SQLiteColumn | None) -> tuple[type, str] | None:

@@ -55,6 +55,9 @@ class DjangoORMHealth(BaseModel):
     databases: dict[str, bool] = Field(description="For each database, whether it answers.")
     repositories: dict[str, DjangoORMRepositoryHealth]
     transports: dict[str, DjangoORMTransportHealth]
+    not_taken: dict[str, dict[str, str]] = Field(
+        description="For each repository the quicker ways of reading that were not taken last, and why."
+    )
 
 
 class DatabaseProbe:
@@ -100,7 +103,8 @@ async def report(
     probes, refreshers = dict(probes), list(refreshers)  # an application that ends forgets them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
     databases = dict(zip(probes, answers, strict=True))
-    coherence = running.find("The health route").coherence
+    here = running.find("The health route")
+    coherence = here.coherence
     repositories = {refresher.name: _state(refresher, coherence) for refresher in refreshers}
     status: Literal["ok", "degraded", "unavailable"] = "ok"
     links = coherence.links if coherence is not None else []
@@ -111,7 +115,11 @@ async def report(
         status = "unavailable"
     transports = {link.listener.name: _transport(link) for link in links}
     return DjangoORMHealth(
-        status=status, databases=databases, repositories=repositories, transports=transports
+        status=status,
+        databases=databases,
+        repositories=repositories,
+        transports=transports,
+        not_taken={of.name: of.reasons for of in here.repositories.values() if of.reasons},
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from math import isfinite
+from types import NoneType
 from typing import Any
 from uuid import UUID
 
@@ -40,19 +41,27 @@ class RowCodec:
     """Knows which type each column of a repository has, and so how to read its rows' JSON.
 
     The first value of a column decides; rows that differ from it later are not exact.
+
+    Attributes:
+        names: the columns'.
+        surprises: how often a column that had values got one of a type that it had not had.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], types: Sequence[type] | None = None) -> None:
         """Read rows with these columns.
 
         Args:
             names: the columns' names, in order.
+            types: of their values, if all are known; else they are learned.
         """
         self.names = tuple(names)
-        self._types: list[type | None] = [None] * len(self.names)
+        self._types: list[type | None] = [None] * len(self.names) if types is None else [*types]
         self._exact: set[tuple[type, ...]] = set()
         self._watched: list[int] = []
         self._parsers: list[tuple[str, Parse]] = []
+        self._kinds: list[set[type]] = [set() if kind is None else {kind} for kind in self._types]
+        self._inexact: set[tuple[type, ...]] = set()
+        self.surprises = 0
         self._learn()
 
     @property
@@ -60,11 +69,16 @@ class RowCodec:
         """For each column the type of its values, None if there was none yet."""
         return dict(zip(self.names, self._types, strict=True))
 
-    def expect(self, types: Sequence[type]) -> bool:
-        """Take these for the columns' types; False, and nothing is done, if other ones are known already."""
-        if any(known not in (None, kind) for known, kind in zip(self._types, types, strict=True)):
+    def expect(self, types: Sequence[type | None]) -> bool:
+        """Take these for the columns' types, None for one that is not known; False if others are known."""
+        if len(types) != len(self._types):
             return False
-        self._types = list(types)
+        for known, kinds, kind in zip(self._types, self._kinds, types, strict=True):
+            if kind is not None and (kind is not known if known is not None else kinds and kind not in kinds):
+                return False
+        self._types = [kind or known for known, kind in zip(self._types, types, strict=True)]
+        for kinds, kind in zip(self._kinds, types, strict=True):
+            kinds.update(() if kind is None else (kind,))
         self._learn()
         return True
 
@@ -76,15 +90,23 @@ class RowCodec:
         return all(_survives(values[position]) for position in self._watched)
 
     def _admit(self, signature: tuple[type, ...]) -> bool:
+        if signature in self._inexact:
+            return False
+        exact = True
         for position, kind in enumerate(signature):
-            known = self._types[position]
-            if kind is not type(None) and kind is not known:
-                if known is not None or kind not in PARSERS:
-                    return False
+            kinds = self._kinds[position]
+            if kind is NoneType or kind in kinds:
+                exact &= kind is NoneType or kind is self._types[position]
+            elif kinds or kind not in PARSERS:
+                self.surprises += bool(kinds)
+                kinds.add(kind)
+                exact = False
+            else:
+                kinds.add(kind)
                 self._types[position] = kind
                 self._learn()
-        self._exact.add(signature)
-        return True
+        (self._exact if exact else self._inexact).add(signature)
+        return exact
 
     def _learn(self) -> None:
         self._watched = [position for position, kind in enumerate(self._types) if kind in _OF_MORE_THAN_JSON]

@@ -47,18 +47,16 @@ def identity_of(in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
         if name not in _NOT_THE_DATABASE
     )
     versions = [FORMAT, _version(), sys.byteorder, sys.version_info[:2], django.VERSION]
-    types = [kind.__name__ for kind in in_sql.types]
+    types = [kind.__name__ for kind in in_sql.kinds]
     what = repr([versions, where, types, sql, [(type(one), one) for one in params]])
     return blake2b(what.encode(errors="backslashreplace"), digest_size=16, key=secret()).hexdigest()
 
 
 def _is_plain(connection: Any) -> bool:
-    """Whether no code but Django's prepares a connection or stands around its queries."""
+    """Whether no code but Django's prepares a connection; what is around its queries was asked before."""
     signalled = connection_created._live_receivers(type(connection))
     code = [type(connection), *(receiver for kind in signalled for receiver in kind)]
-    return not connection.execute_wrappers and all(
-        getattr(each, "__module__", "").startswith("django.") for each in code
-    )
+    return all(getattr(each, "__module__", "").startswith("django.") for each in code)
 
 
 def _is_of_django(key: Any) -> bool:

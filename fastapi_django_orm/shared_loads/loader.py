@@ -26,8 +26,11 @@ from ..errors import text_of
 from ..events import logger
 from ..reading.key_columns import AnyQuerySet
 from ..reading.loading import Loader
+from ..reading.own_ways import pinned
 from ..reading.readers import ColumnReader, Reader
 from ..reading.refresh import RowLoader
+from ..reading.sql_json import DatabaseJSON
+from ..rows.codec import RowCodec
 from ..snapshots.pages import Page
 from ..snapshots.snapshot import Snapshot
 from .format import SIGNED, Manifest, NotGenuine, NotPortable, digest_of, kind_of, pack, unpack
@@ -125,29 +128,36 @@ class SharedLoader:
             return self._loader.load(before)
         # One query for the question and for the load: the repository's next may have other parameters, and a
         # router may choose another database whenever it is asked.
-        queryset = self._queryset()
-        queryset = queryset.using(queryset.db)
-        identity = self._identity(queryset)
-        if identity is None:
-            return self._loader.read(queryset, before)
+        queryset = pinned(self._queryset())
+        in_sql = self._database_json(queryset)
+        identity = None if in_sql is None else self._identity(in_sql, queryset)
+        if in_sql is None or identity is None:
+            return self._loader.read(queryset, before)[0]
         if (call := calls.current()) is not None:
             call.give_back()  # or each repository that waits for others would keep a connection from all
         attempt = _Attempt(
             self._shared,
             identity,
             read=lambda: self._loader.read(queryset, before),
-            take=lambda pages, asked_at: self._loader.take(pages, before, asked_at),
+            take=lambda pages, asked_at: self._loader.take(
+                pages, RowCodec(self._reader.names, in_sql.kinds), before, asked_at
+            ),
             # The columns' types may turn out to be others while they are being read.
-            is_shared=lambda loaded: loaded.table.formed and self._identity(queryset) == identity,
+            is_shared=lambda made_by: self._identity(made_by, queryset) == identity,
         )
         with self._shared.store.room(identity) as room:
             return attempt.load(room)
 
-    def _identity(self, queryset: AnyQuerySet) -> str | None:
-        """What the rows of this query are shared under; None if they are not."""
+    def _database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         try:
-            in_sql = self._reader.database_json(queryset)
-            return None if in_sql is None else identity_of(in_sql, queryset)
+            return self._reader.database_json(queryset)
+        except DatabaseError:  # which the load meets again
+            return None
+
+    def _identity(self, in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
+        """What rows of this query, made in this way, are shared under; None if they are not."""
+        try:
+            return identity_of(in_sql, queryset)
         except (EmptyResultSet, DatabaseError):  # which the load meets again
             return None
 
@@ -160,9 +170,9 @@ class _Attempt:
         shared: SharedSnapshots,
         identity: str,
         *,
-        read: Callable[[], Snapshot[Any]],
+        read: Callable[[], tuple[Snapshot[Any], DatabaseJSON | None]],
         take: Callable[[Iterator[Page], datetime], Snapshot[Any]],
-        is_shared: Callable[[Snapshot[Any]], bool],
+        is_shared: Callable[[DatabaseJSON], bool],
     ) -> None:
         self._shared = shared
         self._read = read
@@ -185,7 +195,7 @@ class _Attempt:
             found = self._load(room, found)
         if not self._failed:
             self._shared.worked()
-        return self._read() if found is None else found
+        return self._read()[0] if found is None else found
 
     def _wait(self, room: Room) -> Snapshot[Any] | LoadTurn | None:
         """Rows that another has read for us, or the turn to read them; None if we are to load alone."""
@@ -217,15 +227,17 @@ class _Attempt:
     def _load(self, room: Room, turn: LoadTurn) -> Snapshot[Any]:
         with room.held(turn):
             try:
-                snapshot = self._read()
+                snapshot, made_by = self._read()
             except BaseException:
                 # The next in line tries: what has failed for us may be our own fault.
                 self._release(room, turn, b"")
                 raise
-            self._release(room, turn, self._handed_over(room, turn, snapshot))
+            self._release(room, turn, self._handed_over(room, turn, snapshot, made_by))
             return snapshot
 
-    def _handed_over(self, room: Room, turn: LoadTurn, snapshot: Snapshot[Any]) -> bytes:
+    def _handed_over(
+        self, room: Room, turn: LoadTurn, snapshot: Snapshot[Any], made_by: DatabaseJSON | None
+    ) -> bytes:
         """The manifest, once the rows are on the server, if anybody may take them."""
         others = [number for number in turn.numbers if number != self._number]
         if not others:
@@ -237,7 +249,7 @@ class _Attempt:
         # Some for whom the last rows were may not have looked yet, and these are as good for them.
         manifest = Manifest([*others, *old.wanted_by][: max(len(others), MOST_NUMBERS_KEPT)])
         try:
-            if self._is_shared(snapshot):
+            if made_by is not None and self._is_shared(made_by):
                 manifest = self._put(room, manifest, old, snapshot.table.pages)
         except NotPortable:
             pass

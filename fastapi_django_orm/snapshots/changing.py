@@ -8,8 +8,10 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
+from ..rows.codec import RowCodec
 from .key_index import ABSENT, Absent
 from .page_list import PageList
 from .pages import Chunk, Page, begins_page, cut
@@ -22,16 +24,24 @@ Place = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """A row that was read again."""
+    """A row that was read again.
+
+    Attributes:
+        key: its primary key, or what it was asked for by.
+        json: its JSON.
+        row: itself; None if the JSON says it all.
+        codec: what reads that JSON.
+    """
 
     key: Hashable
     json: bytes
     row: Any
+    codec: RowCodec | None
 
 
 def new_rows(chunk: Chunk) -> list[NewRow]:
     """A chunk's rows, one by one."""
-    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects))
+    return list(map(NewRow, chunk.keys, chunk.json, chunk.objects, repeat(chunk.codec)))
 
 
 @dataclass(slots=True)
@@ -112,8 +122,8 @@ class Changing:
             else:
                 self._edits[position].gone.add(index)
                 return [(self._place(new), new)]
-        elif self._order.by_form and not self._order.is_by_key:
-            self._place(new)  # only to hear whether it can be told: a row that looks the same may have moved
+        elif not self._order.is_by_key:
+            self._place(new)  # to hear whether it can be told: what looks the same may be stored otherwise
         return []
 
     def _insert(self, placed: list[tuple[Place, NewRow]]) -> None:

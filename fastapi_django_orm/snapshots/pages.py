@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 from zlib import crc32
 
+from ..rows.codec import RowCodec
 from ..rows.encoding import digest
 from .keys import check, text_of
 
@@ -39,14 +40,22 @@ class Chunk:
         keys: their primary keys.
         json: the JSON of each.
         objects: what each is in Python; None where the JSON says it all.
+        codec: what reads such JSON; None if there is none.
     """
 
-    __slots__ = ("json", "keys", "objects")
+    __slots__ = ("codec", "json", "keys", "objects")
 
-    def __init__(self, keys: list[Hashable], json: list[bytes], objects: list[Any]) -> None:
+    def __init__(
+        self,
+        keys: list[Hashable],
+        json: list[bytes],
+        objects: list[Any],
+        codec: RowCodec | None = None,
+    ) -> None:
         self.keys = keys
         self.json = json
         self.objects = objects
+        self.codec = codec
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -99,6 +108,12 @@ class Page:
         """A page that another process has had, of rows whose JSON says all; its digest is made anew."""
         page = cls(start, Chunk([], [], []))
         page.keys, page.json, page.ends, page.digest = keys, json, ends, digest(json)
+        return page
+
+    def apart(self) -> "Page":
+        """The same page, of which nothing has been decoded."""
+        page = Page.restored(self.start, self.keys, self.json, self.ends)
+        page.objects = self.objects
         return page
 
     @classmethod

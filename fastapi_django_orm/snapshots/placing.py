@@ -1,7 +1,8 @@
 """Where a changed row belongs, told without having the database sort all of them again.
 
-Only for orders that Python decides exactly as the database does: by numbers, dates, times, and what else is
-named below. A text's place depends on the database's collation; for that the list is loaded anew.
+Only for orders by columns, and by values that Python sorts exactly as the database does: numbers, dates,
+times, and what else is named below. A text's place depends on the database's collation, and an annotation's
+value may be shown otherwise than it is sorted. For these the list is loaded anew.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -15,15 +16,15 @@ from zoneinfo import ZoneInfo
 from django.core.exceptions import FieldError
 from django.db import connections
 from django.db.models import QuerySet
+from django.db.models.expressions import Col
 
-_ANYWHERE = frozenset({int, bool, date, datetime, time, float})
 _COMPARABLE: Mapping[str, frozenset[type]] = {
-    "postgresql": _ANYWHERE | {Decimal, UUID},
-    "mysql": _ANYWHERE | {Decimal},  # MariaDB sorts UUIDs by their parts
-    "sqlite": _ANYWHERE | {UUID},  # decimals are floats there
+    "postgresql": frozenset({int, bool, date, datetime, time, float, Decimal, UUID}),
+    # MariaDB sorts UUIDs by their parts, and shows of a FLOAT fewer digits than it sorts by.
+    "mysql": frozenset({int, bool, date, datetime, time, Decimal}),
+    # SQLite has everything else as texts and numbers, which others may write in more than one form.
+    "sqlite": frozenset({int, float}),
 }
-# SQLite has these as texts and numbers, and sorts those: a time with a T in it after all others of that day.
-_OF_ONE_FORM = frozenset({bool, date, datetime, time, UUID})
 
 
 class NotComparable(Exception):
@@ -48,20 +49,10 @@ class Down:
 
 
 class Order:
-    """A query's order: columns, each up or down, of which the last is the primary key.
-
-    Attributes:
-        by_form: whether two values that are equal may have different places, for they are stored otherwise.
-    """
+    """A query's order: columns, each up or down, of which the last is the primary key."""
 
     def __init__(
-        self,
-        columns: Sequence[tuple[str | None, bool]],
-        vendor: str,
-        zone: str | None = None,
-        *,
-        formed: bool,
-        key_formed: bool,
+        self, columns: Sequence[tuple[str | None, bool]], vendor: str, zone: str | None = None
     ) -> None:
         """Sort by these columns.
 
@@ -70,49 +61,41 @@ class Order:
             vendor: the database's, by which nulls come first or last.
             zone: the one in which times are read, if the database sorts them in another; empty if it is not
                 known, None if there is no such zone.
-            formed: whether all values are known to be stored in the form in which Django stores them.
-            key_formed: whether the keys are.
         """
         self._columns = columns
-        comparable = _COMPARABLE.get(vendor, frozenset())
-        self.by_form = vendor == "sqlite" and not formed
-        of_any_form = comparable - _OF_ONE_FORM if vendor == "sqlite" else comparable
-        self._types = comparable if formed else of_any_form
-        self._key_types = comparable if key_formed else of_any_form
+        self._types = _COMPARABLE.get(vendor, frozenset())
         # PostgreSQL has NaN above all numbers, and null above that; the others have null below, and no NaN.
         self._null = 2 if vendor == "postgresql" else -1
         self._zone = zone
 
     @classmethod
-    def of(cls, queryset: "QuerySet[Any, Any]", names: Sequence[str], *, formed: bool) -> "Order | None":
-        """The query's order, or None if it is not one of the rows' own columns that ends in the key.
+    def of(cls, queryset: "QuerySet[Any, Any]", names: Sequence[str]) -> "Order | str":
+        """The query's order, or why Python cannot tell it.
 
         Args:
             queryset: the query.
             names: what its rows have.
-            formed: whether what the rows have is known to be stored in the form in which Django stores it.
         """
-        query, pk = queryset.query, queryset.model._meta.pk
+        query: Any = queryset.query
+        pk: Any = queryset.model._meta.pk
         items = list(query.order_by)
-        if not items or query.extra_order_by or not query.standard_ordering:
-            return None
+        if not items or query.extra_order_by or query.extra or not query.standard_ordering:
+            return "the order is not one by fields"
         columns: list[tuple[str | None, bool]] = []
         for item in items:
             if not isinstance(item, str):
-                return None
+                return f"the order goes by {item}"
             name, down = item.lstrip("-"), item.startswith("-")
-            if name in ("pk", pk.attname) or (name == pk.name and not pk.is_relation):
-                columns.append((None, down))
-            elif name in names and _sorts_as_it_reads(name, queryset):
-                columns.append((name, down))
-            else:
-                return None
+            is_key = name in ("pk", pk.attname) or (name == pk.name and not pk.is_relation)
+            if not is_key and name not in names:
+                return f"the order goes by {name}, which is not among the fields"
+            if not (_is_plain_key(queryset) if is_key else _is_sorted_as_it_reads(name, queryset)):
+                return f"the order goes by {name}, which is not a plain column"
+            columns.append((None if is_key else name, down))
         if columns[-1][0] is not None:
-            return None
+            return "the order does not end in the key"
         connection: Any = connections[queryset.db]
-        key_formed = formed and not {"pk", pk.attname, pk.name}.isdisjoint(names)
-        zone = _zone_of(connection)
-        return cls(columns, connection.vendor, zone, formed=formed, key_formed=key_formed)
+        return cls(columns, connection.vendor, _zone_of(connection))
 
     @property
     def is_by_key(self) -> bool:
@@ -129,20 +112,15 @@ class Order:
         Raises:
             NotComparable: this row's place cannot be told.
         """
-        ranks = (
-            self._ranked(key, self._key_types)
-            if name is None or row is None
-            else self._ranked(row[name], self._types)
-            for name, _ in self._columns
-        )
+        ranks = (self._ranked(key if name is None or row is None else row[name]) for name, _ in self._columns)
         return tuple(
             Down(rank) if down else rank for rank, (_, down) in zip(ranks, self._columns, strict=True)
         )
 
-    def _ranked(self, value: Any, types: frozenset[type]) -> tuple[int, Any]:
+    def _ranked(self, value: Any) -> tuple[int, Any]:
         if value is None:
             return self._null, 0
-        if type(value) not in types:
+        if type(value) not in self._types:
             raise NotComparable
         if self._zone is not None and isinstance(value, datetime) and _may_come_twice(value, self._zone):
             raise NotComparable
@@ -166,15 +144,24 @@ def _may_come_twice(moment: datetime, zone: str) -> bool:
     return local.replace(fold=0).utcoffset() != local.replace(fold=1).utcoffset()
 
 
-def _sorts_as_it_reads(name: str, queryset: "QuerySet[Any, Any]") -> bool:
-    """Whether the database sorts by the values that Django gives for this name."""
+def _is_plain_key(queryset: "QuerySet[Any, Any]") -> bool:
+    """Whether the database sorts by the very keys that Django gives."""
+    connection = connections[queryset.db]
+    field: Any = queryset.model._meta.pk
+    while field.is_relation and not field.get_db_converters(connection):
+        field = field.target_field
+    return not field.get_db_converters(connection)
+
+
+def _is_sorted_as_it_reads(name: str, queryset: "QuerySet[Any, Any]") -> bool:
+    """Whether the database sorts by the very values that Django gives for this name: those of a column."""
     try:
-        expression: Any = queryset.query.chain().resolve_ref(name)
-        field = expression.output_field
+        column: Any = queryset.query.chain().resolve_ref(name)
     except FieldError:  # of extra(); of several types
         return False
-    column = getattr(expression, "target", field)
-    if column.is_relation and name.rpartition("__")[2] != column.attname:
+    if type(column) is not Col:
+        return False
+    if column.target.is_relation and name.rpartition("__")[2] != column.target.attname:
         return False  # a relation sorts by its model's own order
     # What a field makes of a value (of JSON, too) says nothing of the order of what is stored.
-    return not field.get_db_converters(connections[queryset.db])
+    return not column.get_db_converters(connections[queryset.db])

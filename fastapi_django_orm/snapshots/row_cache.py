@@ -14,7 +14,12 @@ from .pages import Page
 
 
 class RowCache:
-    """Gives pages' rows in Python, for all snapshots of a repository."""
+    """Gives pages' rows in Python, for all snapshots of a repository whose columns have the same types.
+
+    Attributes:
+        most: how many rows are kept.
+        codec: reads the JSON; None if every row comes as an object.
+    """
 
     def __init__(self, codec: RowCodec | None, most: int) -> None:
         """Keep nothing yet.
@@ -24,7 +29,7 @@ class RowCache:
             most: how many rows to keep.
         """
         self.most = most
-        self._codec = codec
+        self.codec = codec
         self._kept: deque[tuple[Page, int]] = deque()
         self._count = 0
         self._lock = threading.Lock()  # handlers read on many threads
@@ -48,13 +53,13 @@ class RowCache:
 
     def decode(self, json: bytes) -> Any:
         """The row that this JSON says all of."""
-        assert self._codec is not None, "such rows come with a codec"
-        return self._codec.decode(json)
+        assert self.codec is not None, "such rows come with a codec"
+        return self.codec.decode(json)
 
     def _decode(self, page: Page) -> Sequence[Any]:
         if page.objects is None:
-            assert self._codec is not None, "such rows come with a codec"
-            return self._codec.decode_list(page.json)
+            assert self.codec is not None, "such rows come with a codec"
+            return self.codec.decode_list(page.json)
         return [
             self.decode(page.row_json(index)) if row is None else row
             for index, row in enumerate(page.objects)

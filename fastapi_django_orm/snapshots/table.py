@@ -25,7 +25,6 @@ class Table:
         where: for each key the ``start`` of its page; None where rows have no keys.
         rows: the Python objects of all rows, once a snapshot has made them and may keep them.
         json: the bytes of the whole list, likewise.
-        formed: whether all values are known to be stored in the form in which Django stores them.
     """
 
     def __init__(self, listed: PageList, where: KeyIndex[Hashable] | None) -> None:
@@ -35,7 +34,6 @@ class Table:
         self.where = where
         self.rows: tuple[Any, ...] | None = None
         self.json: bytes | None = None
-        self.formed = False
 
     def __len__(self) -> int:
         return self.listed.rows

@@ -1,0 +1,1 @@
+"""A PostgreSQL engine that sorts nulls last, as some projects have one."""
