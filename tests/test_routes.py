@@ -455,7 +455,7 @@ def test_the_routes_are_documented_with_what_they_answer() -> None:
         state = schema(document, health["responses"][status])
         assert set(state["properties"]) == {"status", "databases", "repositories", "transports"}
         repository = resolved(document, state["properties"]["repositories"]["additionalProperties"])
-        assert set(repository["properties"]) == {"rows", "version", "age", "stale", "error"}
+        assert set(repository["properties"]) == {"rows", "version", "age", "stale", "error", "unheard"}
     parameters = [{parameter["name"] for parameter in each["parameters"]} for each in (get, post)]
     assert parameters == [{"repository", "wait"}, {"repository", "wait", "model"}]
     assert {"202", "413", "504"} <= set(post["responses"])
