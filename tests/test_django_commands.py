@@ -193,7 +193,7 @@ def test_a_database_that_is_down(board: Project, action: str, models: list[str])
     """It is said in one message where it was looked for, and what to do."""
     board.append("config/settings.py", "DATABASES['default']['PORT'] = 1\n")
     output = refused(board, "coherence", action, *models)
-    assert output.startswith("CommandError: The database 'default' (postgresql 'commands' at 127.0.0.1:1) ")
+    assert output.startswith("CommandError: The database 'default' (PostgreSQL 'commands' at 127.0.0.1:1) ")
     assert "Start it, or correct DATABASES['default'] in Django's settings." in output
     assert "DJANGO_ORM_STARTUP" not in output
 
