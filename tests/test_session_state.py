@@ -238,7 +238,8 @@ def test_the_thread_stays_with_the_connection(default_database: str) -> None:
                 assert {answer.json() for answer in asked} == {None}
             with capture_logs() as logs:
                 await run(leave)  # in no request
-XX
+            lost = [entry["left"] for entry in logs if entry["event"] == "session_state_lost"]
+            assert lost == ["execute_wrappers"]
             assert {await run(value) for _ in range(8)} == {None}
             assert not await run(has_wrapper)
 
@@ -278,7 +279,7 @@ def test_a_transaction_where_something_is_left(default_database: str) -> None:
 
 @on_postgresql
 def test_what_a_transaction_leaves(default_database: str) -> None:
-    """A connection that a block leaves unclean is its request's, too, and one that it cleans is everybody's."""
+    """A connection that a block leaves unclean is its request's as well; others have clean ones."""
     app = FastAPI()
 
     @app.get("/leaves")
