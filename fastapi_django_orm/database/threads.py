@@ -192,6 +192,9 @@ class DatabaseThreads:
                 return False
             self._shared.remove(worker)
             worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
+            # It may still count as idle: a job that was put before it had said so does not take that back.
+            # To count one too few may start one thread more, to count one too many leaves a job waiting.
+            self._idle.acquire(blocking=False)
             if not self._jobs.empty():
                 self._start()  # nobody is idle, and no put() may come to see it
             return True
