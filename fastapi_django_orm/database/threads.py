@@ -192,11 +192,8 @@ class DatabaseThreads:
                 return False
             self._shared.remove(worker)
             worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
-            # It may still count as idle: a job that was put before it had said so does not take that back.
-            # To count one too few may start one thread more, to count one too many leaves a job waiting.
-            self._idle.acquire(blocking=False)
-            if not self._jobs.empty():
-                self._start()  # nobody is idle, and no put() may come to see it
+            # Now and not when a job needs it: with jobs that have waited, more threads count as idle than are.
+            self._start()
             return True
 
     def take_worker(self) -> Worker:
