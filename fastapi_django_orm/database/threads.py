@@ -208,8 +208,8 @@ class DatabaseThreads:
                 return False
             self._shared.remove(worker)
             worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
-            if not self._jobs.empty():
-                self._start()  # nobody is idle, and no put() may come to see it
+            # Now and not when a job needs it: with jobs that have waited, more threads count as idle than are.
+            self._start()
             return True
 
     def take_worker(self) -> Worker:
