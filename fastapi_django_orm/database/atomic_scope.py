@@ -269,10 +269,10 @@ def rolled_back_silently() -> TransactionManagementError:
     """The error of a block without an error of which nothing was committed."""
     return TransactionManagementError(
         "This atomic() ended without an exception, and all that was written in it was rolled back, because "
-        "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), or "
-        "one whose error was caught. on_commit callbacks did not run. Catch the error of a step that may fail "
-        "outside of an `async with atomic():` of its own; it is then a savepoint. To roll back on purpose, "
-        "raise an exception or call transaction.set_rollback(True)."
+        "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), "
+        "or one whose error was caught. on_commit callbacks did not run. Put a step that may fail into an "
+        "`async with atomic():` of its own, a savepoint, and catch its error around that. To roll back on "
+        "purpose, raise an exception or call transaction.set_rollback(True)."
     )
 
 
@@ -345,12 +345,12 @@ def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
     return held
 
 
-async def to_its_end(future: Future[Any], timeout: float | None = None) -> asyncio.CancelledError | None:
+async def to_its_end(future: Future[Any], patience: float | None = None) -> asyncio.CancelledError | None:
     """Wait until a future is done, through all cancellations.
 
     Args:
         future: what to wait for; its result stays in it.
-        timeout: seconds to wait at most.
+        patience: seconds to wait at most; None: as long as it takes.
 
     Returns:
         The cancellation to raise afterwards, if there was one.
@@ -358,13 +358,13 @@ async def to_its_end(future: Future[Any], timeout: float | None = None) -> async
     if future.done():
         return None
     loop = asyncio.get_running_loop()
-    waiting, deadline = asyncio.wrap_future(future), loop.time() + (timeout or 0)
+    waiting, deadline = asyncio.wrap_future(future), loop.time() + (patience or 0)
     cancelled: asyncio.CancelledError | None = None
     # AnyIO cancels again and again, unless it is told not to; asyncio cancels once.
     with anyio.CancelScope(shield=True):
-        while not waiting.done() and (timeout is None or loop.time() < deadline):
+        while not waiting.done() and (patience is None or loop.time() < deadline):
             try:
-                await asyncio.wait([waiting], timeout=None if timeout is None else deadline - loop.time())
+                await asyncio.wait([waiting], timeout=None if patience is None else deadline - loop.time())
             except asyncio.CancelledError as error:
                 cancelled = error
     if waiting.done():

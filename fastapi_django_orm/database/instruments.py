@@ -2,10 +2,10 @@
 
 All ``def`` handlers, dependencies, background tasks and streaming generators go through AnyIO's
 ``to_thread.run_sync``, which asks the backend; ``asyncio.to_thread``, ``loop.run_in_executor`` and
-``sync_to_async(thread_sensitive=False)`` go through ``ThreadPoolExecutor.submit``. Both are instrumented while a
-lifespan is open, as tracers do, at the place that is the same whatever name the function was imported by. That is
-what tells where such a call ends. (A lease kept in the context copy of the thread outlives a call that raises: the
-traceback holds the copy.)
+``sync_to_async(thread_sensitive=False)`` go through ``ThreadPoolExecutor.submit``. Both are instrumented
+while a lifespan is open, as tracers do, at the place that is the same whatever name the function was imported
+by. That is what tells where such a call ends. (A lease kept in the context copy of the thread outlives a call
+that raises: the traceback holds the copy.)
 """
 
 import asyncio
@@ -110,7 +110,7 @@ async def _in_its_turn(
     def outside(job: Job) -> None:
         begin(job)
 
-    job = job_inside(parent, lambda scope: _InTransaction(pools, scope, parent).run(function), outside, begin)
+    job = job_inside(parent, lambda scope: _InTransaction(pools, scope).run(function), outside, begin)
     job.future.add_done_callback(lambda _: begin(job))  # given up
     try:
         if not turn.done():
@@ -126,19 +126,34 @@ class _InTransaction(Call):
 
     __slots__ = ("_around",)
 
-    def __init__(self, pools: Callable[[str], Pool], scope: ReentrantScope, around: Scope) -> None:
+    def __init__(self, pools: Callable[[str], Pool], scope: ReentrantScope) -> None:
         super().__init__(pools)
         self.scope = scope
-        self._around = around
+        self._around = scope.parent
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
+        result: T = super().run(self._whole, function, *args)
+        return result
+
+    def _whole(self, function: Callable[..., T], *args: Any) -> T:
         try:
-            return super().run(function, *args)
+            return function(*args)
         finally:
-            self._around.connections.update(self.held)
-            self.held.clear()
-            if isinstance(self._around, AdoptedScope):
-                self._around.end_if_over()
+            # While the turn lasts, or the next call would find connections that are about to change hands.
+            self.give_back()
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        around = self._around
+        while around is not None and not around.is_block:
+            around = around.parent
+        if around is None:
+            self.discard_open()
+            return
+        around.connections.update(self.held)
+        self.held.clear()
+        if isinstance(around, AdoptedScope):
+            around.end_if_over()
 
 
 def _entered_by(func: Any) -> Any:
@@ -220,8 +235,8 @@ class _OnThread(Call):
 class _OfExecutor(Call):
     """A function that asynchronous code has given to an executor.
 
-    It takes part in the transaction around it when it first uses a connection of that: many such functions use
-    none, and some wait for other code of the same block.
+    It takes part in the transaction around it when it first uses a connection of that. Many such functions
+    use none, and some wait for other code of the same block.
     """
 
     __slots__ = ("_inside",)
@@ -238,8 +253,8 @@ class _OfExecutor(Call):
         """The scope around the function.
 
         Raises:
-            TransactionManagementError: the block in which it was started has ended: its task was given up, and
-                what it writes now would be kept though the block may have been rolled back.
+            TransactionManagementError: the block in which it was started has ended. Its task was given up,
+                and what it writes now would be kept though the block may have been rolled back.
         """
         inside = self._inside
         while inside is not None and inside.state is State.ENDED:

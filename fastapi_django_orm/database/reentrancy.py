@@ -1,8 +1,12 @@
 """A call's part of a transaction, and asynchronous code that the call waits for.
 
-A ``def`` handler may use ``anyio.from_thread.run``, a function ``async_to_sync``. What runs there is inside the
-transaction that the call is in, and inside one that the call has opened itself (``with transaction.atomic()``).
-Its own calls cannot wait for the call that waits for them, so the call lends them the connections meanwhile.
+A ``def`` handler may use ``anyio.from_thread.run``, a function ``async_to_sync``. What runs there is inside
+the transaction that the call is in, and inside one that the call has opened itself (``with
+transaction.atomic()``). Its own calls cannot wait for the call that waits for them, so the call lends them
+the connections meanwhile.
+
+A call's connections belong to the thread that runs it. It takes them back on that thread, before the function
+that has waited goes on: a cursor that it holds does not ask again.
 """
 
 import asyncio
@@ -131,8 +135,8 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
 def transaction_connection_on_loop(alias: str) -> Any:
     """The connection of the transaction around asynchronous code, for what it may do on the event loop.
 
-    Django refuses queries there; ``transaction.on_commit()`` and ``in_atomic_block`` need none. A thread that is
-    not a call (``threading.Thread`` with a copied context) does not get it: nothing says when it is done.
+    Django refuses queries there; ``transaction.on_commit()`` and ``in_atomic_block`` need none. A thread that
+    is not a call (``threading.Thread`` with a copied context) does not get it: nothing says when it is done.
     """
     if entered_scope() is None or asyncio._get_running_loop() is None:
         return None
@@ -144,7 +148,7 @@ def transaction_connection_on_loop(alias: str) -> Any:
 class _OnLoop:
     """A transaction's connection for code on an event loop, which cannot wait for its turn.
 
-    A sibling's savepoint may be open on the connection, and Django would keep an ``on_commit()`` callback with it.
+    A sibling's savepoint may be open on the connection, and Django would keep a callback with that.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper, scope: Scope) -> None:

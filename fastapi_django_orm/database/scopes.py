@@ -1,8 +1,8 @@
 """Who may use a transaction's connections: one scope at a time.
 
 All that happens inside a transaction happens in a tree of scopes. An ``AtomicScope`` is one ``async with
-atomic()``; a ``ReentrantScope`` is one call (a synchronous function on some thread) inside of it. There is one
-rule, whatever way the code took (``run()``, ``sync_to_async``, AnyIO's threads, ``async_to_sync``, …):
+atomic()``; a ``ReentrantScope`` is one call (a synchronous function on some thread) inside of it. There is
+one rule, whatever way the code took (``run()``, ``sync_to_async``, AnyIO's threads, ``async_to_sync``, …):
 
     A scope either uses the connections itself, or lends them to one child at a time, in the order of asking.
 
@@ -19,7 +19,8 @@ LENDING  its children use them, one at a time       RUNNING: ``take_back()`` had
 ENDED    code inside is in the scope around it now
 ======== ========================================== =====================================================
 
-A scope whose root has ended while it waited is the root of a tree of its own: it is outside of the transaction.
+A scope that still waits when all around it have ended is the root of a tree of its own: it is outside of the
+transaction. One that waits in a block that is rolled back under it is refused.
 
 Locking: all fields of a tree are guarded by ``transaction.lock``. ``begin`` callbacks are called under it, on
 whichever thread made room; they only hand work over (to a thread's queue, to an event loop) and never block.
@@ -96,7 +97,7 @@ class Scope:
         return around | self.connections
 
     def on_commit(self, register: Callable[[], None]) -> None:
-        """Note a callback that code on an event loop wants, until the connection is at this scope's savepoint.
+        """Note a callback of code on an event loop, until the connection is at this scope's savepoint.
 
         Args:
             register: gives it to Django, which keeps it with the savepoints that are open at that moment.
@@ -124,8 +125,8 @@ class Scope:
     def ask(self, begin: Callable[[], None]) -> None:
         """Have ``begin`` called once this scope may use the connections.
 
-        If all scopes around it end first, it is called as well, and the scope has no parent any more. If one of
-        them is rolled back under the code that is inside, the scope is ``refused`` besides.
+        If all scopes around it end first, it is called as well, and the scope has no parent any more. If one
+        of them is rolled back under the code that is inside, the scope is ``refused`` besides.
         """
         with self.transaction.lock:
             self._begin = begin
@@ -302,7 +303,7 @@ def rolled_back_before() -> TransactionManagementError:
 def ended_meanwhile() -> TransactionManagementError:
     """The error of code that outlives the block in which it was started."""
     return TransactionManagementError(
-        "The atomic() in which this code was started has ended, so it cannot write in it any more. Await tasks, "
-        "asyncio.to_thread() and its like before the block ends. To give a function up under a time limit, use "
-        "run(), which the block waits for."
+        "The atomic() in which this code was started has ended, so it cannot write in it any more. Await "
+        "tasks, asyncio.to_thread() and its like before the block ends. To give a function up under a time "
+        "limit, use run(), which the block waits for."
     )

@@ -15,7 +15,7 @@ logger = structlog.get_logger("fastapi_django_orm")
 
 
 class Transaction:
-    """A thread of its own for as long as the outermost scope is open, so that ``threading.local`` works inside.
+    """A thread for as long as the outermost scope is open, so that ``threading.local`` works inside.
 
     Attributes:
         lock: guards all scopes of this transaction. Re-entrant: to end a scope lets the next one begin, whose
@@ -65,11 +65,12 @@ class Transaction:
         waited = self.threads.timeout
         logger.error("transaction_does_not_go_on", waited=waited)
         return DatabaseBusy(
-            f"A call or a block inside atomic() has waited for {waited:g} s. One at a time uses the transaction's "
-            "connection, and another call, or a nested atomic(), of the same transaction has not ended. Look for "
-            "`call_does_not_end` in the log. Do not keep a nested atomic() open while you wait for its siblings. "
-            "A function that waits for asynchronous code must do so by async_to_sync, anyio.from_thread.run or "
-            "asyncio.run_coroutine_threadsafe(…).result(), which lend the connection meanwhile."
+            f"A call or a block inside atomic() has waited for {waited:g} s. One at a time uses the "
+            "transaction's connection, and another call, or a nested atomic(), of the same transaction has "
+            "not ended. Look for `call_does_not_end` in the log. Do not keep a nested atomic() open while "
+            "you wait for its siblings. A function that waits for asynchronous code must do so by "
+            "async_to_sync, anyio.from_thread.run or asyncio.run_coroutine_threadsafe(…).result(), which "
+            "lend the connection meanwhile."
         )
 
     def thread_waits(self, by: int) -> None:
