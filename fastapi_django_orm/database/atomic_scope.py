@@ -25,9 +25,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
 from .calls import run_as_call
+from .liveness import has_transaction
 from .scopes import Scope, State, current_scope, enter_scope, rolled_back_before
 from .threads import DatabaseThreads, Job
-from .transaction import Transaction, is_open, new_transaction, release
+from .transaction import Transaction, new_transaction, release
 
 logger = structlog.get_logger("fastapi_django_orm")
 
@@ -238,7 +239,7 @@ class AdoptedScope(AtomicScope):
 
     def end_if_over(self) -> None:
         """End, if the call that uses the connections now has ended the transaction."""
-        if not any(map(is_open, self.connections.values())):
+        if not any(map(has_transaction, self.connections.values())):
             self.release()
 
     async def roll_back(self) -> list[str]:

@@ -5,6 +5,7 @@ generator, a ``sync_to_async`` function, a query of Django's async API. A call b
 first touches one, and gives it back when it ends, so none is held while a request waits for something else.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import TransactionLeftOpen
+from .liveness import has_transaction
 from .pool import Pool
 
 T = TypeVar("T")
@@ -51,8 +53,11 @@ class Call:
         self.started = 0.0
 
     def borrows(self) -> bool:
-        """Whether the running code has the call's connections, not Django's own for each thread."""
-        return True
+        """Whether the running code has the call's connections, not Django's own for each thread.
+
+        Code on an event loop, which may run on a call's thread, could not query, nor check a connection.
+        """
+        return asyncio._get_running_loop() is None
 
     def transaction_to_join(self) -> Any:
         """The scope that the call asks for a part in its transaction when it first needs one, if any."""
@@ -86,7 +91,7 @@ class Call:
             running_calls.discard(self)
             if self.scope is not None:
                 self.scope.call_ended(self)
-            self.give_back()
+            self.end()
 
     def look(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function that finds this call's connections, and leave it to the caller to give them back."""
@@ -98,7 +103,14 @@ class Call:
             _local.call = before
 
     def give_back(self) -> None:
-        """Give back each connection without an open transaction, at the end or before a wait."""
+        """Give back what others may have while this call waits: what has no transaction, with autocommit."""
+        for connection in list(self.held.values()):
+            if not has_transaction(connection):
+                del self.held[connection.alias]
+                self.pools(connection.alias).give_back(connection)
+
+    def end(self) -> None:
+        """Give back each connection without an open block of Django's."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block:
                 del self.held[connection.alias]

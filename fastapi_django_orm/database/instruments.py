@@ -140,7 +140,7 @@ class _InTransaction(Call):
             return function(*args)
         finally:
             # While the turn lasts, or the next call would find connections that are about to change hands.
-            self.give_back()
+            self.end()
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -247,7 +247,7 @@ class _OfExecutor(Call):
 
     def borrows(self) -> bool:
         """Whether the function runs in a context of the application: ``Context().run`` leads out of it."""
-        return running.entered() is not None
+        return super().borrows() and running.entered() is not None
 
     def transaction_to_join(self) -> Scope | None:
         """The scope around the function.
@@ -256,12 +256,12 @@ class _OfExecutor(Call):
             TransactionManagementError: the block in which it was started has ended. Its task was given up,
                 and what it writes now would be kept though the block may have been rolled back.
         """
-        inside = self._inside
+        scope, inside = current_scope(), self._inside  # in this order: the block may end in between
         while inside is not None and inside.state is State.ENDED:
             if inside.is_block:
                 raise rolled_back_before() if inside.broken else ended_meanwhile()
             inside = inside.parent
-        return current_scope()
+        return scope
 
 
 def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], Pool]) -> Any:

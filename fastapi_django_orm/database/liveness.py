@@ -53,3 +53,8 @@ def socket_of(connection: BaseDatabaseWrapper) -> int | None:
         return int(sock.fileno())
     fileno = getattr(raw, "fileno", None)  # psycopg2; mysqlclient has none
     return int(fileno()) if callable(fileno) else None
+
+
+def has_transaction(connection: BaseDatabaseWrapper) -> bool:
+    """Whether there is a transaction on a connection: Django's, or one without autocommit."""
+    return connection.in_atomic_block or (connection.connection is not None and not connection.autocommit)

@@ -23,7 +23,7 @@ from .calls import Call, run_as_call
 from .pool import Pool
 from .scopes import Scope, State, current_scope, enter_scope, entered_scope, rolled_back_before
 from .threads import Job
-from .transaction import is_open, new_transaction
+from .transaction import new_transaction
 
 
 class ReentrantScope(Scope):
@@ -172,10 +172,7 @@ def scope_of_waiting(call: Call) -> Scope | None:
 
     Connections that it needs have a transaction open, Django's own or one without autocommit.
     """
-    for alias, connection in list(call.held.items()):
-        if not is_open(connection):
-            del call.held[alias]
-            call.pools(alias).give_back(connection)
+    call.give_back()
     if call.scope is None and call.held:
         try:
             call.scope = ReentrantScope(new_transaction(), None)

@@ -8,6 +8,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .. import running
 from ..errors import DatabaseBusy
+from .liveness import has_transaction
 from .pool import Pool
 from .threads import DatabaseThreads, Job, Worker
 
@@ -94,15 +95,10 @@ def release(pools: Callable[[str], Pool], held: dict[str, BaseDatabaseWrapper]) 
     """Give connections back that a transaction has used, on a thread that may close them."""
     while held:
         alias, connection = held.popitem()
-        if connection.connection is None or is_open(connection):
+        if connection.connection is None or has_transaction(connection):
             pools(alias).discard(connection)
         else:
             pools(alias).give_back(connection)
-
-
-def is_open(connection: BaseDatabaseWrapper) -> bool:
-    """Whether there is a transaction on a connection, or what is left of one that has broken."""
-    return connection.in_atomic_block or (connection.connection is not None and not connection.autocommit)
 
 
 def new_transaction() -> Transaction:
