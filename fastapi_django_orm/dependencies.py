@@ -45,8 +45,7 @@ def check_streams(app: FastAPI) -> None:
     """Refuse handlers that yield their answer and that are to be in a transaction.
 
     FastAPI runs such a handler while the answer is sent, when dependencies of a function's scope have ended.
-    A transaction around it would last as long as a client takes to read, and be committed when that goes
-    away.
+    A transaction around it would last as long as a client takes to read, and be committed if that goes away.
 
     Raises:
         InvalidHandler: there is one.
@@ -74,8 +73,8 @@ def _refusal(handler: Any, path: str | None, why: str, cure: str) -> str:
     place = f"{code.co_filename}:{code.co_firstlineno}" if code else "an unknown place"
     return (
         f"The handler {getattr(handler, '__name__', handler)}() of {path} ({place}) yields its answer, and "
-        f"{why}. It runs while the answer is sent, so the transaction would have ended before. To keep what "
-        f"it writes together, {cure}write `async with atomic():` inside of it (in a `def` handler, `with "
+        f"{why}. It runs while the answer is sent, when the transaction would have ended. To keep what it "
+        f"writes together, {cure}write `async with atomic():` inside of it (in a `def` handler, `with "
         "transaction.atomic():`)."
     )
 

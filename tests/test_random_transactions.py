@@ -1,4 +1,4 @@
-"""Random programs of transactions leave what an oracle says, whatever way code takes; see ``transactions``.
+"""Random programs of transactions leave what an oracle says, whatever way the code takes.
 
 For an hour: ``RANDOM_TRANSACTIONS=3600 RANDOM_TRANSACTIONS_SEED=1 pytest tests/test_random_transactions.py
 --timeout=0 -s -k postgresql``.

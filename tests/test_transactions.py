@@ -1038,7 +1038,7 @@ def test_a_call_in_a_block_is_waited_for_when_its_task_is_cancelled(default_data
 
 @pytest.mark.parametrize("inside", INSIDE)
 def test_a_cancelled_block_rolls_back_what_its_running_call_still_writes(sqlite: str, inside: str) -> None:
-    """A cancelled block ends when its call has: nothing is kept, and nothing lands in another block."""
+    """A block that is cancelled ends when its call has: nothing is kept, or lands in another block."""
     begun, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -1111,7 +1111,7 @@ def test_a_call_that_waits_for_a_sibling_in_vain_fails_with_a_line_in_the_log(de
 def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
     default_database: str, fail: bool
 ) -> None:
-    """A block's end waits for its calls no longer than the timeout, and gives the connection back later."""
+    """A block waits for its calls no longer than the timeout, and gives its connection back when they end."""
     begun, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -1138,38 +1138,36 @@ def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
     play(main, threads=1, thread_timeout=0.3)
 
 
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> None:
     """async_to_sync in a function whose loop ends meanwhile raises, where the thread would wait for ever."""
-    loop, scheduled = asyncio.new_event_loop(), threading.Event()
-    errors: list[BaseException] = []
+    loop, inside = asyncio.new_event_loop(), threading.Event()
+    errors: list[str] = []
 
-    def call_soon_threadsafe(*args: Any, **options: Any) -> Any:
-        handle = asyncio.BaseEventLoop.call_soon_threadsafe(loop, *args, **options)
-        scheduled.set()
-        return handle
+    async def never() -> None:
+        inside.set()
+        await asyncio.Event().wait()
 
     def function() -> None:
-        # As asgiref's thread_handler does for a call of this loop, which has stopped, and will be closed.
+        # As asgiref's thread_handler does for a call of this loop.
         SyncToAsync.threadlocal.main_event_loop = loop
         SyncToAsync.threadlocal.main_event_loop_pid = os.getpid()
         try:
-            async_to_sync(awrite)("never")
+            async_to_sync(never)()
         except RuntimeError as error:
-            errors.append(error)
+            errors.append(str(error))
 
     async def main() -> None:
-        loop.call_soon_threadsafe = call_soon_threadsafe  # type: ignore[method-assign]
-        thread = threading.Thread(target=function)
-        thread.start()
-        await outside(partial(wait_for, scheduled))
+        threads = [threading.Thread(target=each) for each in (loop.run_forever, function)]
+        for thread in threads:
+            thread.start()
+        await outside(partial(wait_for, inside))
+        loop.call_soon_threadsafe(loop.stop)
+        await outside(partial(threads[0].join, DEADLINE))
         loop.close()
-        await outside(partial(thread.join, DEADLINE))
-        assert "event loop has ended" in str(errors[0])
+        await outside(partial(threads[1].join, DEADLINE))
+        assert "event loop of async_to_sync has ended" in errors[0]
 
     play(main)
-    errors.clear()
-    gc.collect()  # of coroutines that have never run
 
 
 @on_postgresql
@@ -1440,7 +1438,7 @@ async def _start(app: FastAPI) -> None:
 @pytest.mark.parametrize("options", STREAMS)
 @pytest.mark.parametrize("fail", [False, True])
 def test_a_handler_that_yields_may_hold_a_transaction(sqlite: str, options: str, fail: bool) -> None:
-    """`async with atomic():` in it, or `with transaction.atomic():` in a `def`, is kept or lost whole."""
+    """What stands in `async with atomic():`, or its like in a `def` one, is kept or lost as a whole."""
     app = application(threads=1, thread_timeout=5)
 
     @app.get("/async", **STREAMS[options])

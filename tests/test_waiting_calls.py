@@ -8,6 +8,7 @@ from typing import Any
 import anyio.from_thread
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import transaction
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -131,6 +132,26 @@ def test_a_transaction_without_autocommit_keeps_its_connection_while_it_waits(
     async def main() -> None:
         await run_in_threadpool(function)
         assert await committed() == ["after", "before", "meanwhile"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
+def test_code_on_a_loop_of_a_call_takes_no_connection(default_database: str) -> None:
+    """What Django refuses on an event loop, on the thread of a def function, costs no connection."""
+
+    async def on_the_loop() -> None:
+        with pytest.raises(SynchronousOnlyOperation):
+            transaction.on_commit(lambda: None)
+
+    def function() -> None:
+        write("before")
+        asyncio.run(on_the_loop())
+        write("after")
+
+    async def main() -> None:
+        await run_in_threadpool(function)
+        assert await committed() == ["after", "before"]
+        await awrite("the connection is back")
 
     play(main, threads=1, thread_timeout=5)
 

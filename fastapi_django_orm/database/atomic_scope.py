@@ -275,8 +275,8 @@ def rolled_back_silently() -> TransactionManagementError:
     return TransactionManagementError(
         "This atomic() ended without an exception, and all that was written in it was rolled back, because "
         "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), "
-        "or one whose error was caught. on_commit callbacks did not run. Catch the error of a step that "
-        "may fail outside of an `async with atomic():` of its own; it is then a savepoint. To roll back on "
+        "or one whose error was caught. on_commit callbacks did not run. Put a step that may fail into an "
+        "`async with atomic():` of its own, a savepoint, and catch its error around that. To roll back on "
         "purpose, raise an exception or call transaction.set_rollback(True)."
     )
 

@@ -5,6 +5,7 @@ generator, a ``sync_to_async`` function, a query of Django's async API. A call b
 first touches one, and gives it back when it ends, so none is held while a request waits for something else.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -49,8 +50,11 @@ class Call:
         self.started = 0.0
 
     def borrows(self) -> bool:
-        """Whether the running code has the call's connections, not Django's own for each thread."""
-        return True
+        """Whether the running code has the call's connections, not Django's own for each thread.
+
+        Code on an event loop, which may run on a call's thread, could not query, nor check a connection.
+        """
+        return asyncio._get_running_loop() is None
 
     def transaction_to_join(self) -> Any:
         """The scope that the call asks for a part in its transaction when it first needs one, if any."""

@@ -225,7 +225,7 @@ class _OnThread(Call):
 class _OfExecutor(Call):
     """A function that asynchronous code has given to an executor.
 
-    It takes part in the transaction around it when it first uses a connection of that: many such functions
+    It takes part in the transaction around it when it first uses a connection of that. Many such functions
     use none, and some wait for other code of the same block.
     """
 
@@ -237,22 +237,21 @@ class _OfExecutor(Call):
 
     def borrows(self) -> bool:
         """Whether the function runs in a context of the application: ``Context().run`` leads out of it."""
-        return running.entered() is not None
+        return super().borrows() and running.entered() is not None
 
     def transaction_to_join(self) -> Scope | None:
         """The scope around the function.
 
         Raises:
-            TransactionManagementError: the block in which it was started has ended: its task was given up,
-            and
-                what it writes now would be kept though the block may have been rolled back.
+            TransactionManagementError: the block in which it was started has ended. Its task was given up,
+                and what it writes now would be kept though the block may have been rolled back.
         """
-        inside = self._inside
+        scope, inside = current_scope(), self._inside  # in this order: the block may end in between
         while inside is not None and inside.state is State.ENDED:
             if inside.is_block:
                 raise rolled_back_before() if inside.broken else ended_meanwhile()
             inside = inside.parent
-        return current_scope()
+        return scope
 
 
 def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], Pool]) -> Any:

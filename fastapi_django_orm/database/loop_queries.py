@@ -114,6 +114,9 @@ class _LoopCall(Call):
         self.held[connection.alias] = connection
         self.started = monotonic()
 
+    def borrows(self) -> bool:
+        return True
+
     def connection(self, alias: str) -> BaseDatabaseWrapper:
         connection = self.held.get(alias)
         if connection is None:  # to wait for one would stop the loop

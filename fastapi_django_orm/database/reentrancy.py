@@ -4,6 +4,9 @@ A ``def`` handler may use ``anyio.from_thread.run``, a function ``async_to_sync`
 the transaction that the call is in, and inside one that the call has opened itself (``with
 transaction.atomic()``). Its own calls cannot wait for the call that waits for them, so the call lends them
 the connections meanwhile.
+
+A call's connections belong to the thread that runs it. It takes them back on that thread, before the function
+that has waited goes on: a cursor that it holds does not ask again.
 """
 
 import asyncio
@@ -160,8 +163,7 @@ def transaction_connection_on_loop(alias: str) -> Any:
 class _OnLoop:
     """A transaction's connection for code on an event loop, which cannot wait for its turn.
 
-    A sibling's savepoint may be open on the connection, and Django would keep an ``on_commit()`` callback
-    with it.
+    A sibling's savepoint may be open on the connection, and Django would keep a callback with that.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper, scope: Scope) -> None:

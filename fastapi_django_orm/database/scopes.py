@@ -21,8 +21,8 @@ LENDING  its children use them, one at a time       RUNNING: ``take_back()`` had
 ENDED    code inside is in the scope around it now
 ======== ========================================== =====================================================
 
-A scope whose root has ended while it waited is the root of a tree of its own: it is outside of the
-transaction.
+A scope that still waits when all around it have ended is the root of a tree of its own: it is outside of the
+transaction. One that waits in a block that is rolled back under it is refused.
 
 Locking: all fields of a tree are guarded by ``transaction.lock``. ``begin`` callbacks are called under it, on
 whichever thread made room; they only hand work over (to a thread's queue, to an event loop) and never block.

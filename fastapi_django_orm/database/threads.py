@@ -208,7 +208,8 @@ class DatabaseThreads:
                 return False
             self._shared.remove(worker)
             worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
-            # Now and not when a job needs it: with jobs that have waited, more threads count as idle than are.
+            # Now and not when a job needs it: with jobs that have waited, more threads count as idle than
+            # there are.
             self._start()
             return True
 

@@ -9,12 +9,11 @@ from .. import running
 from ..errors import DatabaseBusy
 from ..events import logger
 from .pool import Connections
-from .state import is_open
 from .threads import DatabaseThreads, Job, Worker
 
 
 class Transaction:
-    """A thread of its own while the outermost scope is open, so that ``threading.local`` works inside.
+    """A thread for as long as the outermost scope is open, so that ``threading.local`` works inside.
 
     Attributes:
         lock: guards all scopes of this transaction. Re-entrant: to end a scope lets the next one begin, whose

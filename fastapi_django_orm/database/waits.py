@@ -1,7 +1,7 @@
 """Where calls wait for asynchronous code: ``async_to_sync``, ``anyio.from_thread.run``, ``asyncio.run``.
 
-A call that waits gives its connections back, or lends its transaction's; see ``reentrancy``. Three functions
-are instrumented for that, which all such waits go through, whatever name they were imported by:
+A call that waits gives its connections back, or lends its transaction's; see ``reentrancy``. Three places are
+instrumented for that, which all such waits go through:
 
 - asgiref makes a ``CurrentThreadExecutor`` for each ``async_to_sync``. It runs ``sync_to_async`` functions on
   the thread that waits. asgiref submits them without asking anything; ours lets them wait for their turn.
@@ -125,8 +125,8 @@ def _run_coroutine_threadsafe(original: Callable[..., Future[Any]]) -> Callable[
 class WaitingThread(CurrentThreadExecutor):
     """A thread that waits in ``async_to_sync``, and runs calls meanwhile.
 
-    Made and waited in by that thread; submitted to by event loops, and by whichever thread ends the turn
-    before.
+    That thread makes it and waits in it. Event loops submit to it, and in a transaction the thread on which
+    the turn before has ended hands the next job over.
     """
 
     def __init__(self, old_executor: Any) -> None:
@@ -173,9 +173,7 @@ class WaitingThread(CurrentThreadExecutor):
                 # asgiref hands the code to the loop that the calling task was in, or to one of its own (which
                 # makes the future a running one). Where the first has ended meanwhile, the code never runs.
                 if loop is not None and loop.is_closed() and not future.running():
-                    raise RuntimeError(
-                        "The event loop has ended that async_to_sync has given this code."
-                    ) from None
+                    raise RuntimeError("The event loop of async_to_sync has ended before its code.") from None
                 continue
             if job is None:
                 return
@@ -229,6 +227,6 @@ class WaitingThread(CurrentThreadExecutor):
 
 def _busy(timeout: float) -> DatabaseBusy:
     return DatabaseBusy(
-        f"A call has waited for {timeout:g} s for the thread that waits in async_to_sync and has to run it, "
-        "which does something else. Look for `call_does_not_end` in the log."
+        f"A call has waited for {timeout:g} s for the thread that has to run it, which is in async_to_sync "
+        "and does something else. Look for `call_does_not_end` in the log."
     )

@@ -130,7 +130,6 @@ class Player:
         task = asyncio.create_task(self._step(cut.body))
         await _turns(cut.turns)
         task.cancel()
-        # asyncio leaves a thread behind when its task is cancelled; what that does then is not waited for.
         with suppress(asyncio.CancelledError):
             await task
 

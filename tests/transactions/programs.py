@@ -164,7 +164,7 @@ def _expect(step: Step, fate: Fate, group: set[int], result: Wanted) -> None:
 
 
 def _expect_either(step: Step, fate: Fate, result: Wanted) -> None:
-    """Some of it may have happened; a transaction or savepoint in it has happened as a whole or not."""
+    """Some of it may have happened; a transaction in it has happened as a whole or not at all."""
     if isinstance(step, Left):  # see above
         _expect_either(step.body, Fate.EITHER, result)
         return
