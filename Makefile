@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 HOST ?= 127.0.0.1
 PORT ?= 8000
 
-.PHONY: help test lint demo bench pin clean
+.PHONY: help test beside tests-beside lint demo bench pin clean
 
 help:
 	@echo "make test    run the tests on every processor, on servers that they start themselves"
 	@echo "             (one file: TESTS=tests/test_rows.py; one after the other: TESTS=-n0)"
+	@echo "make beside  run the tests beside other packages, which are installed into an environment of their own"
 	@echo "make lint    formatting, rules, types, layers"
 	@echo "make demo    serve the sample on http://$(HOST):$(PORT)"
 	@echo "make bench   measure against other ways to do it (50 minutes; BENCH=--quick: 10)"
@@ -24,7 +25,13 @@ $(VENV)/%.installed: requirements/%.txt pyproject.toml
 	@touch $@
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(TESTS)
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal --ignore=tests/beside $(TESTS)
+
+beside:
+	@$(MAKE) --no-print-directory VENV=.venv-beside tests-beside
+
+tests-beside: $(VENV)/beside.installed
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(or $(TESTS),tests/beside)
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
@@ -48,7 +55,7 @@ bench: $(VENV)/bench.installed
 	$(BIN)/python -m benchmarks all $(BENCH)
 
 pin:
-	for group in dev bench; do \
+	for group in dev beside bench; do \
 		uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --upgrade \
 			--custom-compile-command "make pin" --extra drf --group $$group pyproject.toml \
 			--output-file requirements/$$group.txt || exit; \

@@ -127,6 +127,7 @@ def test_def_handlers_share_the_bound(server: Any) -> None:
     most = 0
     inside = 0
     lock = threading.Lock()
+    pair = threading.Barrier(2, timeout=DEADLINE)  # each handler keeps its connection until another has one
 
     @app.get("/")
     def handler() -> None:
@@ -135,6 +136,7 @@ def test_def_handlers_share_the_bound(server: Any) -> None:
         with lock:
             inside += 1
             most = max(most, inside)
+        pair.wait()
         session()
         with lock:
             inside -= 1

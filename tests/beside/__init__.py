@@ -1,0 +1,1 @@
+"""Tests beside packages that people have installed, in an environment of their own: ``make beside``."""

@@ -1,0 +1,1 @@
+"""Real projects' models, each served beside what Django gives."""
