@@ -9,6 +9,7 @@ from .. import running
 from ..errors import DatabaseBusy
 from ..events import logger
 from .pool import Connections
+from .state import is_open
 from .threads import DatabaseThreads, Job, Worker
 
 

@@ -308,7 +308,8 @@ class SchemaReader:
         self._sources = [source_of(name, field, model) for name, field in schema.model_fields.items()]
         self._instances = why_instances(schema, queryset)
         self.own_code = code_of(schema) or self._instances or converting(queryset, self._sources)
-        self._adapter: TypeAdapter[Any] = TypeAdapter(frozen_type(schema))
+        self._adapter: TypeAdapter[Any] = TypeAdapter(schema)
+        self._frozen = frozen_type(schema)
         self._encoder = Encoder(schema)
 
     def read(
@@ -366,6 +367,8 @@ class SchemaReader:
         except ValidationError as error:
             # Not `from error`: pydantic's text has the values, and a traceback shows it.
             raise not_fitting(self._schema, key, error) from None
+        if type(row) is self._schema:  # and its own validators, which may change it, have done so
+            object.__setattr__(row, "__class__", self._frozen)
         if self.copied:
             for name in self.names:
                 freeze(getattr(row, name))  # for its refusal: the row keeps its own values
