@@ -180,7 +180,7 @@ def _kept(value: Any) -> Any:
 # What this package adds to a wrapper.
 _OURS = frozenset(
     {
-        *("chunked_cursor", "clean", "connect", "lender", "loops", "own_wrappers", "request"),
+        *("chunked_cursor", "clean", "connect", "lender", "loops", "opened_files", "own_wrappers", "request"),
         *("statement_since", "statements"),
     }
 )

@@ -165,11 +165,11 @@ HANDLERS = """
 
 
     class Live(Repository):
-        model, publish = "shop.Item", "/live/"
+        model, publish, fields = "shop.Item", "/live/", ("id", "name")
 
 
     class Kept(CachedRepository):
-        model, publish = "shop.Item", "/kept/"
+        model, publish, fields = "shop.Item", "/kept/", ("id", "name")
 
 
     @router.get("/everybody")
