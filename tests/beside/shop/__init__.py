@@ -1,0 +1,1 @@
+"""A shop whose models are made with packages that change how rows are read."""
