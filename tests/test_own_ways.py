@@ -458,8 +458,49 @@ def test_a_connection_whose_time_zone_was_changed(default_database: str) -> None
         finish(main)
 
 
-# Orders
+# Keys
 
+Char: Any = models.CharField  # generic to the type checker alone
+
+
+class Folded(Char):
+    """A text that one key finds in any case."""
+
+
+@Folded.register_lookup
+class FoldedExact(models.lookups.Exact):
+    def as_sql(self, compiler: Any, connection: Any) -> Any:
+        column, params = self.process_lhs(compiler, connection)
+        return f"lower({column}) = %s", [*params, self.rhs.lower()]
+
+
+def test_keys_that_are_looked_for_in_a_way_of_their_own(database: str) -> None:
+    """What one key finds, it finds beside others, though Django's lookup of several would not."""
+    with isolate_apps("tests.project.board"):
+
+        class Label(models.Model):
+            slug = Folded(max_length=10, primary_key=True)
+            name = models.CharField(max_length=10)
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return self.name
+
+        with created(Label):
+            Label.objects.bulk_create([Label(slug=slug, name=slug) for slug in ("a", "b")])
+
+            async def main() -> None:
+                async with started(type("Labels", (Repository,), {"model": Label})) as (labels,):
+                    assert (await labels.fetch("A"))["name"] == "a"
+                    found = await asyncio.gather(*map(labels.fetch, ("A", "b", "B", "a")))
+                    assert [row["name"] for row in found] == ["a", "b", "b", "a"]
+
+            finish(main)
+
+
+# Orders
 
 Integer: Any = models.IntegerField  # generic to the type checker alone
 

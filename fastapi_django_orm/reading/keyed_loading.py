@@ -21,7 +21,7 @@ from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
 from .on_loop import MOST_BYTES, LoopOutcome, LoopReads
-from .own_ways import PLACING, not_djangos, note, pinned
+from .own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 
@@ -132,7 +132,7 @@ class KeyedLoader:
             return "rows depend on each other"
         if not before.table.has_unique_keys:
             return "several rows have one key"
-        return not_djangos(queryset)
+        return not_djangos(queryset) or not_djangos_lookups(queryset.model._meta.pk)
 
     def _changed(
         self,

@@ -18,7 +18,7 @@ from ..snapshots.pages import Chunk
 from .batching import Outcomes
 from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
-from .own_ways import TOGETHER, not_djangos, note, pinned
+from .own_ways import TOGETHER, not_djangos, not_djangos_lookups, note, pinned
 from .pacing import switching_sooner
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
@@ -155,7 +155,7 @@ class LiveQueries:
         for one in asked:
             surroundings = one.surroundings()
             if surroundings not in made:
-                made[surroundings] = _tried(one.run, self._compiled)
+                made[surroundings] = _tried(one.run, self._compiled, name)
             compiled = made[surroundings]
             if isinstance(compiled, Exception):
                 found[one] = compiled
@@ -169,14 +169,14 @@ class LiveQueries:
             found |= {one: outcomes[value] for value in outcomes for one in wanted[value]}
         return found
 
-    def _compiled(self) -> tuple[AnyQuerySet, Hashable]:
+    def _compiled(self, name: str) -> tuple[AnyQuerySet, Hashable]:
         """The query of the running code's context, and what it is for the database.
 
         Raises:
             ReadAlone: that does not say all of what rows it gives.
         """
         queryset = pinned(self._queryset())
-        if self._why_alone(queryset) is not None:
+        if self._why_alone(queryset, name) is not None:
             raise ReadAlone
         try:
             sql, params = queryset.query.get_compiler(using=queryset.db).as_sql()
@@ -186,20 +186,24 @@ class LiveQueries:
             raise ReadAlone from None
         return queryset, query
 
-    def _why_alone(self, queryset: AnyQuerySet) -> str | None:
-        self.alone = self._reader.own_code or not_djangos(queryset)
+    def _why_alone(self, queryset: AnyQuerySet, name: str) -> str | None:
+        """Why what the running code's caller asks for is not read together with what others ask for."""
+        self.alone = self._reader.own_code or self._why_one_by_one(queryset, name)
         note(self._reader.reasons, TOGETHER, self.alone)
         return self.alone
+
+    def _why_one_by_one(self, queryset: AnyQuerySet, name: str) -> str | None:
+        """Why one key may be answered otherwise than several: a row that was deleted softly, for one."""
+        return not_djangos(queryset) or not_djangos_lookups(self.unique_field(name))
 
     def _read_rows(
         self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
     ) -> dict[Hashable, NewRow | Exception]:
         values = storable(values, queryset.db)
-        self._why_alone(queryset)
+        self._why_alone(queryset, name)
         with table_explained(self.model, queryset.db):
-            if not_djangos(queryset) is None:
+            if self._why_one_by_one(queryset, name) is None:
                 return self._outcomes(queryset, name, values)
-            # One key may be answered otherwise than several: a row that was deleted softly, for one.
             each = (self._outcomes(queryset, name, [value]) for value in values)
             return {value: row for outcomes in each for value, row in outcomes.items()}
 

@@ -12,9 +12,11 @@ Classes are looked at once. What may differ from one query or connection to the 
 of the query, methods that were replaced on an instance, wrappers around statements) is looked at each time.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from django.core.exceptions import FieldError
 from django.db import connections
 from django.db.models import QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable, ValuesListIterable
@@ -105,6 +107,42 @@ def not_djangos(queryset: AnyQuerySet, connection: Any = None) -> str | None:
     if not _is_djangos(module):
         return f"SQL is made by {module}"
     return None if connection is None else _not_djangos_engine(connection)
+
+
+def not_djangos_lookups(field: Any) -> str | None:
+    """Which lookup of a field is not Django's own: one key may be looked for otherwise than several.
+
+    Args:
+        field: the one that rows are asked for by.
+    """
+    for name in ("exact", "in"):
+        lookup = field.get_lookup(name)
+        if lookup is not None and not _is_djangos(lookup.__module__):
+            return f"{field.name} has its own lookup {name}"
+    return None
+
+
+def code_of_values(queryset: AnyQuerySet, names: Sequence[str]) -> str | None:
+    """The code of the project's own that makes values of what the database has, if there is some.
+
+    Args:
+        queryset: the query.
+        names: what is read of it.
+    """
+    for name in names:
+        try:
+            expression: Any = queryset.query.chain().resolve_ref(name)
+            field = expression.output_field
+        except FieldError:  # of extra(); of several types
+            continue
+        for what in (expression, field, getattr(expression, "target", field)):
+            for method in ("from_db_value", "get_db_converters", "convert_value"):
+                function = getattr(what, method, None)
+                if function is not None and not _is_djangos(getattr(function, "__module__", "django.")):
+                    return f"{name} is made by {type(what).__qualname__}"
+        if getattr(field, "decoder", None) is not None:
+            return f"{name} is decoded by {field.decoder}"
+    return None
 
 
 def pinned(queryset: AnyQuerySet) -> AnyQuerySet:

@@ -15,7 +15,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, Protocol
 
-from django.core.exceptions import EmptyResultSet, FieldError
+from django.core.exceptions import EmptyResultSet
 from django.core.exceptions import ValidationError as ValidationErrorOfDjango
 from django.db import DataError, NotSupportedError, connections
 from django.db.models import Model, QuerySet
@@ -30,7 +30,7 @@ from ..rows.row import Row, freeze
 from ..rows.sharing import frozen_type, is_shareable
 from ..snapshots.pages import Chunk
 from .key_columns import AnyQuerySet, with_key
-from .own_ways import COLUMNS, IN_SQL, not_djangos, note, pinned
+from .own_ways import COLUMNS, IN_SQL, code_of_values, not_djangos, note, pinned
 from .schema_code import code_of, source_of, why_instances
 from .sql_json import DatabaseJSON, Outdated, not_in_sql
 
@@ -104,7 +104,7 @@ class ColumnReader:
 
     def __init__(self, names: Sequence[str], queryset: AnyQuerySet) -> None:
         self.names = tuple(dict.fromkeys(names))
-        self.own_code = converting(queryset, self.names)
+        self.own_code = code_of_values(queryset, self.names)
         self.reasons: dict[str, str] = {}
         self.in_sql: dict[str, DatabaseJSON] = {}
         self._not_in_sql: dict[str, tuple[str, float]] = {}  # and when that was found out
@@ -207,21 +207,6 @@ def encode_dict(
     return encoder.encode(key, frozen), frozen
 
 
-def converting(queryset: AnyQuerySet, names: Sequence[str]) -> str | None:
-    """The field whose values code of the project's own makes of what the database has, if there is one."""
-    for name in names:
-        try:
-            field: Any = queryset.query.chain().resolve_ref(name).output_field
-        except FieldError:  # of extra(); of several types
-            continue
-        convert = getattr(field, "from_db_value", None)
-        if (convert is not None and not convert.__module__.startswith("django.")) or getattr(
-            field, "decoder", None
-        ):
-            return f"{name} is made by {type(field).__qualname__}"
-    return None
-
-
 def is_final(queryset: AnyQuerySet) -> bool:
     """Whether Django refuses to look for a row in this query: a slice, or several queries in one."""
     return bool(queryset.query.is_sliced or queryset.query.combinator)
@@ -253,7 +238,7 @@ class DictReader:
     def __init__(self, names: Sequence[str], key: str | None, queryset: AnyQuerySet) -> None:
         self.names = tuple(names)
         self.keyed = key is not None
-        self.own_code = converting(queryset, self.names)
+        self.own_code = code_of_values(queryset, self.names)
         self.reasons: dict[str, str] = {IN_SQL: "queryset() ends in .values()"}
         self._key = key
         self._encoder = Encoder()
@@ -307,7 +292,7 @@ class SchemaReader:
         model = queryset.model
         self._sources = [source_of(name, field, model) for name, field in schema.model_fields.items()]
         self._instances = why_instances(schema, queryset)
-        self.own_code = code_of(schema) or self._instances or converting(queryset, self._sources)
+        self.own_code = code_of(schema) or self._instances or code_of_values(queryset, self._sources)
         self._adapter: TypeAdapter[Any] = TypeAdapter(schema)
         self._frozen = frozen_type(schema)
         self._encoder = Encoder(schema)
