@@ -60,6 +60,11 @@ def is_open() -> bool:
     return connection.in_atomic_block
 
 
+async def _nested_write(comment: str) -> None:
+    async with atomic():
+        await awrite(comment)
+
+
 # Committing and rolling back
 
 
@@ -686,6 +691,49 @@ def test_a_block_commits_without_the_nested_one_of_a_task_that_outlives_it(defau
     play(main, threads=1)
 
 
+@pytest.mark.parametrize(
+    "way", [awrite, partial(run, write), partial(run_in_threadpool, write), _nested_write]
+)
+def test_a_call_in_a_block_that_is_being_rolled_back_never_lands_around_it(
+    sqlite: str, way: Callable[[str], Awaitable[Any]]
+) -> None:
+    """A nested block that the end of the outer one rolls back takes no more calls, even before it is over."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        write("nested")
+        begun.set()
+        wait_for(go_on)
+
+    async def left_behind(refused: asyncio.Event) -> None:
+        async with atomic():
+            first = asyncio.create_task(run(slow))
+            await outside(partial(wait_for, begun))
+            ending.set()
+            await asyncio.sleep(0)  # the outer block asks for its end
+            await asyncio.sleep(0)
+            with pytest.raises(TransactionManagementError, match="rolled back before its end"):
+                await way("late")
+            go_on.set()
+            await first
+            refused.set()
+
+    ending = asyncio.Event()
+
+    async def main() -> None:
+        refused = asyncio.Event()
+        async with atomic():
+            await awrite("outer")
+            task = asyncio.create_task(left_behind(refused))
+            await ending.wait()
+        await refused.wait()
+        with pytest.raises(TransactionManagementError):
+            await task
+        assert await committed() == ["outer"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
 def test_a_task_that_outlives_the_block_is_outside_of_it(default_database: str) -> None:
     """A task made inside a block writes on a connection of its own once the block has ended."""
     ended = asyncio.Event()
@@ -858,11 +906,6 @@ def test_a_cancelled_wait_for_a_sibling_leaves_it_whole(sqlite: str, when: str, 
                 break
 
     play(main, threads=1, thread_timeout=5)
-
-
-async def _nested_write(comment: str) -> None:
-    async with atomic():
-        await awrite(comment)
 
 
 def test_a_timeout_rolls_back(default_database: str) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any
+from weakref import WeakSet
 
 import anyio.from_thread
 from anyio.to_thread import run_sync  # by this name, as modules of a project have it
@@ -136,6 +137,7 @@ class Player:
     # Synchronous functions
 
     async def _in_a_call(self, way: str, function: Callable[[], Any]) -> None:
+        _give_room(asyncio.get_running_loop())
         ways: dict[str, Callable[[], Awaitable[Any]]] = {
             "run": lambda: run(function),
             "sync_to_async": lambda: sync_to_async(function)(),
@@ -199,6 +201,16 @@ class Player:
     @loop.setter
     def loop(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+
+
+_roomy: "WeakSet[asyncio.AbstractEventLoop]" = WeakSet()
+
+
+def _give_room(loop: asyncio.AbstractEventLoop) -> None:
+    """Let a loop have enough threads for what waits in them, and for what that waits for."""
+    if loop not in _roomy:
+        _roomy.add(loop)
+        loop.set_default_executor(ThreadPoolExecutor(64))
 
 
 async def _turns(number: int) -> None:
