@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import anyio.to_thread
 import httpx
 import pytest
-from django.db import Error, connections
+from django.db import Error, connection, connections
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
@@ -162,6 +163,60 @@ def test_black_hole_in_a_transaction(proxy: TCPProxy, server: Any) -> None:
             async with atomic():
                 assert await Topic.objects.acount() == 0
             await until(lambda: server.in_transaction(BOARD) == 0, "rolled back")
+
+    asyncio.run(main())
+
+
+def sleeps(before: float, queries: int, each: float) -> int:
+    """Some work, then some queries, in one call."""
+    connection.ensure_connection()
+    time.sleep(before)
+    for _ in range(queries):
+        sleep(each)
+    return queries
+
+
+@on_servers
+@pytest.mark.parametrize("way", [run, lambda *call: anyio.to_thread.run_sync(*call)], ids=["run", "def"])
+def test_what_a_call_timeout_counts(server: Any, way: Any) -> None:
+    """It counts the time that one answer takes: no waiting for a connection, no work, no sum of queries."""
+
+    async def main() -> None:
+        async with application(threads=1, call_timeout=0.4, thread_timeout=DEADLINE):
+            async with transactions_held(1) as release:
+                waiting = asyncio.create_task(way(sleeps, 0, 1, 0.2))
+                await asyncio.wait([waiting], timeout=0.5)
+                release.set()
+            assert await waiting == 1
+            assert await way(sleeps, 0.6, 1, 0.2) == 1
+            assert await way(sleeps, 0, 8, 0.1) == 8
+            async with atomic():
+                assert await way(sleeps, 0.6, 4, 0.15) == 4
+                await asyncio.sleep(0.6)
+            with pytest.raises(Error):
+                await way(sleeps, 0, 1, 5)
+            assert await way(sleeps, 0, 1, 0) == 1
+
+    with capture_logs() as logs:
+        asyncio.run(main())
+    assert len(logged(logs, "call_cut_off")) == 1
+
+
+@on_postgresql
+def test_a_loop_in_a_black_hole(proxy: TCPProxy) -> None:
+    """The next step of a loop over aiterator() is cut off as well, though its call has borrowed nothing."""
+    Topic.objects.bulk_create([Topic(comment="-") for _ in range(5)])
+
+    async def main() -> None:
+        async with application(threads=2, call_timeout=0.5):
+            loop = Topic.objects.aiterator(chunk_size=2)
+            await anext(loop)
+            await anext(loop)
+            proxy.black_hole()
+            with pytest.raises(Error):
+                await anext(loop)
+            proxy.resume()
+            assert await run(count) == 5
 
     asyncio.run(main())
 

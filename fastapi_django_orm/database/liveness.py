@@ -5,13 +5,19 @@ nothing can be due. Django itself would notice with a query of its own (``CONN_H
 the next call.
 """
 
+import os
 import select
+import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from .cursors import loops_of
+
+GOODBYE = 1.0  # seconds that a server has to end a session
 
 
 def died_idle(connection: BaseDatabaseWrapper) -> bool:
@@ -42,6 +48,25 @@ def _has_something_come(descriptor: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(0))
+
+
+@contextmanager
+def ended_by_server(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    """Close a connection inside, and return when the server has ended the session.
+
+    A driver says goodbye and does not wait. Until the server has heard it there would be one connection more
+    than the bound allows, and the session would have its locks.
+    """
+    descriptor = socket_of(connection)
+    if descriptor is None or descriptor < 0:
+        yield
+        return
+    with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+        yield
+        with suppress(OSError):
+            duplicate.settimeout(GOODBYE)
+            while duplicate.recv(1024):
+                pass
 
 
 def socket_of(connection: BaseDatabaseWrapper) -> int | None:

@@ -20,7 +20,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import DatabaseBusy
 from ..events import logger
 from .cursors import loops_of, watch_cursors
-from .liveness import died_idle, is_ready
+from .liveness import died_idle, ended_by_server, is_ready
 from .requests import Keeper, current_request
 from .sqlite_file import OpenedFiles
 from .state import Watched, left_behind
@@ -300,10 +300,13 @@ class Pool:
     def close_session(self, connection: BaseDatabaseWrapper) -> None:
         """Close a connection, and what the server has of it."""
         raw: Any = connection.connection
-        if getattr(raw, "_pool", None) is not None:  # OPTIONS["pool"], which lends it on unless it is closed
-            with suppress(Exception):
-                raw.close()
-        self._close(connection)
+        with ended_by_server(connection):
+            if (
+                getattr(raw, "_pool", None) is not None
+            ):  # OPTIONS["pool"], which lends it on unless it is closed
+                with suppress(Exception):
+                    raw.close()
+            self._close(connection)
         if connection.vendor == "sqlite":
             with suppress(Error):
                 BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
