@@ -15,7 +15,7 @@ from asgiref.sync import sync_to_async
 from fastapi import Depends, FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
@@ -96,6 +96,10 @@ AWKWARD = [
 ]
 
 
+def name_of(file: Any) -> Any:
+    return file if file is None or isinstance(file, str) else file.name
+
+
 class EverythingOut(BaseModel):
     """Every field with its own type."""
 
@@ -110,7 +114,7 @@ class EverythingOut(BaseModel):
     moment: dt.datetime | None
     decimal: Decimal | None
     duration: dt.timedelta | None
-    file: str | None
+    file: Annotated[str | None, BeforeValidator(name_of)]  # of an instance it is no text
     floating: float | None
     integer: int | None
     ip: IPv4Address | IPv6Address | None

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from asgiref.local import Local
 from django.db import connection, connections, models
+from django.db.backends.signals import connection_created
 from django.db.models import F, Q, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 from django.db.models.sql import Query
@@ -19,6 +20,7 @@ from pydantic import AfterValidator, BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository, atomic, run
+from fastapi_django_orm.database import service
 from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish, sent_by_fastapi, typed, values
 from tests.databases import created, default_changed
@@ -392,29 +394,32 @@ def test_what_is_published_is_read_for_nobody(sqlite: str) -> None:
 
 
 def test_statements_that_a_wrapper_changes(default_database: str) -> None:
-    """What `execute_wrapper()` has put around a connection decides what is read on it, and only there."""
+    """What the project puts around each connection's statements decides what is read, from then on."""
     fill()
 
     def hide(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
         assert context["cursor"] is not None
         return execute(sql.replace("board_entry", "hidden_entry"), params, many, context)
 
-    def put_around(on: bool) -> None:
-        with connection.cursor() as cursor:
-            if on:
-                cursor.execute("CREATE TABLE hidden_entry AS SELECT * FROM board_entry WHERE id = 1")
-                connection.execute_wrappers.append(hide)
-            else:
-                connection.execute_wrappers.remove(hide)
-                cursor.execute("DROP TABLE hidden_entry")
+    def close_idle() -> None:  # as when the server has ended their sessions
+        for pool in service._process.pools():
+            for idle in pool._free:
+                idle.close()
 
+    def put_around(connection: Any, **_: Any) -> None:
+        if hide not in connection.execute_wrappers:
+            connection.execute_wrappers.append(hide)
+
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE hidden_entry AS SELECT * FROM board_entry WHERE id = 1")
     live_class, kept_class = repositories(Entry.objects.all)
 
     async def main() -> None:
         async with started(live_class, kept_class, threads=1) as (live, kept):
             await assert_as_django_reads_it(live, kept, Entry.objects.all, *NAMES)
-            await run(put_around, True)
+            connection_created.connect(put_around)
             try:
+                await run(close_idle)
                 await kept.refresh()
                 assert [row["id"] for row in kept.all()] == [1]
                 kept_reason = kept.reasons["json_by_database"]
@@ -423,13 +428,13 @@ def test_statements_that_a_wrapper_changes(default_database: str) -> None:
                     await live.fetch(3)
                 assert default_database == "mariadb" or "execute_wrapper" in kept_reason
             finally:
-                await run(put_around, False)
-            await kept.refresh()
-            await assert_as_django_reads_it(live, kept, Entry.objects.all, *NAMES)
-            assert default_database == "mariadb" or "json_by_database" not in kept.reasons
+                connection_created.disconnect(put_around)
 
-    with default_changed(CONN_MAX_AGE=None):
+    try:
         finish(main)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE hidden_entry")
 
 
 @pytest.mark.parametrize("default_database", ["postgresql"], indirect=True)
