@@ -137,7 +137,7 @@ def test_how_long_to_keep_it_is_said_for_one_answer() -> None:
         cache_control = "private"
         publish = "/published"
 
-    app = FastAPI(lifespan=DjangoORM(ORMSettings(refresh_path=""), repositories=[Published]).lifespan)
+    app = FastAPI(lifespan=DjangoORM(ORMSettings(refresh_path="off"), repositories=[Published]).lifespan)
     answers = {
         "/own": lambda topics: topics.response(),
         "/public": lambda topics: RepositoryResponse.of_list(topics.snapshot, cache_control="public"),

@@ -158,6 +158,7 @@ class ColumnReader:
         connection = connections[queryset.db]
         if connection.in_atomic_block:
             return None  # a stream could not be broken off half-way without ending the transaction
+        connection.ensure_connection()  # a project may put something around its statements when it is opened
         found = self.in_sql.get(queryset.db)
         reason = not_in_sql(queryset, connection)
         if found is None and reason is None:

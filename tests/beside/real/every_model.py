@@ -147,7 +147,7 @@ def declared() -> list[type[CachedRepository[Any]]]:
 
 async def compare(classes: list[type[CachedRepository[Any]]]) -> list[str]:
     found: list[str] = []
-    plugin = DjangoORM(ORMSettings(refresh_path="", health_path=""), repositories=classes)
+    plugin = DjangoORM(ORMSettings(refresh_path="off", health_path="off"), repositories=classes)
     async with plugin.lifespan(FastAPI()):
         repositories = [await cls.current() for cls in classes]
 
