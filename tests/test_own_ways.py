@@ -10,6 +10,7 @@ import httpx
 import pytest
 from asgiref.local import Local
 from django.db import connection, connections, models
+from django.db.backends.signals import connection_created
 from django.db.models import F, Q, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 from django.db.models.sql import Query
@@ -392,47 +393,45 @@ def test_what_is_published_is_read_for_nobody(sqlite: str) -> None:
 
 
 def test_statements_that_a_wrapper_changes(default_database: str) -> None:
-    """What `execute_wrapper()` has put around a connection decides what is read on it, and only there."""
+    """What stands around a connection's statements, as a tracer puts it there, decides what is read."""
     fill()
+    hidden = False
 
     def hide(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        assert context["cursor"] is not None
-        return execute(sql.replace("board_entry", "hidden_entry"), params, many, context)
+        return execute(sql.replace("board_entry", "hidden_entry") if hidden else sql, params, many, context)
 
-    def put_around(on: bool) -> None:
-        with connection.cursor() as cursor:
-            if on:
-                cursor.execute("CREATE TABLE hidden_entry AS SELECT * FROM board_entry WHERE id = 1")
-                connection.execute_wrappers.append(hide)
-            else:
-                connection.execute_wrappers.remove(hide)
-                cursor.execute("DROP TABLE hidden_entry")
+    def put_around(connection: Any, **_: Any) -> None:
+        connection.execute_wrappers.append(hide)
 
     live_class, kept_class = repositories(Entry.objects.all)
 
     async def main() -> None:
+        nonlocal hidden
         async with started(live_class, kept_class, threads=1) as (live, kept):
             await assert_as_django_reads_it(live, kept, Entry.objects.all, *NAMES)
-            await run(put_around, True)
-            try:
-                await kept.refresh()
-                assert [row["id"] for row in kept.all()] == [1]
-                kept_reason = kept.reasons["json_by_database"]
-                assert len(json.loads(await live.live.window(0, None))["live"]) == 1
-                with pytest.raises(NotFound):
-                    await live.fetch(3)
-                assert default_database == "mariadb" or "execute_wrapper" in kept_reason
-            finally:
-                await run(put_around, False)
+            hidden = True
+            await kept.refresh()
+            assert [row["id"] for row in kept.all()] == [1]
+            assert len(json.loads(await live.live.window(0, None))["live"]) == 1
+            with pytest.raises(NotFound):
+                await live.fetch(3)
+            assert default_database == "mariadb" or "execute_wrapper" in kept.reasons["json_by_database"]
+            hidden = False
             await kept.refresh()
             await assert_as_django_reads_it(live, kept, Entry.objects.all, *NAMES)
-            assert default_database == "mariadb" or "json_by_database" not in kept.reasons
 
-    with default_changed(CONN_MAX_AGE=None):
-        finish(main)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE hidden_entry AS SELECT * FROM board_entry WHERE id = 1")
+    connection_created.connect(put_around)
+    try:
+        with default_changed(CONN_MAX_AGE=None):
+            finish(main)
+    finally:
+        connection_created.disconnect(put_around)
+        with connection.cursor() as cursor:
+            cursor.execute("DROP TABLE hidden_entry")
 
 
-@pytest.mark.parametrize("default_database", ["postgresql"], indirect=True)
 def test_a_connection_whose_time_zone_was_changed(default_database: str) -> None:
     """Moments are what Django makes of what this connection gives, which is not what they are."""
     Entry.objects.bulk_create([Entry(pk=1, moment="2020-01-01 00:00+00:00"), Entry(pk=2)])
