@@ -911,7 +911,7 @@ def test_only_the_named_rows_are_read(database: str, logs: list[Any]) -> None:
         def counted(*args: Any, **options: Any) -> Iterator[Any]:
             chunks = list(take(*args, **options))
             read.append(sum(map(len, chunks)))
-            return iter(chunks)
+            yield from chunks
 
         reader.read = counted
 

@@ -174,7 +174,6 @@ def test_many_workers_load_once(board: str, valkey: Valkey, broker: redis.Redis,
                 assert comments(worker) == ["old", "new"]
                 assert len(worker.find(comment="new")) == 1
                 assert worker.get(worker.all()[1]["id"])["comment"] == "new"
-                assert worker.snapshot.table.formed
             assert len({worker.snapshot.etag for worker in workers}) == 1
             assert len({worker.snapshot.json for worker in workers}) == 1
 
@@ -838,7 +837,7 @@ def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp
     with monkeypatch.context() as patch:
         of = DatabaseJSON.of
         patch.setattr(
-            DatabaseJSON, "of", lambda *given: setattr(made := of(*given), "types", [int, int]) or made
+            DatabaseJSON, "of", lambda *given: setattr(made := of(*given), "kinds", [int, int]) or made
         )
         found.add(identity())
     assert len(found) == 6

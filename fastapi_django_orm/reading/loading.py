@@ -160,9 +160,8 @@ class Loader:
         self, queryset: AnyQuerySet, before: Snapshot[Any] | None, in_sql: DatabaseJSON | None
     ) -> tuple[Table, RowCodec | None]:
         rows, codec = self._rows(queryset, in_sql)
-        # Writers of SQLite wait while its rows are being read, and those whose JSON it makes come one by one:
-        # that must be done soon. Others are there all at once.
-        holds_up_others = in_sql is not None and connections[queryset.db].vendor == "sqlite"
+        # Writers of SQLite wait while its rows are being read, which come one by one: it must be done soon.
+        holds_up_others = connections[queryset.db].vendor == "sqlite"
         # Closed here if a row cannot be kept: the error's traceback would keep the rows open, on a connection
         # that others borrow next.
         with closing(rows):

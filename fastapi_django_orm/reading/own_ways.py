@@ -90,17 +90,12 @@ def not_djangos(queryset: AnyQuerySet, connection: Any = None) -> str | None:
         queryset: the query.
         connection: the one to read it with, if that is not to be done by Django's cursors.
     """
-    if reason := _not_djangos_query(queryset):
-        return reason
-    module = (
-        connections[queryset.db].ops.compiler_module if connection is None else connection.ops.compiler_module
-    )
-    if not _is_djangos(module):
-        return f"SQL is made by {module}"
-    return None if connection is None else _not_djangos_engine(connection)
+    if connection is None:
+        return _not_djangos_query(queryset, connections[queryset.db])
+    return _not_djangos_query(queryset, connection) or _not_djangos_engine(connection)
 
 
-def _not_djangos_query(queryset: AnyQuerySet) -> str | None:
+def _not_djangos_query(queryset: AnyQuerySet, connection: Any) -> str | None:
     kind, query = type(queryset), queryset.query
     if found := _replaced(kind, QuerySet, _WITHOUT_ROWS) or _patched():
         return f"the queryset class {found}"
@@ -112,7 +107,8 @@ def _not_djangos_query(queryset: AnyQuerySet) -> str | None:
         return f"the query is a {type(query).__qualname__}"
     if not _OF_QUERIES.isdisjoint(vars(query)):
         return f"a query has its own {min(_OF_QUERIES.intersection(vars(query)))}"
-    return None
+    module = connection.ops.compiler_module
+    return None if _is_djangos(module) else f"SQL is made by {module}"
 
 
 def not_djangos_lookups(field: Any) -> str | None:
@@ -156,7 +152,8 @@ def pinned(queryset: AnyQuerySet) -> AnyQuerySet:
 
     A query that is not Django's own is left as it is, for what was put on it need not be on its copies.
     """
-    return queryset.using(queryset.db) if _not_djangos_query(queryset) is None else queryset
+    alias = queryset.db  # asked once
+    return queryset if _not_djangos_query(queryset, connections[alias]) else queryset.using(alias)
 
 
 def _not_djangos_engine(connection: Any) -> str | None:
