@@ -25,13 +25,13 @@ $(VENV)/%.installed: requirements/%.txt pyproject.toml
 	@touch $@
 
 test: $(VENV)/dev.installed
-	@/tmp/msg.sh
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal --ignore=tests/beside $(TESTS)
 
 beside:
 	@$(MAKE) --no-print-directory VENV=.venv-beside tests-beside
 
 tests-beside: $(VENV)/beside.installed
-	@/tmp/msg.sh
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(or $(TESTS),tests/beside)
 
 lint: $(VENV)/dev.installed
 	$(BIN)/ruff format --check .
