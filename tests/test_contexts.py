@@ -246,7 +246,7 @@ def test_busy(by: str, default_database: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning")
 def test_busy_threads(default_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that gets no thread in time is a 503, and one that waits for less goes on."""
-    monkeypatch.setattr("fastapi_django_orm.database.keeping.MOST_CONTEXTS", 1)
+    monkeypatch.setattr("fastapi_django_orm.database.threads.MOST_KEPT", 1)
 
     async def main(client: Any) -> None:
         waiting = asyncio.create_task(client.get("/django/waiting/"))
