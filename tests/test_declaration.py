@@ -11,10 +11,11 @@ from django.db import models
 from django.db.models import Count, F, Subquery, Value
 from django.db.models.expressions import RawSQL
 from django.db.models.functions import Length, Upper
-from django.test.utils import isolate_apps
+from django.test.utils import isolate_apps, override_settings
 from fastapi import FastAPI
 from pydantic import BaseModel
 from rest_framework import serializers
+from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository
 from fastapi_django_orm.errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel
@@ -590,6 +591,15 @@ def test_what_is_published_is_named(base: type[Any], attributes: dict[str, Any])
     message = refusal(topics, FieldsNotNamed)
     assert message.startswith("Topics.publish: what is published is public")
     assert "migration" in message
+
+
+def test_what_is_published_is_named_at_the_latest_without_debug() -> None:
+    """Under DEBUG a warning says the same; a secret is refused there, too."""
+    with override_settings(DEBUG=True), capture_logs() as logs:
+        assert rows(declare(publish="/topics/")) == []
+        refusal(declare("Accounts", "board.Account", publish="/accounts/"), FieldsNotNamed)
+    (warning,) = (entry for entry in logs if entry["event"] == "published_without_fields")
+    assert "fields = (" in warning["hint"]
 
 
 def test_fields_and_schema_exclude_each_other() -> None:
