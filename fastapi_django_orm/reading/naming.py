@@ -37,7 +37,7 @@ def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
 
     Raises:
         FieldsNotNamed: a secret is among what would be served by default; or the repository is published, and
-            neither ``fields`` nor a ``schema`` says what everybody may see (under ``DEBUG`` that is a warning).
+            neither ``fields`` nor a ``schema`` says what everybody may see (under ``DEBUG``: a warning).
     """
     schema: Any = repository.schema
     if repository.fields is not None:
