@@ -56,7 +56,8 @@ class Player:
         self.hooks: set[int] = set()
         self._name = f"{number}:"
         self._executor = executor
-        self._using = threading.Lock()
+        # By connection: what has outlived its block may have a transaction of its own by then.
+        self._using: dict[int, threading.Lock] = {}
         self._left: list[asyncio.Task[None]] = []
         self._ended = False
 
@@ -183,16 +184,18 @@ class Player:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         transaction.get_connection()  # here a call waits for its turn
-        if not transaction.get_connection().in_atomic_block:  # what has outlived the transaction is alone
+        connection = transaction.get_connection()
+        if not connection.in_atomic_block:  # what has outlived the transaction is alone
             yield
             return
-        if not self._using.acquire(blocking=False):
+        using = self._using.setdefault(id(connection), threading.Lock())
+        if not using.acquire(blocking=False):
             self.faults.append("two calls use the connection at the same time")
         else:
             try:
                 yield
             finally:
-                self._using.release()
+                using.release()
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
