@@ -139,7 +139,7 @@ class ORMSettings(BaseSettings):
     call_timeout: float = Field(
         default=0.0,
         ge=0,
-        description="Seconds after which a call that uses a connection is cut off from it; 0: never.",
+        description="Seconds that a call may wait for one answer of a database; 0: any time.",
     )
     coherence: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_transports)] = Field(
         default=("auto",),
