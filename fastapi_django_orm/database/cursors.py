@@ -167,7 +167,12 @@ class _Rows:
     def _close_cursor(self) -> None:
         self.cursor_is_open = False
         with suppress(Error):
-            self.cursor.close()
+            try:
+                self.cursor.close()
+            except Error:
+                # The server has gone. psycopg has noticed by now, and closes the cursor without asking it.
+                # One that stays open warns when it is collected, wherever that is.
+                self.cursor.close()
 
     def forget(self) -> None:
         """Free what was read ahead, when the loop is gone."""
