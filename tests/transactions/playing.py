@@ -51,10 +51,11 @@ class Player:
         hooks: the labels whose on_commit callback has run.
     """
 
-    def __init__(self, number: int, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, seed: int, number: int, executor: ThreadPoolExecutor) -> None:
         self.faults: list[str] = []
         self.hooks: set[int] = set()
-        self._name = f"{number}:"
+        # With the seed: what a program before has started and given up may still write.
+        self._name = f"{seed}/{number}:"
         self._executor = executor
         # By connection: what has outlived its block may have a transaction of its own by then.
         self._using: dict[int, threading.Lock] = {}
@@ -229,7 +230,7 @@ async def check(seed: int, executor: ThreadPoolExecutor) -> None:
     """
     generator = Generator(seed)
     programs = [generator.program() for _ in range(3)]
-    players = [Player(number, executor) for number in range(3)]
+    players = [Player(seed, number, executor) for number in range(3)]
     for player in players:
         player.loop = asyncio.get_running_loop()
     try:
