@@ -122,6 +122,11 @@ class RedisListener:
             yield client
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
+        except TypeError as error:
+            # What asyncio (3.12 and 3.13) raises where something is written to a transport that was closed.
+            if client is self._client:
+                raise
+            raise self._unavailable(error) from error
         finally:
             if client is not self._client:
                 await client.aclose()  # it was closed before, and may have connected again since

@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db.models import Exists, Subquery
 from django.db.models.expressions import Col, RawSQL
 from django.db.models.query import ValuesIterable
+from django.db.models.sql import Query
 from pydantic import BaseModel
 
 from ..errors import FieldsNotNamed
@@ -106,16 +107,17 @@ def _is_secret(field: Any) -> bool:
 
 def _shows_secret(expression: Any) -> bool:
     """Whether a secret column is a part of what an annotation shows."""
-    for part in expression.flatten():
-        if isinstance(part, Col) and _is_secret(part.target):
-            return True
-        if isinstance(part, RawSQL) and _SECRET.search(part.sql):
-            return True
-        if isinstance(part, Subquery) and not isinstance(part, Exists):
-            inner = part.query
-            if any(map(_shows_secret, (*inner.select, *inner.annotation_select.values()))):
-                return True
-    return False
+    if isinstance(expression, Exists):  # shows whether there is a row, and nothing of it
+        return False
+    if isinstance(expression, Col) and _is_secret(expression.target):
+        return True
+    if isinstance(expression, RawSQL) and _SECRET.search(expression.sql):
+        return True
+    # From Django 6.1 on a Subquery has become its query by now.
+    inner = expression.query if isinstance(expression, Subquery) else expression
+    if isinstance(inner, Query):
+        return any(map(_shows_secret, (*inner.select, *inner.annotation_select.values())))
+    return any(_shows_secret(part) for part in expression.get_source_expressions() if part is not None)
 
 
 # What a schema takes without a name
