@@ -104,13 +104,14 @@ def how_to_hear(settings: ORMSettings, alias: str) -> str:
     if kind in _TELLING and not wants(settings, kind):
         return (
             f"Their database does tell, and DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or add {kind}; "
-            "or off, if nobody else writes."
+            "or off, if no other process writes."
         )
     if kind == "postgresql" and (reason := _why_no_psycopg()):
         return reason
     return (
         "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes, with "
-        "fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; or off, if nobody else writes."
+        "fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; "
+        "or off, if no other process writes."
     )
 
 

@@ -25,7 +25,7 @@ from .relations import children_of, prefetched, related_models
 
 Statement: TypeAlias = tuple[str, tuple[Any, ...]]  # SQL and its parameters
 
-# Django keeps these rows for the life of the process, and nobody changes them.
+# Django caches these rows for the life of the process, and projects do not change them.
 _NEVER_CHANGES = frozenset({"contenttypes.ContentType"})
 
 _BESIDE = (

@@ -65,14 +65,17 @@ class LiveReads:
         """
         if value is None:
             raise InvalidKey(f"{self._name}: None is the key of no row.")
+        return self._hashable(self._prepared, value, "the key")
+
+    def _hashable(self, prepare: Callable[[Any], Hashable], value: Any, what: str) -> Hashable:
         try:
-            key = self._prepared(value)
-            hash(key)
+            prepared = prepare(value)
+            hash(prepared)
         except OF_ONE_KEY as error:
             # What comes from a URL is the client's mistake, and what the field says of it is no help there.
             kind = type(value).__name__
-            raise InvalidKey(f"{self._name} has no row with the key {value!r}, a {kind}.") from error
-        return key
+            raise InvalidKey(f"{self._name} has no row with {what} {value!r}, a {kind}.") from error
+        return prepared
 
     def _prepared(self, value: Any) -> Hashable:
         pk: Any = self._model._meta.pk
@@ -153,12 +156,7 @@ class LiveReads:
             return "pk", self.key(pk[0])
         ((name, value),) = unique.items()
         field = self._queries.unique_field(name)
-        try:
-            prepared = field.get_prep_value(value)
-            hash(prepared)
-        except OF_ONE_KEY as error:
-            kind = type(value).__name__
-            raise InvalidKey(f"{self._name} has no row with {name} {value!r}, a {kind}.") from error
+        prepared = self._hashable(field.get_prep_value, value, name)
         return ("pk" if field.primary_key else field.attname), prepared
 
     # In a batch, or alone
