@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Gener
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import copy_context
 from functools import partial
+from queue import Queue
 from typing import Annotated, Any
 
 import anyio
@@ -1504,10 +1505,39 @@ def test_a_handler_that_yields_may_hold_a_transaction(sqlite: str, options: str,
                 raise LookupError
 
     with serving(app) as client:
+        client.headers["Connection"] = "close"  # which is what uvicorn does after an error
         for path in ("/async", "/def"):
             with suppress(httpx.HTTPError):  # the answer is broken off
                 client.get(path)
         assert stored() == ([] if fail else ["1", "2", "3", "4"])
+
+
+@pytest.mark.parametrize("options", STREAMS)
+def test_a_def_handler_whose_client_hangs_up_rolls_back(default_database: str, options: str) -> None:
+    """It is closed on a thread where it may query, inside its transaction, and the connection comes back."""
+    app = application(threads=1, thread_timeout=DEADLINE)
+    closed: Queue[bool] = Queue()
+
+    @app.get("/", **STREAMS[options])
+    def endless() -> Iterator[str]:
+        try:
+            with transaction.atomic():
+                write("lost")
+                while True:
+                    yield "more"
+        finally:
+            closed.put(is_open())
+
+    @app.post("/")
+    def after() -> None:
+        write("kept")
+
+    with serving(app) as client:
+        with client.stream("GET", "/") as answer:
+            next(answer.iter_bytes())
+        assert closed.get(timeout=DEADLINE) is False  # the `with` statement has ended its transaction
+        assert client.post("/").status_code == 200
+        assert stored() == ["kept"]
 
 
 def in_a_block() -> Iterator[int]:

@@ -11,7 +11,7 @@ however often the task is cancelled, and so no transaction is left open by a can
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -24,8 +24,9 @@ from django.db.transaction import Atomic, TransactionManagementError
 
 from ..clock import monotonic
 from ..events import logger
-from .calls import run_as_call
+from .calls import Call, run_as_call
 from .carrying import Carried
+from .pool import Connections
 from .scopes import Scope, State, enter_scope, entered_scope, rolled_back_before, roots, scope_to_ask
 from .state import is_open
 from .threads import DatabaseThreads, Job
@@ -235,11 +236,20 @@ class AdoptedScope(AtomicScope):
     has ended the transaction.
     """
 
-    def __init__(self, connections: dict[str, BaseDatabaseWrapper]) -> None:
-        """Begin, with connections that have a transaction open."""
+    def __init__(
+        self, connections: dict[str, BaseDatabaseWrapper], close: Callable[[], None] | None = None
+    ) -> None:
+        """Begin, with connections that have a transaction open.
+
+        Args:
+            connections: what the call has left open.
+            close: closes the streaming handler that has left it open, if one has. That must not be collected
+                on the event loop, where its ``with`` statements could not roll back.
+        """
         super().__init__(new_transaction(), None)
         self.connections = connections
         self.state = State.LENDING
+        self._close = close
 
     def child_ends(self) -> None:
         """End, if the call that uses the connections now has ended the transaction."""
@@ -253,21 +263,55 @@ class AdoptedScope(AtomicScope):
         await self.leave(type(error), error, None)
         return aliases
 
-    def __del__(self) -> None:
+    def break_off(self) -> None:
+        """Have the code that began it end it, or roll it back, once the calls that use it have ended."""
+        with self.transaction.lock:
+            if self.state is not State.ENDED and not self._ends:
+                self._ends = self.broken = True
+                self.take_back(lambda: self.transaction.put(Job(self._abandon)))
+
+    def _abandon(self) -> None:
+        held, self.connections = self.connections, {}
+        end_abandoned(self.transaction.pools, held, self._close)
+        self.end()
+
+    def end(self) -> None:
+        """Make room for the next one, and let go of the handler."""
+        super().end()
+        self._close = None  # its context knows the request, which knows this scope
+
+    def __del__(self) -> None:  # outside of a request, which would have ended it
         if self.connections:
-            log_abandoned(self.connections)
             with suppress(RuntimeError):  # the application has shut down, and its connections with it
-                job = Job(partial(release, self.transaction.pools, self.connections))
-                self.transaction.threads.put_beside(job)
+                ending = partial(end_abandoned, self.transaction.pools, self.connections, self._close)
+                self.transaction.threads.put_beside(Job(ending))
 
 
-def log_abandoned(connections: Iterable[str]) -> None:
-    """Log that a transaction is rolled back because no code can end it any more.
+def end_abandoned(
+    pools: Callable[[str], Connections],
+    connections: dict[str, BaseDatabaseWrapper],
+    close: Callable[[], None] | None,
+) -> None:
+    """End a transaction that the task which began it will not end any more, on a thread.
+
+    A streaming handler is closed, as Python closes a generator that is not read to its end: its own ``with``
+    statements roll back then. What is open after that is rolled back with an error in the log.
 
     Args:
-        connections: the aliases.
+        pools: where the connections go, by alias.
+        connections: those that have the transaction open, by alias.
+        close: closes the streaming handler that began it, if one did.
     """
-    logger.error("transaction_abandoned", databases=sorted(connections))
+    call = Call(pools)
+    call.held = dict(connections)
+    if close is not None:
+        try:
+            call.run(close)
+        except Exception as error:
+            logger.error("stream_not_closed", exc_info=error)
+    if call.held:
+        logger.error("transaction_abandoned", databases=sorted(call.held))
+        release(pools, call.held)
 
 
 def rolled_back_silently() -> TransactionManagementError:

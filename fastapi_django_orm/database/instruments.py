@@ -9,10 +9,12 @@ that raises: the traceback holds the copy.)
 """
 
 import asyncio
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from functools import partial, wraps
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from anyio._core._eventloop import get_async_backend
 from asgiref.sync import SyncToAsync
 
 from .. import running
-from .atomic_scope import AdoptedScope, log_abandoned
+from .atomic_scope import AdoptedScope, end_abandoned
 from .calls import Call, run_call
 from .pool import Pool
 from .reentrancy import ReentrantScope, job_inside
@@ -38,7 +40,6 @@ from .scopes import (
     scope_to_ask,
 )
 from .threads import Job
-from .transaction import release
 from .waits import replaced, waits_instrumented
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ def _of_anyio(original: RunSync, pools: Callable[[str], Pool]) -> RunSync:
             # transaction that holds one would wait for a thread.
             run = partial(run, limiter=limiter or CapacityLimiter(1))
             return await _in_its_turn(run, parent, partial(func, *args), pools)
-        call = _OnThread(pools)
+        call = _OnThread(pools, _close_of(args))
         work = run(call.run, (func, *args), limiter=limiter)
         manager = _entered_by(func)
         try:
@@ -152,6 +153,13 @@ def _entered_by(func: Any) -> Any:
     return method.__self__ if getattr(method, "__name__", None) == "__enter__" else None
 
 
+def _close_of(args: tuple[Any, ...]) -> Callable[[], None] | None:
+    """What closes the streaming handler, if the call is a step of one: Starlette's ``_next(iterator)``."""
+    if len(args) == 1 and inspect.isgenerator(args[0]):
+        return partial(copy_context().run, args[0].close)
+    return None
+
+
 async def _enter_whole(work: Awaitable[Any], call: "_OnThread", manager: Any) -> Any:
     """Enter a context manager on a thread, and leave it again if the task is cancelled meanwhile.
 
@@ -189,10 +197,11 @@ class _OnThread(Call):
     This is seen to on the thread, at the end of the call: the task may have been cancelled while it ran.
     """
 
-    __slots__ = ("_abandoned", "_lock", "left_open")
+    __slots__ = ("_abandoned", "_close", "_lock", "left_open")
 
-    def __init__(self, pools: Callable[[str], Pool]) -> None:
+    def __init__(self, pools: Callable[[str], Pool], close: Callable[[], None] | None) -> None:
         super().__init__(pools)
+        self._close = close
         self.left_open: AdoptedScope | None = None
         self._abandoned = False
         self._lock = threading.Lock()
@@ -206,12 +215,15 @@ class _OnThread(Call):
 
     def _leave_open(self) -> None:
         held, self.held = self.held, {}
+        request = current_request.get()
         with self._lock:
             if not self._abandoned:
-                self.left_open = AdoptedScope(held)
-                return
-        log_abandoned(held)
-        release(self.pools, held)
+                scope = AdoptedScope(dict(held), self._close)
+                if request is None or request.adopt(scope):
+                    self.left_open = scope
+                    return
+                scope.connections = {}
+        end_abandoned(self.pools, held, self._close)
 
     def abandon(self) -> None:
         """Note that nothing will join what the call still leaves open."""

@@ -153,7 +153,7 @@ class RequestConnections:
         scope: serves the request's calls while there is something.
     """
 
-    __slots__ = ("_ended", "_executor", "scope")
+    __slots__ = ("_adopted", "_ended", "_executor", "scope")
 
     def __init__(self, executor: _Executor) -> None:
         """Keep nothing yet.
@@ -162,6 +162,7 @@ class RequestConnections:
             executor: the application's.
         """
         self.scope: RequestScope | None = None
+        self._adopted: list[Scope] = []
         self._executor = executor
         self._ended = False
 
@@ -178,9 +179,26 @@ class RequestConnections:
                 self.scope = RequestScope(self._executor.threads, self._executor.pools)
             return self.scope.connections.setdefault(connection.alias, connection) is connection
 
+    def adopt(self, scope: Scope) -> bool:
+        """End a transaction with the request, if nothing has ended it before.
+
+        Args:
+            scope: what a call has left open, as a ``def`` dependency or a streaming handler does.
+
+        Returns:
+            False if the request has ended.
+        """
+        with _lock:
+            if not self._ended:
+                self._adopted.append(scope)
+            return not self._ended
+
     def end(self) -> None:
         """Close what has been left, when the request has ended. In the event loop."""
         with _lock:  # or a call that ends now could keep something that nothing closes
             self._ended = True
+        adopted, self._adopted = self._adopted, []
+        for scope in adopted:  # of a stream whose client has gone
+            scope.break_off()
         if self.scope is not None:
             self.scope.break_off()

@@ -18,5 +18,8 @@ class Keeper(Protocol):
     def keep(self, connection: BaseDatabaseWrapper) -> bool:
         """Keep a connection for the calls that follow in the request; False if the request has ended."""
 
+    def adopt(self, scope: Any) -> bool:
+        """End a transaction that a call has left open with the request; False if that has ended."""
+
 
 current_request: ContextVar[Keeper | None] = ContextVar("fastapi_django_orm_request", default=None)
