@@ -1750,8 +1750,11 @@ def test_a_thread_of_asyncio_takes_part_in_the_transaction(default_database: str
     play(main, threads=1, thread_timeout=5)
 
 
+@pytest.mark.parametrize("synchronous", [False, True])
 @pytest.mark.parametrize("way", [asyncio.to_thread, by_executor, not_sensitive])
-def test_a_function_that_is_given_up_cannot_write_when_its_block_has_ended(sqlite: str, way: Any) -> None:
+def test_a_function_that_is_given_up_cannot_write_when_its_block_has_ended(
+    sqlite: str, way: Any, synchronous: bool
+) -> None:
     """A thread of asyncio that goes on after its block raises, in a block around it and outside of any."""
     inside, go_on, ended = threading.Event(), threading.Event(), threading.Event()
     errors: list[BaseException] = []
@@ -1765,11 +1768,23 @@ def test_a_function_that_is_given_up_cannot_write_when_its_block_has_ended(sqlit
             errors.append(error)
         ended.set()
 
+    async def start_and_give_up() -> None:
+        task = asyncio.create_task(way(late))
+        await outside(partial(wait_for, inside))
+        task.cancel()
+
+    def in_a_synchronous_block() -> None:
+        with suppress(LookupError), transaction.atomic():
+            write("lost")
+            async_to_sync(start_and_give_up)()
+            raise LookupError
+
     async def given_up() -> None:
-        async with atomic():
-            task = asyncio.create_task(way(late))
-            await outside(partial(wait_for, inside))
-            task.cancel()
+        if synchronous:
+            await run(in_a_synchronous_block)
+        else:
+            async with atomic():
+                await start_and_give_up()
 
     async def main() -> None:
         await given_up()

@@ -241,11 +241,12 @@ class _OfExecutor(Call):
     use none, and some wait for other code of the same block.
     """
 
-    __slots__ = ("_inside",)
+    __slots__ = ("_innermost", "_inside")
 
     def __init__(self, pools: Callable[[str], Pool], inside: Scope | None) -> None:
         super().__init__(pools)
         self._inside = inside
+        self._innermost = inside.innermost if isinstance(inside, ReentrantScope) else {}
 
     def borrows(self) -> bool:
         """Whether the function runs in a context of the application: ``Context().run`` leads out of it."""
@@ -259,6 +260,8 @@ class _OfExecutor(Call):
                 and what it writes now would be kept though the block may have been rolled back.
         """
         scope, inside = current_scope(), self._inside  # in this order: the block may end in between
+        if isinstance(inside, ReentrantScope) and inside.outlived(self._innermost):
+            raise ended_meanwhile()  # a transaction.atomic() of the call that waited for the task
         while inside is not None and inside.state is State.ENDED:
             if inside.is_block:
                 raise rolled_back_before() if inside.broken else ended_meanwhile()

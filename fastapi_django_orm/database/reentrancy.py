@@ -32,11 +32,44 @@ from .scopes import (
 )
 from .state import is_open
 from .threads import Job
-from .transaction import new_transaction
+from .transaction import Transaction, new_transaction
 
 
 class ReentrantScope(Scope):
-    """What one call does inside a transaction, and all that it waits for."""
+    """What one call does inside a transaction, and all that it waits for.
+
+    Attributes:
+        innermost: by alias, the ``transaction.atomic()`` that the call was in when it last began to wait.
+    """
+
+    def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
+        """Ask for nothing yet.
+
+        Args:
+            transaction: the parent's, or a new one.
+            parent: the scope to ask.
+        """
+        self.innermost: dict[str, Any] = {}
+        super().__init__(transaction, parent)
+
+    def note_innermost(self) -> None:
+        """Note inside of which blocks the asynchronous code is that the call is about to wait for."""
+        self.innermost = {
+            alias: connection.atomic_blocks[-1]
+            for alias, connection in self.all_connections().items()
+            if connection.atomic_blocks
+        }
+
+    def outlived(self, innermost: dict[str, Any]) -> bool:
+        """Whether a block that was noted has ended.
+
+        Args:
+            innermost: the attribute, when asynchronous code inside has started something.
+        """
+        here = self.all_connections()
+        return any(
+            alias not in here or block not in here[alias].atomic_blocks for alias, block in innermost.items()
+        )
 
     def call_ended(self, call: Call) -> None:
         """End with the call, and take its connections from it that something else still uses."""
@@ -196,8 +229,9 @@ def scope_of_waiting(call: Call) -> Scope | None:
             return None
         call.scope.ask(lambda: None)
     scope: Scope | None = call.scope
-    if scope is not None and not scope.is_block:
+    if isinstance(scope, ReentrantScope):
         scope.connections = dict(call.held)
+        scope.note_innermost()
     return scope
 
 
