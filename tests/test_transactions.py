@@ -1802,6 +1802,36 @@ def test_a_function_that_is_given_up_cannot_write_when_its_block_has_ended(
     play(main, threads=1, thread_timeout=5)
 
 
+def test_a_function_that_is_given_up_cannot_write_while_its_block_ends(sqlite: str) -> None:
+    """Between the commit and the end of the block, where on_commit callbacks run, it raises as well."""
+    inside, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def late() -> None:
+        inside.set()
+        wait_for(go_on)
+        try:
+            write("late")
+        except TransactionManagementError as error:
+            errors.append(error)
+        ended.set()
+
+    def committing() -> None:
+        go_on.set()
+        wait_for(ended)
+
+    async def main() -> None:
+        async with atomic():
+            task = asyncio.create_task(asyncio.to_thread(late))
+            await outside(partial(wait_for, inside))
+            task.cancel()
+            transaction.on_commit(committing)
+        assert ["has ended" in str(error) for error in errors] == [True]
+        assert await committed() == []
+
+    play(main, threads=1, thread_timeout=5)
+
+
 # Calls from a transaction's synchronous code back into the loop
 
 

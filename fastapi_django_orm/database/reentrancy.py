@@ -24,6 +24,7 @@ from .scopes import (
     Scope,
     State,
     current_scope,
+    ended_meanwhile,
     enter_scope,
     entered_scope,
     rolled_back_before,
@@ -157,7 +158,12 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
             return None
         # A function on a thread of its own takes part in a transaction, not in what is kept without one.
         if (around := parent.connection(alias)) is None or not is_open(around):
-            return None if parent.state is not State.ENDED else transaction_connection(call, alias)
+            if parent.state is State.ENDED:
+                return transaction_connection(call, alias)
+            if parent.is_block and parent.is_ending:
+                # It has committed or rolled back a moment ago, and its connection is about to be released.
+                raise ended_meanwhile()
+            return None
         scope = ReentrantScope(parent.transaction, parent)
         scope.wait_for(scope.ask)
         try:
