@@ -131,10 +131,12 @@ class Player:
 
     async def _cut(self, cut: Cut) -> None:
         task = asyncio.create_task(self._step(cut.body))
-        await _turns(cut.turns)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        try:
+            await _turns(cut.turns)
+        finally:  # a cut around this one cancels it as well; else it would be a task that is left
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
     # Synchronous functions
 
