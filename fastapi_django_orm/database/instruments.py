@@ -113,7 +113,13 @@ async def _in_its_turn(
     def outside(job: Job) -> None:
         begin(job)
 
-    job = job_inside(parent, lambda scope: run_call(_InTransaction(pools, scope), function), outside, begin)
+    job = job_inside(
+        parent,
+        lambda scope: run_call(_InTransaction(pools, scope), function),
+        outside,
+        begin,
+        asyncio.get_running_loop(),
+    )
     job.future.add_done_callback(lambda _: begin(job))  # given up
     try:
         if not turn.done():

@@ -41,6 +41,8 @@ class ReentrantScope(Scope):
 
     Attributes:
         innermost: by alias, the ``transaction.atomic()`` that the call was in when it last began to wait.
+        loop: the event loop whose task has the job run on a thread when its turn comes, if one has.
+        job: what the call runs.
     """
 
     def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
@@ -51,7 +53,14 @@ class ReentrantScope(Scope):
             parent: the scope to ask.
         """
         self.innermost: dict[str, Any] = {}
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.job: Job | None = None
         super().__init__(transaction, parent)
+
+    def break_off(self) -> None:
+        """Give the call up if no thread has begun it and none will: the event loop of its task has ended."""
+        if self.loop is not None and self.job is not None and self.loop.is_closed():
+            self.job.future.cancel()
 
     def note_innermost(self) -> None:
         """Note inside of which blocks the asynchronous code is that the call is about to wait for."""
@@ -114,6 +123,7 @@ def job_inside(
     run: Callable[[ReentrantScope], Any],
     outside: Callable[[Job], None],
     inside: Callable[[Job], bool] = lambda job: False,
+    loop: asyncio.AbstractEventLoop | None = None,
 ) -> Job:
     """A job that is handed over in its turn. The turn ends with it, also if it is given up.
 
@@ -122,9 +132,11 @@ def job_inside(
         run: the job; it is given its scope.
         outside: as for ``submit_call``.
         inside: as for ``submit_call``.
+        loop: whose task has the job run, once it is told that the turn has come.
     """
     scope = ReentrantScope(parent.transaction, parent)
     job = Job(lambda: run(scope))
+    scope.job, scope.loop = job, loop
     # The first callback: whoever waits for the result finds the turn over.
     job.future.add_done_callback(lambda _: scope.end())
 
@@ -132,6 +144,8 @@ def job_inside(
         try:
             if scope.refused:
                 job.expire(rolled_back_before())
+            elif loop is not None and loop.is_closed():
+                job.future.cancel()
             elif scope.parent is None:
                 outside(job)
             elif not inside(job):
