@@ -279,7 +279,7 @@ class CachedRepository(Repository[RowT]):
         wanted = [self.live.key(key) for key in keys] or None
         return (await self._refresher.refresh("call", wanted)).snapshot
 
-    async def refreshed(self) -> Snapshot[RowT]:
+    async def wait_until_current(self) -> Snapshot[RowT]:
         """Wait until this worker has everything that anybody committed before this call, and return it.
 
         Where a transport brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;

@@ -326,7 +326,7 @@ def test_lifespan_may_end_in_another_task(topic: Topic, context: str) -> None:
     assert ran == ["handler up 1", "handler down"]
 
 
-@pytest.mark.parametrize("asked", ["refresh", "refreshed"])
+@pytest.mark.parametrize("asked", ["refresh", "wait_until_current"])
 def test_a_loop_that_stands_still_is_told(topic: Topic, asked: str) -> None:
     """Code on another loop gets an error, where it would wait for ever for one that does not run."""
     topics = board()
