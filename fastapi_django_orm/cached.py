@@ -58,7 +58,7 @@ class CachedRepository(Repository[RowT]):
     Attributes:
         max_age: data older than this is loaded again in the background, and served until that is done.
         indexes: fields that ``find()`` looks up by.
-        rows_kept: how many rows are kept ready as Python objects. The others are kept as JSON alone, in a
+        max_decoded_rows: how many rows are kept as Python objects. The others are kept as JSON alone, in a
             third of the memory, and become objects when they are read.
         depends_on: labels of further models whose rows these are made of. Models that the query's SQL, its
             prefetches or the schema name are found without it.
@@ -69,7 +69,7 @@ class CachedRepository(Repository[RowT]):
     max_offset: ClassVar[int | None] = None
     max_age: ClassVar[timedelta | None] = None
     indexes: ClassVar[Sequence[str]] = ()
-    rows_kept: ClassVar[int] = 10_000
+    max_decoded_rows: ClassVar[int] = 10_000
     depends_on: ClassVar[Sequence[str]] = ()
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class CachedRepository(Repository[RowT]):
             self._on_loop,
             name=self.name,
             indexes=self.indexes,
-            rows_kept=self.rows_kept,
+            max_decoded_rows=self.max_decoded_rows,
             pace=Pace(here.requests_so_far),
         )
         loader: RowLoader[RowT] = own
