@@ -19,7 +19,7 @@ from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
 from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
-from .responses.representation import RepositoryResponse
+from .responses.response import RepositoryResponse
 from .snapshots.snapshot import RowT, Snapshot, value_of
 
 FoundT = TypeVar("FoundT")

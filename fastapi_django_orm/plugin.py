@@ -35,12 +35,13 @@ from .event_handlers import event_handlers_run
 from .events import logger
 from .handlers import handlers_instrumented
 from .publishing.directory import answered_below
-from .publishing.routes import publications, published
+from .publishing.publication import publications
+from .publishing.publishing import published
 from .reading.refresh import Refresher
 from .reading.windows import Windows
 from .repository import Repository
-from .routes.added import build_router, routes_added, routes_documented
 from .routes.health import DatabaseProbe
+from .routes.routing import documented, in_front, plugin_routes
 from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
 from .shared import SharedContext
@@ -177,11 +178,12 @@ class DjangoORM:
             stack.callback(probes.clear)
             for probe in probes.values():
                 stack.push_async_callback(probe.stop)
-            router = build_router(settings, refreshers, probes)
-            stack.enter_context(routes_added(app, router, settings))
+            own = plugin_routes(app, settings, refreshers, probes)
+            stack.enter_context(in_front(app, own))
             routes = stack.enter_context(published(app, found))
             stack.enter_context(answered_below(app, routes, here))
-            stack.enter_context(routes_documented(app, router, settings))
+            if settings.include_in_schema:
+                stack.enter_context(documented(app, own))
             await stack.enter_async_context(executor.context)
             stack.enter_context(_layer_added(app, here, executor.context))
             stack.enter_context(_left_as_entered(here, executor))

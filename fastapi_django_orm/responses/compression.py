@@ -1,20 +1,17 @@
-"""Content codings: which one a client wants, and bodies that are compressed once for all who want the same.
+"""Content codings: which are installed, and which one a client wants.
 
 gzip is Python's own. ``br`` and ``zstd`` are offered where their libraries are installed, which the extra
 ``fastapi-django-orm[compression]`` does; Python 3.14 has zstd itself.
 """
 
-import asyncio
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeAlias
 
-MINIMUM = 1024  # bytes; what is shorter fits into one packet as it is
-
-Parts = Callable[[], Iterable[bytes]]
+Compress: TypeAlias = Callable[[Iterable[bytes]], bytes]
 
 
 def _gzip(parts: Iterable[bytes]) -> bytes:
@@ -22,31 +19,25 @@ def _gzip(parts: Iterable[bytes]) -> bytes:
     return b"".join([*map(compressor.compress, parts), compressor.flush()])
 
 
-def _brotli(library: Any) -> Callable[[Iterable[bytes]], bytes]:
-    def compress(parts: Iterable[bytes]) -> bytes:
-        compressor = library.Compressor(quality=5)
-        return b"".join([*map(compressor.process, parts), compressor.finish()])
-
-    return compress
+def _brotli(library: Any, parts: Iterable[bytes]) -> bytes:
+    compressor = library.Compressor(quality=5)
+    return b"".join([*map(compressor.process, parts), compressor.finish()])
 
 
-def _zstd(library: Any) -> Callable[[Iterable[bytes]], bytes]:
-    def compress(parts: Iterable[bytes]) -> bytes:
-        compressor = library.ZstdCompressor(level=6)
-        return b"".join([*map(compressor.compress, parts), compressor.flush()])
-
-    return compress
+def _zstd(library: Any, parts: Iterable[bytes]) -> bytes:
+    compressor = library.ZstdCompressor(level=6)
+    return b"".join([*map(compressor.compress, parts), compressor.flush()])
 
 
-def _installed() -> Iterator[tuple[str, Callable[[Iterable[bytes]], bytes]]]:
-    """The codings there are, best first."""
-    for coding, make, names in (
+def _installed() -> Iterator[tuple[str, Compress]]:
+    """The best first."""
+    for coding, compress, names in (
         ("br", _brotli, ("brotli",)),
         ("zstd", _zstd, ("compression.zstd", "backports.zstd")),
     ):
         for name in names:
             with suppress(ImportError):
-                yield coding, make(import_module(name))
+                yield coding, partial(compress, import_module(name))
                 break
     yield "gzip", _gzip
 
@@ -59,7 +50,7 @@ def preferred(accepted: bytes) -> str | None:
     """The coding to answer with, or None for none.
 
     Args:
-        accepted: the value of ``Accept-Encoding``; values are remembered, so they must not be long.
+        accepted: the value of ``Accept-Encoding``. Values are remembered, so they must not be long.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-accept-encoding
     """
@@ -81,32 +72,3 @@ def _weighed(item: str) -> tuple[str, float]:
         return coding, float(weight)
     except ValueError:
         return coding, 0.0
-
-
-class Variants:
-    """The compressed forms of one body, each made when it is first asked for."""
-
-    def __init__(self) -> None:
-        self._making: dict[str, asyncio.Task[bytes]] = {}
-
-    async def make(self, coding: str, parts: Parts) -> bytes:
-        """Compress, on a thread; those who ask meanwhile share the work.
-
-        A caller that is cancelled leaves the work to the others.
-
-        Args:
-            coding: one of ``CODINGS``.
-            parts: gives the body in parts.
-        """
-        task = self._making.get(coding)
-        if task is None:
-            task = self._making[coding] = asyncio.ensure_future(self._make(coding, parts))
-        return await asyncio.shield(task)
-
-    async def _make(self, coding: str, parts: Parts) -> bytes:
-        # The loop's own threads: AnyIO's are there for `def` handlers, and the database's are few.
-        loop = asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(None, lambda: CODINGS[coding](parts()))
-        finally:
-            del self._making[coding]

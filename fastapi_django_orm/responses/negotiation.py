@@ -1,4 +1,4 @@
-"""What a client gets: a 304 if it has the bytes already, else the form that it wants.
+"""What a client gets of a representation: a 304 if it has it already, else the content coding that it wants.
 
 RFC 9110 is followed for conditional requests and content codings.
 """
@@ -8,18 +8,15 @@ import re
 from collections.abc import Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
-from typing import Any
 
 from starlette.types import Scope, Send
 
-from ..snapshots.snapshot import JOINED, Snapshot
+from ..snapshots.snapshot import JOINED
 from .compression import preferred
-from .editions import Answer, Content, Header, HeaderLines, Headers
+from .representation import Answer, Header, Headers, Representation
 
-SLAB = 256 * 2**10  # bytes; a larger body is sent in pieces of about this size
-LONGEST = 1024  # bytes; a longer value asks for nothing, since those that were read are remembered
-
-_making: set[asyncio.Future[Any]] = set()  # content codings that a later request will get
+SLAB = 256 * 2**10  # bytes; a larger body may be sent in pieces of about this size
+LONGEST = 1024  # bytes; a longer value is ignored, since those that were read are remembered
 
 _ASKED = frozenset({b"accept-encoding", b"if-none-match", b"if-modified-since"})
 # A tag without its coding: another worker may have other libraries.
@@ -27,30 +24,29 @@ _TAG = re.compile(rb'(?:W/)?"([^"]*?)(?:-(?:br|zstd|gzip))?"')
 _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"etag", b"last-modified"})
 
 
-def at_once(content: Content, snapshot: Snapshot[Any] | None, headers: Headers) -> Answer | None:
-    """The answer to a GET request but for ``Cache-Control``, if it is there and is sent in one piece.
+def at_once(representation: Representation, headers: Headers) -> Answer | None:
+    """The answer to a GET request, without ``Cache-Control``; None if it is not sent in one piece.
 
     A client whose content coding was not made yet gets the bytes as they are, and the next one the coding.
 
     Args:
-        content: what its URL stands for.
-        snapshot: what that is of.
+        representation: what the URL stands for.
         headers: the request's.
     """
-    unmodified, coding = _negotiated(content, headers)
+    unmodified, coding = _negotiated(representation, headers)
     if unmodified is not None:
-        return 304, unmodified, b""
-    if (answer := content.answer(coding)) is not None or content.as_is is None:
-        return answer
-    making = asyncio.ensure_future(content.form(coding, snapshot))
-    _making.add(making)  # asyncio keeps weak references alone
-    making.add_done_callback(_making.discard)
-    return content.as_is
+        return unmodified
+    answer = representation.made(coding)
+    if answer is None and coding is not None and representation.as_is[2] is not None:
+        representation.compress(coding)
+        answer = representation.as_is
+    if answer is None or answer[2] is None or len(answer[2]) > JOINED:
+        return None
+    return answer
 
 
 async def deliver(
-    content: Content,
-    snapshot: Snapshot[Any] | None,
+    representation: Representation,
     scope: Scope,
     send: Send,
     cache_control: Header,
@@ -59,29 +55,29 @@ async def deliver(
     """Answer a GET or HEAD request.
 
     Args:
-        content: what its URL stands for.
-        snapshot: what that is of; None if it is kept in one piece.
+        representation: what its URL stands for.
         scope: the request's.
         send: the request's.
         cache_control: that header.
         own: headers to send in the place of all that do not describe the body.
     """
-    unmodified, coding = _negotiated(content, scope["headers"])
-    status = 200
-    body: bytes | None = b""
-    if unmodified is not None:
-        status, headers = 304, unmodified
-    else:
-        headers, body = content.made(coding) or await content.form(coding, snapshot)
+    answer, coding = _negotiated(representation, scope["headers"])
+    answer = answer or representation.made(coding)
+    if answer is None:
+        assert coding is not None, "what is not compressed is there"
+        # A client that goes leaves the work to the others.
+        answer = await asyncio.shield(representation.compress(coding))
+    status, headers, body = answer
     # A list of its own, since middleware changes it.
     sent = [*headers, cache_control] if own is None else _with_own(headers, own)
     await send({"type": "http.response.start", "status": status, "headers": sent})
     if scope["method"] == "HEAD":
         body = b""
-    elif body is None or len(body) > (SLAB if snapshot is None else JOINED):
-        # Piece by piece, as the client takes them: what a server is given it keeps. A snapshot's bytes are
-        # there in any case, and the same for all.
-        await _send_slabs(send, _joined(content.parts(snapshot)) if body is None else _cut(body))
+    elif body is None or len(body) > JOINED:
+        # Piece by piece, as the client takes them: a server keeps in memory what it is given.
+        for slab in _slabs(representation.parts() if body is None else [body]):
+            await send({"type": "http.response.body", "body": slab, "more_body": True})
+            await asyncio.sleep(0)  # others want to be answered meanwhile
         body = b""
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -95,30 +91,21 @@ def entity(headers: Headers) -> Headers:
     return [pair for pair in headers if pair[0] in _ENTITY]
 
 
-async def _send_slabs(send: Send, slabs: Iterable[bytes]) -> None:
-    for slab in slabs:
-        await send({"type": "http.response.body", "body": slab, "more_body": True})
-        await asyncio.sleep(0)  # others want to be answered meanwhile
-
-
-def _joined(parts: Iterable[bytes]) -> Iterator[bytes]:
+def _slabs(parts: Iterable[bytes]) -> Iterator[bytes]:
     slab: list[bytes] = []
     size = 0
     for part in parts:
-        slab.append(part)
-        size += len(part)
-        if size >= SLAB:
-            yield b"".join(slab)
-            slab, size = [], 0
+        for start in range(0, len(part), SLAB):
+            slab.append(part[start : start + SLAB])
+            size += len(slab[-1])
+            if size >= SLAB:
+                yield b"".join(slab)
+                slab, size = [], 0
     yield b"".join(slab)
 
 
-def _cut(body: bytes) -> Iterator[bytes]:
-    return (body[start : start + SLAB] for start in range(0, len(body), SLAB))
-
-
-def _negotiated(content: Content, headers: Headers) -> tuple[HeaderLines | None, str | None]:
-    """The headers that tell the client that its copy is good, if it is; and the coding that it wants."""
+def _negotiated(representation: Representation, headers: Headers) -> tuple[Answer | None, str | None]:
+    """The 304, if the client's copy is good; and the coding that it wants."""
     accepted: bytes | None = None
     tags: bytes | None = None
     since: bytes | None = None
@@ -132,26 +119,26 @@ def _negotiated(content: Content, headers: Headers) -> tuple[HeaderLines | None,
             else:
                 since = value
     coding: str | None = None
-    if accepted is not None and content.variants is not None and len(accepted) <= LONGEST:
+    if accepted is not None and representation.compressible and len(accepted) <= LONGEST:
         coding = preferred(accepted)
     if tags is None and since is None:
         return None, coding
-    unmodified = content.unmodified(coding)
+    unmodified = representation.not_modified(coding)
     # Mostly the client sends just the tag that it was given.
-    is_current = tags == unmodified[0][1] or _is_current(content, tags, since)
+    is_current = tags == unmodified[1][0][1] or _is_current(representation, tags, since)
     return unmodified if is_current else None, coding
 
 
-def _is_current(content: Content, tags: bytes | None, since: bytes | None) -> bool:
+def _is_current(representation: Representation, tags: bytes | None, since: bytes | None) -> bool:
     """Whether the client's copy is good.
 
-    The forms of one content are equal in meaning, so the tag of any of them will do.
+    The forms of a representation are equal in meaning, so the tag of any of them will do.
 
     Source: https://www.rfc-editor.org/rfc/rfc9110#name-precedence-of-preconditions
     """
     if tags is not None:
-        return content.tag in _TAG.findall(tags) or tags.strip() == b"*"
-    seconds = content.stamp.seconds
+        return representation.tag in _TAG.findall(tags) or tags.strip() == b"*"
+    seconds = representation.modified.seconds
     if since is None or seconds is None or len(since) > LONGEST:
         return False
     return seconds <= _seconds(since)

@@ -1,11 +1,17 @@
-"""Reads rows again, here and in every other worker, and reports which workers have them."""
+"""The refresh route: reads rows again, here and in every other worker, and reports which workers have them.
+
+Only the holder of the token may refresh, or anybody while Django's ``DEBUG`` is on and there is no token.
+"""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from django.conf import settings as django_settings
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field, SecretStr
 
 from .. import running
@@ -15,14 +21,16 @@ from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_ROLL_CALL
 from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
+from ..events import logger
 from ..reading.models import model_named
 from ..reading.refresh import Load, Refresher
 from ..rows.encoding import combine
-from .access import may_refresh
+from ..settings import ORMSettings
 
 Refreshers = Mapping[str, Refresher[Any]]
 
 DEFAULT_WAIT = 5.0  # seconds
+HOW_TO_ALLOW = "set DJANGO_ORM_REFRESH_TOKEN and send `Authorization: Bearer <token>`"
 
 
 class DjangoORMWorkers(BaseModel):
@@ -58,20 +66,26 @@ Wait = Annotated[
     ),
 ]
 
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No token was sent."},
+    403: {"description": "The token is wrong, or none is configured and DEBUG is off."},
+    404: {"description": "There is no repository of that name, or no model."},
+}
+_HINT: dict[str, Any] = {
+    "requestBody": {
+        "required": False,
+        "description": "A hint, as Django processes post it.",
+        "content": {"application/json": {"example": {"v": VERSION, "m": "bbs.Topic", "k": [1, 2]}}},
+    }
+}
 
 # With the first parameter of a route FastAPI imports all of pydantic, and under a clock that a test has
 # stopped this import fails. So it happens now.
 APIRouter().get("/")(lambda wait: None)
 
 
-def add_refresh(router: APIRouter, path: str, token: SecretStr | None, refreshers: Refreshers) -> None:
-    """Add the route for these repositories."""
-    guard = [Depends(may_refresh(token))]
-    refusals: dict[int | str, dict[str, Any]] = {
-        401: {"description": "No token was sent."},
-        403: {"description": "The token is wrong, or none is configured and DEBUG is off."},
-        404: {"description": "There is no repository of that name, or no model."},
-    }
+def refresh_operations(token: SecretStr | None, refreshers: Refreshers) -> list[dict[str, Any]]:
+    """What the refresh route is made of."""
 
     async def select(
         repository: Annotated[
@@ -82,13 +96,6 @@ def add_refresh(router: APIRouter, path: str, token: SecretStr | None, refresher
 
     Selected = Annotated[list[Refresher[Any]], Depends(select)]
 
-    @router.get(
-        path,
-        response_model=dict[str, list[dict[str, Any]]],
-        dependencies=guard,
-        responses={**refusals, 503: {"description": "A load failed; the old rows are served on."}},
-        summary="Reload, and return the rows",
-    )
     async def refresh_and_return_rows(selected: Selected, wait: Wait = DEFAULT_WAIT) -> Response:
         """Have every worker load again, and return this one's rows.
 
@@ -102,27 +109,6 @@ def add_refresh(router: APIRouter, path: str, token: SecretStr | None, refresher
         body = combine(load.snapshot.json for load in refreshed.loads if isinstance(load, Load))
         return Response(body, media_type="application/json", headers=refreshed.headers)
 
-    @router.post(
-        path,
-        response_model=dict[str, DjangoORMRefreshReport],
-        dependencies=guard,
-        responses={
-            **refusals,
-            202: {"model": None, "description": "A hint was heard, and is followed from now on."},
-            413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
-            503: {
-                "model": dict[str, DjangoORMRefreshReport],
-                "description": "At least one load failed here; or a hint was heard, and could "
-                "not be passed on.",
-            },
-            504: {
-                "model": dict[str, DjangoORMRefreshReport],
-                "description": "Not all other workers have it yet.",
-            },
-        },
-        openapi_extra=_HINT,
-        summary="Reload, and report what was done; or hear a hint",
-    )
     async def refresh_and_report(
         request: Request,
         selected: Selected,
@@ -146,49 +132,90 @@ def add_refresh(router: APIRouter, path: str, token: SecretStr | None, refresher
         response.headers.update(refreshed.headers)
         return refreshed.report()
 
+    guard, reports = [Depends(may_refresh(token))], dict[str, DjangoORMRefreshReport]
+    return [
+        {
+            "endpoint": refresh_and_return_rows,
+            "methods": ["GET"],
+            "response_model": dict[str, list[dict[str, Any]]],
+            "dependencies": guard,
+            "responses": {**_REFUSALS, 503: {"description": "A load failed; the old rows are served on."}},
+            "summary": "Reload, and return the rows",
+        },
+        {
+            "endpoint": refresh_and_report,
+            "methods": ["POST"],
+            "response_model": reports,
+            "dependencies": guard,
+            "responses": {
+                **_REFUSALS,
+                202: {"model": None, "description": "A hint was heard, and is followed from now on."},
+                413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
+                503: {
+                    "model": reports,
+                    "description": "At least one load failed here; or a hint was heard, and could "
+                    "not be passed on.",
+                },
+                504: {"model": reports, "description": "Not all other workers have it yet."},
+            },
+            "openapi_extra": _HINT,
+            "summary": "Reload, and report what was done; or hear a hint",
+        },
+    ]
 
-_HINT: dict[str, Any] = {
-    "requestBody": {
-        "required": False,
-        "description": "A hint, as Django processes post it.",
-        "content": {"application/json": {"example": {"v": VERSION, "m": "bbs.Topic", "k": [1, 2]}}},
-    }
-}
+
+# Who may refresh
+
+_bearer = HTTPBearer(
+    # A name of its own: an application may have a bearer scheme, too, and both stand in one document.
+    scheme_name="DjangoORMRefreshToken",
+    auto_error=False,
+    description="The value of DJANGO_ORM_REFRESH_TOKEN.",
+)
 
 
-async def _body(request: Request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > READ_LIMIT:
-            raise HTTPException(413, f"A hint has at most {READ_LIMIT:,} bytes.")
-    return body
+def may_refresh(token: SecretStr | None) -> Callable[..., Awaitable[None]]:
+    """A dependency that lets a request pass or ends it with 401 or 403."""
+
+    async def check(
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> None:
+        if token is None:
+            if not django_settings.DEBUG:
+                raise _refused(403, f"Refreshing is closed: {HOW_TO_ALLOW}.", "no token configured")
+        elif credentials is None:
+            raise _refused(401, "Send `Authorization: Bearer <token>`.", "no token sent")
+        elif not secrets.compare_digest(
+            # A header's bytes are read as Latin-1; the token's are UTF-8.
+            credentials.credentials.encode("latin-1"),
+            token.get_secret_value().encode(),
+        ):
+            raise _refused(403, "This token may not refresh.", "wrong token")
+
+    return check
 
 
-def _all_of(label: str) -> Hint:
-    """A hint for all rows of the model with this label.
-
-    A hint in a body is taken as it is: a Django process that posts it may have models that this one has not.
-
-    Raises:
-        NotFound: there is no such model.
-    """
-    try:
-        return Hint(model_named(label)._meta.label)
-    except UnknownModel as error:
-        raise NotFound(str(error)) from None
+def _refused(status: int, detail: str, reason: str) -> HTTPException:
+    logger.warning("refresh_refused", status=status, reason=reason)
+    return HTTPException(status, detail, {"WWW-Authenticate": "Bearer"} if status == 401 else None)
 
 
-def _coherence() -> Coherence:
-    coherence = running.find("The refresh route").coherence
-    if coherence is None:
-        raise NotStarted("The application ends.")
-    return coherence
+def warn_if_closed(settings: ORMSettings) -> None:
+    """Log who may refresh, if the settings have no token."""
+    if settings.refresh_token is None:
+        logger.warning(
+            "refresh_open_to_all" if django_settings.DEBUG else "refresh_closed",
+            path=settings.refresh_path,
+            hint=HOW_TO_ALLOW,
+        )
+
+
+# Refreshing
 
 
 @dataclass(frozen=True, slots=True)
 class _Refreshed:
-    """What was loaded here, and by whom else."""
+    """What was loaded here, and by which other workers."""
 
     selected: Sequence[Refresher[Any]]
     loads: Sequence[Load[Any] | BaseException]
@@ -215,28 +242,14 @@ class _Refreshed:
 
     def _workers(self, name: str, have: bool) -> DjangoORMWorkers:
         others = self.attendance[name]
-        own = {self.worker}
+        here = {self.worker}
         return DjangoORMWorkers(
             asked_by=sorted(others.asked),
             down=sorted(others.down),
-            have=sorted(others.have | own if have else others.have),
-            failed=sorted(others.failed if have else others.failed | own),
+            have=sorted(others.have | here if have else others.have),
+            failed=sorted(others.failed if have else others.failed | here),
             missing=sorted(others.missing),
         )
-
-
-async def _follow(hint: Hint, wait: float) -> None:
-    coherence = _coherence()
-    if not wait:
-        coherence.hear(hint)
-        return
-    try:
-        await coherence.tell(hint)
-    except TransportUnavailable as error:
-        cause = type(error).__name__
-        raise HTTPException(
-            503, f"This worker has heard it, and cannot tell the others ({cause})."
-        ) from error
 
 
 async def _refresh(selected: Sequence[Refresher[Any]], wait: float) -> _Refreshed:
@@ -247,6 +260,13 @@ async def _refresh(selected: Sequence[Refresher[Any]], wait: float) -> _Refreshe
         coherence.call_roll(names, wait),
     )
     return _Refreshed(selected, loads, attendance, coherence.roll_call.worker)
+
+
+def _coherence() -> Coherence:
+    coherence = running.find("The refresh route").coherence
+    if coherence is None:
+        raise NotStarted("The application ends.")
+    return coherence
 
 
 def _named(name: str, refreshers: Refreshers) -> Refresher[Any]:
@@ -269,12 +289,52 @@ def _report(
         )
     if not isinstance(load, RefreshFailed):
         raise load
-    old, cause = refresher.snapshot, load.__cause__ or load
+    old = refresher.snapshot
     return DjangoORMRefreshReport(
         rows=None if old is None else len(old),
         version=None if old is None else old.version,
         duration_ms=None,
         trigger=None,
-        error=type(cause).__name__,
+        error=type(load.__cause__ or load).__name__,
         workers=workers,
     )
+
+
+# Hints
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > READ_LIMIT:
+            raise HTTPException(413, f"A hint has at most {READ_LIMIT:,} bytes.")
+    return body
+
+
+def _all_of(label: str) -> Hint:
+    """A hint for all rows of the model with this label.
+
+    A hint in a body is taken as it is: a Django process that posts it may have models that this one has not.
+
+    Raises:
+        NotFound: there is no such model.
+    """
+    try:
+        return Hint(model_named(label)._meta.label)
+    except UnknownModel as error:
+        raise NotFound(str(error)) from None
+
+
+async def _follow(hint: Hint, wait: float) -> None:
+    coherence = _coherence()
+    if not wait:
+        coherence.hear(hint)
+        return
+    try:
+        await coherence.tell(hint)
+    except TransportUnavailable as error:
+        cause = type(error).__name__
+        raise HTTPException(
+            503, f"This worker has heard it, and cannot tell the others ({cause})."
+        ) from error
