@@ -3,7 +3,6 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -25,16 +24,8 @@ from .snapshots.snapshot import RowT, Snapshot, value_of
 FoundT = TypeVar("FoundT")
 
 
-class _EveryRow(Enum):
-    """What is asked for without a key: None may be what a handler has for want of one."""
-
-    EVERY_ROW = "every row"
-
-    def __repr__(self) -> str:
-        return self.value
-
-
-EVERY_ROW = _EveryRow.EVERY_ROW
+# The default for a key. Not None: a handler that passes None by mistake must not send every row.
+EVERY_ROW: Hashable = object()
 
 
 def declared_cached() -> "list[type[CachedRepository[Any]]]":
@@ -148,18 +139,13 @@ class CachedRepository(Repository[RowT]):
     def get(self, pk: Hashable) -> RowT:
         """The row with this primary key, in any form that Django takes for it.
 
-        Keys are compared exactly: ``"a"`` does not find ``"A"``, even where the database's collation ignores
-        case.
+        Keys are compared exactly: ``"a"`` does not find ``"A"``, even where the database ignores case.
 
         Raises:
             NotFound: there is none. In a handler: 404.
             NotIndexed: the rows have no keys.
         """
-        snapshot = self._keyed("get")
-        try:
-            return snapshot.row(pk)
-        except (KeyError, TypeError):  # TypeError: unhashable, which no key is
-            return self._find_otherwise(pk, snapshot.row)
+        return self._found(pk, self._keyed("get").row)
 
     def find(self, **values: Any) -> tuple[RowT, ...]:
         """The rows with these values, in order. At least one field must be in ``indexes``.
@@ -235,21 +221,17 @@ class CachedRepository(Repository[RowT]):
             )
         snapshot = self._keyed("response")
         answer = partial(RepositoryResponse.of_row, snapshot, cache_control=self.cache_control)
+        return self._found(pk, answer)
+
+    def _found(self, pk: Hashable, find: Callable[[Hashable], FoundT]) -> FoundT:
+        """Find a row by its key, or by the form that Django gives it: by 5 for ``"5"``, as in ``fetch()``."""
         try:
-            return answer(pk)
+            return find(pk)
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
-            return self._find_otherwise(pk, answer)
-
-    def _find_otherwise(self, pk: Hashable, find: Callable[[Hashable], FoundT]) -> FoundT:
-        """Find a row by the form that Django gives its key: by 5 for ``"5"``, as ``fetch()`` does.
-
-        Raises:
-            NotFound: there is none.
-        """
-        try:
-            return find(self.live.row_key(pk))
-        except (KeyError, TypeError):
-            raise NotFound.of(self.name, pk) from None
+            try:
+                return find(self.live.row_key(pk))
+            except (KeyError, TypeError):
+                raise NotFound.of(self.name, pk) from None
 
     def _keyed(self, method: str) -> Snapshot[RowT]:
         snapshot = self.snapshot
@@ -265,9 +247,9 @@ class CachedRepository(Repository[RowT]):
         Calls that wait at the same moment share a load. Cancelling one does not cancel it for the others.
 
         Args:
-            *keys: primary keys of the rows that were written, inserted or deleted; without any, all rows are
-                read. This costs in proportion to the keys, as long as Python can tell where the rows
-                belong: with an ``ordering`` by numbers, dates and times among the fields.
+            *keys: primary keys of rows that were written, inserted or deleted; without any, all rows are
+                read. The cost is in proportion to the keys if Python can tell where the rows belong: with an
+                ``ordering`` by numbers, dates and times among the fields.
 
         Raises:
             RefreshFailed: the load failed; what was loaded before is still served.
@@ -280,10 +262,10 @@ class CachedRepository(Repository[RowT]):
         return (await self._refresher.refresh("call", wanted)).snapshot
 
     async def wait_until_current(self) -> Snapshot[RowT]:
-        """Wait until this worker has everything that anybody committed before this call, and return it.
+        """Wait until this worker serves everything that was committed before this call, and return it.
 
-        Where a transport brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;
-        elsewhere it loads.
+        With a transport that brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;
+        otherwise it loads.
 
         Raises:
             RefreshFailed: the rows could not be read.

@@ -18,7 +18,7 @@ except ImportError as error:  # httptools is not installed
     ) from error
 
 
-from .publishing.directory import place_of
+from .publishing.directory import directory_of
 from .responses.negotiation import at_once
 from .responses.representation import Answer, Header, HeaderLines, Headers
 from .responses.response import READING
@@ -67,7 +67,7 @@ class Published(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._place = place_of(self.app)
+        self._directory = directory_of(self.app)
 
     def on_message_begin(self) -> None:
         """Put off the scope, which an answer does not need."""
@@ -94,7 +94,7 @@ class Published(HttpToolsProtocol):
 
     def _answer(self) -> tuple[Answer, Header] | None:
         """The answer to the request, and its Cache-Control; None if ASGI has to answer."""
-        directory = self._place.directory
+        directory = self._directory
         if directory is None or (method := _READING.get(self.parser.get_method())) is None:
             return None
         asked = directory.find(method, self.url, self.root_path)

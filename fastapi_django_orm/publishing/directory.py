@@ -25,21 +25,18 @@ SERVER = "fastapi_django_orm.server"  # imported by servers that use it, and by 
 
 
 class Directory:
-    """Finds what a URL of one application asks for.
-
-    Attributes:
-        running: what the plugin holds for the application; it counts its requests.
-    """
+    """Finds what a URL of one application asks for. Its routes are in the application's router already."""
 
     def __init__(self, app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> None:
-        """Look at the routes, which are in the application's router already."""
         self.running = running
         self._app = app
         self._routes = app.router.routes
         self._number = len(self._routes)
         bases = {route.path.partition("{")[0] for route in routes}
         roots = {"", app.root_path.rstrip("/")}
-        self._beginnings = tuple((root + base).encode() for root in roots for base in bases)
+        self._beginnings: tuple[bytes, ...] = tuple(
+            (root + base).encode() for root in roots for base in bases
+        )
         self._known: dict[tuple[str, bytes], Question | None] = {}
 
     def find(self, method: str, url: bytes, root_path: str) -> Question | None:
@@ -83,41 +80,31 @@ class Directory:
                 return None
         return None
 
-
-class Place:
-    """Where a server protocol finds the directory of an application; empty while its lifespan is not open."""
-
-    directory: Directory | None = None
+    def close(self) -> None:
+        """Find nothing any more: connections of clients may outlive the application's lifespan."""
+        self._beginnings = ()
 
 
-_places: WeakKeyDictionary[FastAPI, Place] = WeakKeyDictionary()
+_directories: WeakKeyDictionary[FastAPI, Directory] = WeakKeyDictionary()
 
 
-def place_of(served: Any) -> Place:
-    """The place of the application that a server serves, inside of whatever the server puts around it.
+def directory_of(served: Any) -> Directory | None:
+    """The directory of the application that a server serves, while its lifespan is open.
 
     Args:
-        served: an ASGI application. Middleware keeps the application that it wraps as ``app``.
+        served: the application, or middleware around it, which keeps what it wraps as ``app``.
     """
     for _ in range(100):
         if isinstance(served, FastAPI):
-            return _places.setdefault(served, Place())
+            return _directories.get(served)
         served = getattr(served, "app", None)
-    return Place()
+    return None
 
 
 @contextmanager
 def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> Iterator[None]:
-    """Let a server protocol answer for these routes, for the length of the block.
-
-    Not where something in the application decides on each request: dependencies that all routes have, and
-    routes by host.
-
-    Args:
-        app: the application.
-        routes: what it publishes.
-        running: what the plugin holds for it.
-    """
+    """Let the server protocol answer for these routes of an application, for the length of the block."""
+    # Not if something in the application decides on each request.
     guarded = any(route.is_guarded for route in routes)
     if not routes or guarded or any(isinstance(route, Host) for route in app.router.routes):
         yield
@@ -128,9 +115,9 @@ def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Runn
             paths=[route.path for route in routes],
             middleware=[getattr(each.cls, "__name__", repr(each.cls)) for each in app.user_middleware],
         )
-    place = place_of(app)
-    place.directory = Directory(app, routes, running)
+    directory = _directories[app] = Directory(app, routes, running)
     try:
         yield
     finally:
-        place.directory = None
+        del _directories[app]
+        directory.close()

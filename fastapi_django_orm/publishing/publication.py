@@ -18,7 +18,7 @@ from ..cached import CachedRepository
 from ..errors import InvalidRepository, NotLoaded
 from ..reading.readers import depends_on_others, is_final, names_of_dicts
 from ..repository import Repository, naming_errors
-from .sources import Source, source_of
+from .sources import CachedSource, LiveSource, Source
 
 _TYPES: dict[str, type[Any]] = {
     **dict.fromkeys(["AutoField", "BigAutoField", "SmallAutoField"], int),
@@ -42,23 +42,15 @@ class Publication:
     """A published repository.
 
     Attributes:
-        name, label: the repository's.
-        description: the docstring of the repository's own class.
         path: the list's.
         base: the same without a slash at the end.
         row_path: the rows', with ``{pk}`` for the key.
-        row_model: of a row, for the OpenAPI document.
-        list_model: of ``{"name": [rows]}``.
+        row_model, list_model: for the OpenAPI document.
         key_type: of the rows' keys; None if they have none that can stand in a path.
-        max_limit, max_offset: the repository's.
     """
 
     def __init__(self, repository: Repository[Any]) -> None:
-        """Look at the models. On a database thread: an overridden ``queryset()`` may query.
-
-        Raises:
-            InvalidRepository: ``publish`` is not a path, or a limit is not a number.
-        """
+        """Look at the models. On a database thread: an overridden ``queryset()`` may query."""
         _check(repository)
         self.name, self.label = repository.name, repository.label
         self.description = inspect.cleandoc(vars(type(repository)).get("__doc__") or "")
@@ -71,16 +63,14 @@ class Publication:
         self.list_model = create_model(f"{self.label}List", **fields)
         self.key_type = _key_type(repository)
         self.max_limit, self.max_offset = repository.max_limit, repository.max_offset
-        self._source: Source | None = source_of(repository)
+        self._source: Source | None = (
+            CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
+        )
 
     @property
     def source(self) -> Source:
-        """What answers.
-
-        Raises:
-            NotLoaded: the application is ending.
-        """
-        if self._source is None:
+        """What answers for it."""
+        if self._source is None:  # the application is ending
             raise NotLoaded.of(self.name)
         return self._source
 

@@ -50,12 +50,7 @@ class PublishedRoute(APIRoute):
     publication: Publication
 
     def question(self, query: bytes, params: dict[str, Any]) -> Question | None:
-        """The question of a plain request; None if FastAPI has to read it.
-
-        Args:
-            query: the URL's.
-            params: what the path has for its parameters.
-        """
+        """The question of a plain request with these parameters; None if FastAPI has to read it."""
         raise NotImplementedError
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:

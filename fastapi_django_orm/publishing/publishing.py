@@ -20,13 +20,10 @@ _EXAMPLES: dict[Any, str] = {int: "0", UUID: str(UUID(int=0))}
 
 @contextmanager
 def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[list[PublishedRoute]]:
-    """Serve what is published, for the length of the block.
+    """Serve what is published, by the routes that this yields, for the length of the block.
 
     The routes stand after the application's own and before what is mounted at ``/``, as Django may be, since
     that matches every path. A path that the application serves itself is found here, once.
-
-    Yields:
-        The routes.
     """
     try:
         routes = app.router.routes

@@ -24,12 +24,7 @@ WHOLE: Window = (0, None)
 
 
 class Source:
-    """Answers for a published repository.
-
-    Attributes:
-        repository: whose rows it has.
-        cache_control: that header of its answers.
-    """
+    """Answers for a published repository."""
 
     def __init__(self, repository: Repository[Any]) -> None:
         self.repository = repository
@@ -50,12 +45,7 @@ class Source:
         raise NotImplementedError
 
     async def read(self, window: Window | None, key: Hashable, receive: Receive) -> Representation:
-        """The same, or what can be had by waiting.
-
-        Args:
-            window: which rows of the list; None for one row.
-            key: of the row.
-            receive: the request's.
+        """The same, or what can be had by waiting, with the request's ``receive()``.
 
         Raises:
             ClientDisconnect: the client has gone.
@@ -83,7 +73,7 @@ class CachedSource(Source):
         self.refresher = repository.refresher
 
     def at_hand(self, window: Window | None, key: Hashable) -> Representation | None:
-        """What is there without waiting, which is everything."""
+        """Everything is there without waiting."""
         if (snapshot := self.refresher.snapshot) is None:
             return None
         representations = Representations.of(snapshot)
@@ -141,13 +131,8 @@ def _once(listed: Listed) -> Representation:
 
 
 async def unless_gone(receive: Receive, reading: Coroutine[Any, Any, T]) -> T:
-    """What this coroutine returns; it is cancelled if the client goes first.
-
-    Servers do not tell a handler that its client has gone, so something must wait for their message.
-
-    Raises:
-        ClientDisconnect: the client has gone.
-    """
+    """What this coroutine returns; if the client goes first, cancel it and raise ``ClientDisconnect``."""
+    # A server does not cancel the handler: something must wait for its message.
     read, gone = asyncio.create_task(reading), asyncio.create_task(_gone(receive))
     try:
         await asyncio.wait((read, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -162,8 +147,3 @@ async def unless_gone(receive: Receive, reading: Coroutine[Any, Any, T]) -> T:
 async def _gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def source_of(repository: Repository[Any]) -> Source:
-    """What answers for a repository."""
-    return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)

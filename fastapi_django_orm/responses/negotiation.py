@@ -25,13 +25,9 @@ _ENTITY = frozenset({b"content-type", b"content-length", b"content-encoding", b"
 
 
 def at_once(representation: Representation, headers: Headers) -> Answer | None:
-    """The answer to a GET request, without ``Cache-Control``; None if it is not sent in one piece.
+    """The answer to a GET request with these headers; None if it is not ready, or not sent in one piece.
 
     A client whose content coding was not made yet gets the bytes as they are, and the next one the coding.
-
-    Args:
-        representation: what the URL stands for.
-        headers: the request's.
     """
     unmodified, coding = _negotiated(representation, headers)
     if unmodified is not None:
@@ -59,7 +55,7 @@ async def deliver(
         scope: the request's.
         send: the request's.
         cache_control: that header.
-        own: headers to send in the place of all that do not describe the body.
+        own: headers to send instead of all that do not describe the body, and of ``cache_control``.
     """
     answer, coding = _negotiated(representation, scope["headers"])
     answer = answer or representation.made(coding)
@@ -69,7 +65,9 @@ async def deliver(
         answer = await asyncio.shield(representation.compress(coding))
     status, headers, body = answer
     # A list of its own, since middleware changes it.
-    sent = [*headers, cache_control] if own is None else _with_own(headers, own)
+    sent = [*headers, cache_control]
+    if own is not None:
+        sent = entity(headers) + [pair for pair in own if pair[0] not in _ENTITY]
     await send({"type": "http.response.start", "status": status, "headers": sent})
     if scope["method"] == "HEAD":
         body = b""
@@ -80,10 +78,6 @@ async def deliver(
             await asyncio.sleep(0)  # others want to be answered meanwhile
         body = b""
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _with_own(headers: Headers, own: Headers) -> Headers:
-    return entity(headers) + [pair for pair in own if pair[0] not in _ENTITY]
 
 
 def entity(headers: Headers) -> Headers:

@@ -70,14 +70,10 @@ UNKNOWN = Modified([], None)
 
 
 class Representation:
-    """What one URL stands for.
-
-    There may be one for each of thousands of rows, so it has few attributes.
+    """What one URL stands for. There may be one for each of thousands of rows, so it has few attributes.
 
     Attributes:
         tag: its entity tag, without quotes and without a coding.
-        size: its length in bytes.
-        modified: its date.
         compressible: whether clients may get it compressed.
         as_is: the answer that is not compressed.
     """
@@ -99,13 +95,13 @@ class Representation:
 
         Args:
             tag: their entity tag, without quotes.
-            body: the bytes; None if they are only to be had in parts.
-            size: how many there are.
+            body: the bytes; None if there are only parts.
+            size: how many bytes.
             modified: their date.
             varies: whether the URL may ever stand for something that is compressed: a list may grow.
-            compressible: whether these may be compressed, if there are enough of them.
-            parts: gives them in parts. Of what is kept for a table it must not hold the table, or neither
-                would ever go.
+            compressible: whether these bytes may be compressed, if there are enough of them.
+            parts: returns the bytes in parts. If this is kept for a table, it must not hold the table, or
+                neither would ever be freed.
         """
         self.tag = tag
         self.size = size
@@ -118,23 +114,19 @@ class Representation:
         self.as_is: Answer = 200, HeaderLines(headers), body
 
     def _validators(self, coding: str | None) -> Headers:
-        """The entity tag, of which each form has one of its own; and what the choice of a form depends on."""
+        # Each coding has a tag of its own.
         etag = b'"%b"' % self.tag if coding is None else b'"%b-%b"' % (self.tag, coding.encode())
         return [(b"etag", etag), _VARY] if self._varies else [(b"etag", etag)]
 
     def not_modified(self, coding: str | None) -> Answer:
-        """The answer to a client whose copy is good, the entity tag first among its headers.
-
-        The tag says all that the date could, so a 304 has no date.
-
-        Source: https://www.rfc-editor.org/rfc/rfc9110#name-304-not-modified
-        """
+        """The answer to a client whose copy is good. Its first header is the entity tag."""
+        # The tag says all that the date could: https://www.rfc-editor.org/rfc/rfc9110#name-304-not-modified
         if (answer := self._made.get((304, coding))) is None:
             answer = self._made[304, coding] = 304, HeaderLines(self._validators(coding)), b""
         return answer
 
     def made(self, coding: str | None) -> Answer | None:
-        """The answer in a coding, if it was made."""
+        """The answer in a coding, if it was made already."""
         return self.as_is if coding is None else self._made.get((200, coding))
 
     def compress(self, coding: str) -> "asyncio.Task[Answer]":
@@ -173,13 +165,7 @@ _compressing: dict[tuple[Representation, str], asyncio.Task[Answer]] = {}
 
 
 class Representations:
-    """Those of one table of rows: the list, windows of it, and single rows.
-
-    Windows and rows are made when they are first asked for; the latest ones are kept.
-
-    Attributes:
-        whole: the list.
-    """
+    """Those of one table of rows: the whole list, and the latest windows and rows that were asked for."""
 
     __slots__ = ("_bytes", "_kept", "_lock", "_modified", "whole")
 
@@ -205,18 +191,16 @@ class Representations:
         found = _of_tables.get(snapshot.table)
         return _of_tables.setdefault(snapshot.table, cls(snapshot)) if found is None else found
 
-    def window(self, snapshot: Snapshot[Any], offset: int, limit: int | None) -> Representation:
+    def window(self, snapshot: Snapshot[Any], offset: Any, limit: Any) -> Representation:
         """Some rows of the list, in the list's form. A large window is not compressed.
-
-        Args:
-            snapshot: one with this table.
-            offset: how many rows to leave out.
-            limit: how many to give at most; None for all.
 
         Raises:
             InvalidWindow: ``offset`` is negative, or ``limit`` below 1, or one of them is not a whole number.
         """
-        _check_window(offset, limit)
+        # What a handler has of a query parameter may be anything, and is its client's mistake.
+        starts = isinstance(offset, int) and offset >= 0
+        if not starts or not (limit is None or (isinstance(limit, int) and limit >= 1)):
+            raise InvalidWindow(f"offset={offset!r} must be a number from 0, and limit={limit!r} one from 1.")
         first = min(offset, len(snapshot))
         last = len(snapshot) if limit is None else min(first + limit, len(snapshot))
         if (first, last) == (0, len(snapshot)):
@@ -224,17 +208,12 @@ class Representations:
         if (window := self._kept.get((first, last))) is None:
             size = snapshot.window_size(first, last - first)
             parts = partial(snapshot.window_parts, first, last - first)
-            is_kept = size <= LARGEST
-            window = Representation(
-                # Made of the list's tag, and not of the window's bytes, which may be megabytes.
-                b"%b-%d-%d" % (self.whole.tag, first, last),
-                b"".join(parts()) if is_kept else None,
-                size,
-                modified=self._modified,
-                varies=True,
-                compressible=is_kept,
-                parts=None if is_kept else parts,
-            )
+            # Made of the list's tag, and not of the window's bytes, which may be megabytes.
+            tag = b"%b-%d-%d" % (self.whole.tag, first, last)
+            options: dict[str, Any] = {"modified": self._modified, "varies": True}
+            if size > LARGEST:
+                return Representation(tag, None, size, parts=parts, **options)
+            window = Representation(tag, b"".join(parts()), size, compressible=True, **options)
             self._keep((first, last), window)
         return window
 
@@ -247,20 +226,13 @@ class Representations:
         if (row := self._kept.get((key,))) is None:
             body = snapshot.row_json(key)
             is_long = LONG_ROW <= len(body) <= LARGEST
-            row = Representation(
-                tag_of(body),
-                body,
-                len(body),
-                modified=self._modified,
-                varies=is_long,
-                compressible=is_long,
-            )
-            self._keep((key,), row)
+            options: dict[str, Any] = {"modified": self._modified, "varies": is_long}
+            row = Representation(tag_of(body), body, len(body), compressible=is_long, **options)
+            if len(body) <= LARGEST:
+                self._keep((key,), row)
         return row
 
     def _keep(self, name: tuple[Hashable, ...], made: Representation) -> None:
-        if made.size > LARGEST:
-            return
         with self._lock:
             if name in self._kept:  # another thread was faster
                 return
@@ -277,13 +249,6 @@ def _in_parts(name: str, pages: Sequence[Page]) -> Iterator[bytes]:
             yield b","
         yield page.json
     yield CLOSING
-
-
-def _check_window(offset: Any, limit: Any) -> None:
-    # What a handler has of a query parameter may be anything, and is its client's mistake.
-    starts = isinstance(offset, int) and offset >= 0
-    if not starts or not (limit is None or (isinstance(limit, int) and limit >= 1)):
-        raise InvalidWindow(f"offset={offset!r} must be a number from 0, and limit={limit!r} one from 1.")
 
 
 # By the table and not by the snapshot: a refresh that finds the same rows makes another snapshot of the same

@@ -42,13 +42,7 @@ class RepositoryResponse(Response):
         limit: int | None = None,
         cache_control: str = "no-cache",
     ) -> "RepositoryResponse":
-        """The list, or some rows of it.
-
-        Args:
-            snapshot: what to send.
-            offset: how many rows to leave out.
-            limit: how many rows to send at most.
-            cache_control: the value of that header.
+        """The list; or at most ``limit`` rows of it, without the first ``offset`` ones.
 
         Raises:
             InvalidWindow: ``offset`` is negative, or ``limit`` below 1. In a handler: 422.

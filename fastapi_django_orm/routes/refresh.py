@@ -6,7 +6,6 @@ Only the holder of the token may refresh, or anybody while Django's ``DEBUG`` is
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 from django.conf import settings as django_settings
@@ -102,12 +101,12 @@ def refresh_operations(token: SecretStr | None, refreshers: Refreshers) -> list[
         The header `Workers-Missing` names workers that do not serve them yet, and transports by which none
         could be asked, if there are any.
         """
-        refreshed = await _refresh(selected, wait)
-        for load in refreshed.loads:
+        loads, attendance = await _refresh(_coherence(), selected, wait)
+        for load in loads:
             if isinstance(load, BaseException):
                 raise load
-        body = combine(load.snapshot.json for load in refreshed.loads if isinstance(load, Load))
-        return Response(body, media_type="application/json", headers=refreshed.headers)
+        body = combine(load.snapshot.json for load in loads if isinstance(load, Load))
+        return Response(body, media_type="application/json", headers=_late(attendance))
 
     async def refresh_and_report(
         request: Request,
@@ -127,10 +126,17 @@ def refresh_operations(token: SecretStr | None, refreshers: Refreshers) -> list[
         if body or model is not None:
             await _follow(decode(body) if body else _all_of(model or ""), wait)
             return Response(status_code=202)
-        refreshed = await _refresh(selected, wait)
-        response.status_code = refreshed.status
-        response.headers.update(refreshed.headers)
-        return refreshed.report()
+        coherence = _coherence()
+        loads, attendance = await _refresh(coherence, selected, wait)
+        response.headers.update(_late(attendance))
+        if not all(isinstance(load, Load) for load in loads):
+            response.status_code = 503
+        elif not all(found.complete for found in attendance.values()):
+            response.status_code = 504
+        return {
+            refresher.name: _report(refresher, load, attendance[refresher.name], coherence.roll_call.worker)
+            for refresher, load in zip(selected, loads, strict=True)
+        }
 
     guard, reports = [Depends(may_refresh(token))], dict[str, DjangoORMRefreshReport]
     return [
@@ -213,53 +219,22 @@ def warn_if_closed(settings: ORMSettings) -> None:
 # Refreshing
 
 
-@dataclass(frozen=True, slots=True)
-class _Refreshed:
-    """What was loaded here, and by which other workers."""
-
-    selected: Sequence[Refresher[Any]]
-    loads: Sequence[Load[Any] | BaseException]
-    attendance: Mapping[str, Attendance]
-    worker: str
-
-    @property
-    def status(self) -> int:
-        if any(isinstance(load, BaseException) for load in self.loads):
-            return 503
-        return 200 if all(found.complete for found in self.attendance.values()) else 504
-
-    @property
-    def headers(self) -> dict[str, str]:
-        every = self.attendance.values()
-        late = set[str]().union(*(found.failed | found.missing | found.down for found in every))
-        return {"Workers-Missing": ", ".join(sorted(late))} if late else {}
-
-    def report(self) -> dict[str, DjangoORMRefreshReport]:
-        return {
-            refresher.name: _report(refresher, load, self._workers(refresher.name, isinstance(load, Load)))
-            for refresher, load in zip(self.selected, self.loads, strict=True)
-        }
-
-    def _workers(self, name: str, have: bool) -> DjangoORMWorkers:
-        others = self.attendance[name]
-        here = {self.worker}
-        return DjangoORMWorkers(
-            asked_by=sorted(others.asked),
-            down=sorted(others.down),
-            have=sorted(others.have | here if have else others.have),
-            failed=sorted(others.failed if have else others.failed | here),
-            missing=sorted(others.missing),
-        )
-
-
-async def _refresh(selected: Sequence[Refresher[Any]], wait: float) -> _Refreshed:
-    """Load here, and meanwhile elsewhere."""
-    coherence, names = _coherence(), [refresher.name for refresher in selected]
+async def _refresh(
+    coherence: Coherence, selected: Sequence[Refresher[Any]], wait: float
+) -> tuple[Sequence[Load[Any] | BaseException], Mapping[str, Attendance]]:
+    """Load here, and meanwhile elsewhere: the loads, and by repository which other workers have loaded."""
+    names = [refresher.name for refresher in selected]
     loads, attendance = await asyncio.gather(
         asyncio.gather(*(refresher.refresh("route") for refresher in selected), return_exceptions=True),
         coherence.call_roll(names, wait),
     )
-    return _Refreshed(selected, loads, attendance, coherence.roll_call.worker)
+    return loads, attendance
+
+
+def _late(attendance: Mapping[str, Attendance]) -> dict[str, str]:
+    every = attendance.values()
+    late = set[str]().union(*(found.failed | found.missing | found.down for found in every))
+    return {"Workers-Missing": ", ".join(sorted(late))} if late else {}
 
 
 def _coherence() -> Coherence:
@@ -277,26 +252,25 @@ def _named(name: str, refreshers: Refreshers) -> Refresher[Any]:
 
 
 def _report(
-    refresher: Refresher[Any], load: Load[Any] | BaseException, workers: DjangoORMWorkers
+    refresher: Refresher[Any], load: Load[Any] | BaseException, others: Attendance, worker: str
 ) -> DjangoORMRefreshReport:
-    if isinstance(load, Load):
-        return DjangoORMRefreshReport(
-            rows=len(load.snapshot),
-            version=load.snapshot.version,
-            duration_ms=round(load.duration * 1000, 3),
-            trigger=load.trigger,
-            workers=workers,
-        )
-    if not isinstance(load, RefreshFailed):
+    if not isinstance(load, Load | RefreshFailed):
         raise load
-    old = refresher.snapshot
+    loaded = load if isinstance(load, Load) else None
+    snapshot = refresher.snapshot if loaded is None else loaded.snapshot
     return DjangoORMRefreshReport(
-        rows=None if old is None else len(old),
-        version=None if old is None else old.version,
-        duration_ms=None,
-        trigger=None,
-        error=type(load.__cause__ or load).__name__,
-        workers=workers,
+        rows=None if snapshot is None else len(snapshot),
+        version=None if snapshot is None else snapshot.version,
+        duration_ms=None if loaded is None else round(loaded.duration * 1000, 3),
+        trigger=None if loaded is None else loaded.trigger,
+        error=type(load.__cause__ or load).__name__ if isinstance(load, RefreshFailed) else None,
+        workers=DjangoORMWorkers(
+            asked_by=sorted(others.asked),
+            down=sorted(others.down),
+            have=sorted(others.have if loaded is None else others.have | {worker}),
+            failed=sorted(others.failed | {worker} if loaded is None else others.failed),
+            missing=sorted(others.missing),
+        ),
     )
 
 
@@ -313,13 +287,8 @@ async def _body(request: Request) -> bytes:
 
 
 def _all_of(label: str) -> Hint:
-    """A hint for all rows of the model with this label.
-
-    A hint in a body is taken as it is: a Django process that posts it may have models that this one has not.
-
-    Raises:
-        NotFound: there is no such model.
-    """
+    """A hint for all rows of the model with this label."""
+    # A hint in a body is taken as it is: the Django process that posts it may have models that are not here.
     try:
         return Hint(model_named(label)._meta.label)
     except UnknownModel as error:

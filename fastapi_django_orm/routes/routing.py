@@ -30,15 +30,7 @@ RouteT = TypeVar("RouteT", bound=APIRoute)
 def make_route(
     app: FastAPI, kind: type[RouteT], path: str, endpoint: Callable[..., Any], **options: Any
 ) -> RouteT:
-    """Make a route as the application would, and do not add it yet.
-
-    Args:
-        app: the application, whose dependencies and defaults the route has.
-        kind: the route's class.
-        path: where it answers.
-        endpoint: its handler.
-        **options: FastAPI's.
-    """
+    """Make a route with the dependencies and defaults of the application, and do not add it yet."""
     # ATOMIC_REQUESTS is for the application's handlers. Ours would hold a connection while they wait.
     for alias in connections:
         transaction.non_atomic_requests(using=alias)(endpoint)
