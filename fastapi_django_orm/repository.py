@@ -68,17 +68,6 @@ def _written_at(cls: type[Any]) -> tuple[str, str]:
     return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
 
 
-def _current_of(cls: "type[Repository[Any]]") -> Callable[[], Any]:
-    method: Any = Repository.current
-
-    async def current() -> Any:
-        return await method.__func__(cls)
-
-    current.__doc__ = method.__doc__
-    current.repository = cls  # type: ignore[attr-defined]
-    return current
-
-
 class Repository(Generic[RowT]):
     """The rows of a model, read from the database when they are asked for.
 
@@ -125,10 +114,6 @@ class Repository(Generic[RowT]):
             cls.name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
         if not _names_no_model(cls):
             _declared[_written_at(cls)] = cls
-        if "current" not in vars(cls):
-            # A function, since FastAPI asks about a dependency again and again in each request (is it a
-            # coroutine function, is it wrapped), and a method takes microseconds longer to answer.
-            cls.current = staticmethod(_current_of(cls))  # type: ignore[method-assign]
 
     def __init__(self) -> None:
         self._reader: Reader | None = None
@@ -258,3 +243,29 @@ class Repository(Generic[RowT]):
             asked = f"the key {pk[0]!r}" if pk else " ".join(f"{k} {v!r}" for k, v in unique.items())
             raise NotFound(f"{self.name} has no row with {asked}.") from None
         return row
+
+
+class _FunctionOfClass:
+    """A class method that is a plain function for each class.
+
+    FastAPI asks about a dependency again and again in each request (is it a coroutine function, is it
+    wrapped), and a method takes microseconds longer to answer.
+    """
+
+    def __init__(self, method: Any) -> None:
+        self._method = method.__func__
+
+    def __get__(self, instance: object, owner: type[Any]) -> Callable[[], Any]:
+        function: Any = vars(owner).get("_current")  # its own, and not its base's
+        if function is None:
+
+            async def function() -> Any:
+                return await self._method(owner)
+
+            function.__doc__ = self._method.__doc__
+            function.repository = owner
+            owner._current = function
+        return function  # type: ignore[no-any-return]
+
+
+Repository.current = _FunctionOfClass(Repository.current)  # type: ignore[assignment,method-assign]

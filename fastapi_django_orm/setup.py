@@ -65,8 +65,8 @@ def _importing() -> str | None:
 @contextmanager
 def _loop_out_of_sight() -> Iterator[None]:
     # A server imports the application with its loop running, and Django would refuse an AppConfig.ready()
-    # that queries. Another thread would not do: a settings module or an app that imports the application would
-    # wait there for ever, for a module that this thread is importing.
+    # that queries. Another thread would not do: settings or an app that import the application would wait
+    # there for ever, for a module that this thread is importing.
     loop = _get_running_loop()
     _set_running_loop(None)
     try:
