@@ -18,8 +18,8 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from fastapi_django_orm.errors import InvalidWindow
-from fastapi_django_orm.responses import compression, negotiation, representation
-from fastapi_django_orm.responses.compression import CODINGS
+from fastapi_django_orm.responses import negotiation, representation
+from fastapi_django_orm.responses.negotiation import CODINGS
 from fastapi_django_orm.responses.representation import Representation
 from fastapi_django_orm.responses.response import RepositoryResponse
 from tests.gates import add_topics
@@ -475,11 +475,11 @@ def test_absent_libraries_are_not_offered(client: httpx.Client, monkeypatch: pyt
     """Without them, gzip is what a browser gets."""
     for coding in ("br", "zstd"):
         monkeypatch.delitem(CODINGS, coding)
-    compression.preferred.cache_clear()
+    negotiation.preferred.cache_clear()
     try:
         assert raw(client, "gzip, br, zstd")[0].headers["Content-Encoding"] == "gzip"
     finally:
-        compression.preferred.cache_clear()
+        negotiation.preferred.cache_clear()
 
 
 def test_the_applications_own_compression_finds_it_done() -> None:
@@ -743,7 +743,7 @@ def test_a_long_row_is_compressed(client: httpx.Client, counted: Counted) -> Non
 @pytest.mark.parametrize("header", ["Accept-Encoding", "If-Modified-Since"])
 def test_long_headers_are_not_remembered(client: httpx.Client, header: str) -> None:
     """What a client makes up does not stay in memory, and the answer is whole."""
-    remembering = compression.preferred, negotiation._seconds
+    remembering = negotiation.preferred, negotiation._seconds
     sizes = [function.cache_info().currsize for function in remembering]
     for number in range(3):
         answer = client.get("/", headers={header: "x" * (5000 + number)})

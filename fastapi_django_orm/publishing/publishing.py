@@ -34,7 +34,15 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[list[Publi
             if (taken := _taken_by([*routes[:place], *added], example)) is None:
                 added.append(route)
             else:
-                _warn_of(taken, route, example)
+                label = route.publication.label
+                logger.warning(
+                    "route_not_added",
+                    path=route.path,
+                    reason="the path is taken",
+                    taken_by=_path_of(taken, example),
+                    repository=route.publication.name,
+                    hint=f"give {label}.publish another path, or leave this one to the route that is there",
+                )
         with routes_inserted(app, added, place):
             yield added
     finally:
@@ -73,18 +81,6 @@ def _taken_by(before: Iterable[BaseRoute], path: str) -> BaseRoute | None:
     scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
     # The scope is copied: FastAPI leaves notes in it.
     return next((each for each in before if each.matches({**scope})[0] is Match.FULL), None)
-
-
-def _warn_of(taken: BaseRoute, route: PublishedRoute, path: str) -> None:
-    label = route.publication.label
-    logger.warning(
-        "route_not_added",
-        path=route.path,
-        reason="the path is taken",
-        taken_by=_path_of(taken, path),
-        repository=route.publication.name,
-        hint=f"give {label}.publish another path, or leave this one to the route that is there",
-    )
 
 
 def _path_of(taken: BaseRoute, path: str) -> str:

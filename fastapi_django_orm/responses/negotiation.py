@@ -1,18 +1,23 @@
 """What a client gets of a representation: a 304 if it has it already, else the content coding that it wants.
 
-RFC 9110 is followed for conditional requests and content codings.
+RFC 9110 is followed for conditional requests and content codings. gzip is Python's own. ``br`` and ``zstd``
+are offered where their libraries are installed, which the extra ``fastapi-django-orm[compression]`` does;
+Python 3.14 has zstd itself.
 """
 
 import asyncio
 import re
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
+from importlib import import_module
+from typing import Any, TypeAlias
 
 from starlette.types import Scope, Send
 
 from ..snapshots.snapshot import JOINED
-from .compression import preferred
 from .representation import Answer, Header, Headers, Representation
 
 SLAB = 256 * 2**10  # bytes; a larger body may be sent in pieces of about this size
@@ -34,7 +39,7 @@ def at_once(representation: Representation, headers: Headers) -> Answer | None:
         return unmodified
     answer = representation.made(coding)
     if answer is None and coding is not None and representation.as_is[2] is not None:
-        representation.compress(coding)
+        _compressed(representation, coding)
         answer = representation.as_is
     if answer is None or answer[2] is None or len(answer[2]) > JOINED:
         return None
@@ -62,7 +67,7 @@ async def deliver(
     if answer is None:
         assert coding is not None, "what is not compressed is there"
         # A client that goes leaves the work to the others.
-        answer = await asyncio.shield(representation.compress(coding))
+        answer = await asyncio.shield(_compressed(representation, coding))
     status, headers, body = answer
     # A list of its own, since middleware changes it.
     sent = [*headers, cache_control]
@@ -144,3 +149,88 @@ def _seconds(date: bytes) -> float:
         return parsedate_to_datetime(date.decode("latin-1")).timestamp()
     except (ValueError, OverflowError):
         return float("-inf")
+
+
+# Content codings
+
+Compress: TypeAlias = Callable[[Iterable[bytes]], bytes]
+
+
+def _gzip(parts: Iterable[bytes]) -> bytes:
+    compressor = zlib.compressobj(6, wbits=31)  # 31: with gzip's header, whose time is 0
+    return b"".join([*map(compressor.compress, parts), compressor.flush()])
+
+
+def _brotli(library: Any, parts: Iterable[bytes]) -> bytes:
+    compressor = library.Compressor(quality=5)
+    return b"".join([*map(compressor.process, parts), compressor.finish()])
+
+
+def _zstd(library: Any, parts: Iterable[bytes]) -> bytes:
+    compressor = library.ZstdCompressor(level=6)
+    return b"".join([*map(compressor.compress, parts), compressor.flush()])
+
+
+def _installed() -> Iterator[tuple[str, Compress]]:
+    """The best first."""
+    for coding, compress, names in (
+        ("br", _brotli, ("brotli",)),
+        ("zstd", _zstd, ("compression.zstd", "backports.zstd")),
+    ):
+        for name in names:
+            with suppress(ImportError):
+                yield coding, partial(compress, import_module(name))
+                break
+    yield "gzip", _gzip
+
+
+CODINGS = dict(_installed())
+
+# Compression that runs. It is kept here because asyncio itself keeps only weak references to tasks.
+_compressing: dict[tuple[Representation, str], asyncio.Task[Answer]] = {}
+
+
+def _compressed(representation: Representation, coding: str) -> "asyncio.Task[Answer]":
+    """Make the answer in a coding, on a thread. Callers share the task, so they must not cancel it."""
+    if (task := _compressing.get((representation, coding))) is None:
+        task = _compressing[representation, coding] = asyncio.ensure_future(_compress(representation, coding))
+    return task
+
+
+async def _compress(representation: Representation, coding: str) -> Answer:
+    loop = asyncio.get_running_loop()
+    try:
+        # The loop's own threads: AnyIO's are there for `def` handlers, and the database's are few.
+        body = await loop.run_in_executor(None, lambda: CODINGS[coding](representation.parts()))
+    finally:
+        del _compressing[representation, coding]
+    return representation.add(coding, body)
+
+
+@lru_cache(maxsize=256)
+def preferred(accepted: bytes) -> str | None:
+    """The coding to answer with, or None for none.
+
+    Args:
+        accepted: the value of ``Accept-Encoding``. Values are remembered, so they must not be long.
+
+    Source: https://www.rfc-editor.org/rfc/rfc9110#name-accept-encoding
+    """
+    weights = dict(map(_weighed, accepted.decode("latin-1").lower().split(",")))
+    others = weights.get("*", 0.0)
+    offered = {coding: weights.get(coding, others) for coding in CODINGS}
+    best = max(offered, key=lambda coding: offered[coding])  # the first of several
+    # A client that gives `identity` no weight prefers any coding that it accepts.
+    return best if offered[best] > weights.get("identity", 0.0) else None
+
+
+def _weighed(item: str) -> tuple[str, float]:
+    coding, _, parameter = item.partition(";")
+    name, _, weight = parameter.partition("=")
+    coding = coding.strip().removeprefix("x-")  # x-gzip is gzip
+    if name.strip() != "q":
+        return coding, 1.0
+    try:
+        return coding, float(weight)
+    except ValueError:
+        return coding, 0.0

@@ -4,7 +4,6 @@ They are made once for a table of rows, and go with it. ``negotiation`` chooses 
 ``Cache-Control`` is not among the headers: it differs from answer to answer, and not from bytes to bytes.
 """
 
-import asyncio
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from email.utils import format_datetime
 from functools import partial
@@ -17,7 +16,6 @@ from ..rows.encoding import CLOSING, opening, tag_of
 from ..snapshots.pages import Page
 from ..snapshots.snapshot import JOINED, Snapshot
 from ..snapshots.table import Table
-from .compression import CODINGS
 
 MINIMUM = 1024  # bytes; what is shorter fits into one packet, and is not compressed
 LONG_ROW = 16 * 2**10  # bytes from which a row is compressed, which takes longer than to send a shorter one
@@ -129,19 +127,8 @@ class Representation:
         """The answer in a coding, if it was made already."""
         return self.as_is if coding is None else self._made.get((200, coding))
 
-    def compress(self, coding: str) -> "asyncio.Task[Answer]":
-        """Make the answer in a coding, on a thread. Callers share the task, so they must not cancel it."""
-        if (task := _compressing.get((self, coding))) is None:
-            task = _compressing[self, coding] = asyncio.ensure_future(self._compress(coding))
-        return task
-
-    async def _compress(self, coding: str) -> Answer:
-        loop = asyncio.get_running_loop()
-        try:
-            # The loop's own threads: AnyIO's are there for `def` handlers, and the database's are few.
-            body = await loop.run_in_executor(None, lambda: CODINGS[coding](self.parts()))
-        finally:
-            del _compressing[self, coding]
+    def add(self, coding: str, body: bytes) -> Answer:
+        """Keep the bytes in a coding, and return the answer."""
         headers = [
             _TYPE,
             (b"content-length", b"%d" % len(body)),
@@ -158,10 +145,6 @@ class Representation:
             return (body,)
         assert self._parts is not None, "what has no body in one piece comes with its parts"
         return self._parts()
-
-
-# Compression that runs. It is kept here because asyncio itself keeps only weak references to tasks.
-_compressing: dict[tuple[Representation, str], asyncio.Task[Answer]] = {}
 
 
 class Representations:
