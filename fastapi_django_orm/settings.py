@@ -63,7 +63,7 @@ def _transports(value: Any) -> Any:
             except ValueError:  # whose message may have the password
                 raise ValueError("a URL's host and port cannot be read; write redis://host:6379/0") from None
     if "off" in items and len(items) > 1:
-        raise ValueError("off goes with nothing else")
+        raise ValueError('"off" cannot be combined with other values')
     return tuple(items)
 
 

@@ -104,7 +104,7 @@ def _check(repository: Repository[Any]) -> None:
     label, path = repository.label, repository.publish
     if not isinstance(path, str) or not re.fullmatch(r"/(?:[^/{}?#\s]+/)*[^/{}?#\s]*", path):
         raise InvalidRepository(
-            f"{label}.publish: {path!r} is no path to publish at. Write one that begins with a "
+            f"{label}.publish: {path!r} is not a path to publish at. Write one that begins with a "
             f'slash and has no braces, no query and no empty part: publish = "/{repository.name}/".'
         )
     for name, least in (("max_limit", 1), ("max_offset", 0)):
