@@ -33,14 +33,14 @@ from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
 from .handlers import handlers_instrumented
-from .publishing.directory import answered_below
-from .publishing.publication import publications
-from .publishing.publishing import published
+from .http.directory import answered_below
+from .http.health import DatabaseProbe
+from .http.publication import publications
+from .http.publishing import published
+from .http.routing import documented, in_front, plugin_routes
 from .reading.refresh import Refresher
 from .reading.windows import Windows
 from .repository import Repository
-from .routes.health import DatabaseProbe
-from .routes.routing import documented, in_front, plugin_routes
 from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
 from .shared import SharedContext

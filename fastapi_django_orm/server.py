@@ -18,7 +18,7 @@ except ImportError as error:  # httptools is not installed
     ) from error
 
 
-from .publishing.directory import directory_of
+from .http.directory import directory_of
 from .responses.negotiation import at_once
 from .responses.representation import Answer, Header, HeaderLines, Headers
 from .responses.response import READING

@@ -15,8 +15,8 @@ from django.db import connections
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import InvalidSettings
-from fastapi_django_orm.routes.health import DjangoORMHealth as Health
-from fastapi_django_orm.routes.health import report
+from fastapi_django_orm.http.health import DjangoORMHealth as Health
+from fastapi_django_orm.http.health import report
 from tests.announcing import announced
 from tests.databases import BOARD, default_changed
 from tests.gates import comments

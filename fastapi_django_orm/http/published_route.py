@@ -21,8 +21,8 @@ from ..errors import NotFound
 from ..reading.windows import Window
 from ..responses.negotiation import deliver
 from ..responses.response import READING, RepositoryResponse
-from ..routes.routing import make_route
 from .publication import Publication
+from .routing import make_route
 from .sources import WHOLE, Question
 
 # What nginx calls it; nobody will see it, but logs and metrics should not take it for an answer or an error.

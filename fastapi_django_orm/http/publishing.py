@@ -10,9 +10,9 @@ from fastapi.routing import iter_route_contexts
 from starlette.routing import BaseRoute, Match, Mount
 
 from ..events import logger
-from ..routes.routing import routes_inserted
 from .publication import Publication
 from .published_route import PublishedRoute, list_route, row_route
+from .routing import routes_inserted
 from .sources import CachedSource
 
 _EXAMPLES: dict[Any, str] = {int: "0", UUID: str(UUID(int=0))}
