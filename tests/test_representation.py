@@ -721,6 +721,8 @@ def test_windows_of_every_size_are_alike(
             got, head = client.get(query), client.head(query)
             assert got.content == answer.content
             assert int(got.headers["Content-Length"]) == len(got.content)
+            for each in (got, head):
+                each.headers.pop("date", None)  # the second of each answer
             assert got.headers.items() == head.headers.items()
             known = client.get(query, headers={"If-None-Match": got.headers["ETag"]})
             assert known.status_code == 304
