@@ -79,6 +79,8 @@ def plugin_routes(
         (settings.refresh_path, "REFRESH_PATH", refresh_operations(settings.refresh_token, refreshers)),
         (settings.health_path, "HEALTH_PATH", health_operations(probes, refreshers)),
     ):
+        if path is None:  # off
+            continue
         if path in taken:
             logger.warning(
                 "route_not_added",
@@ -86,7 +88,7 @@ def plugin_routes(
                 reason="the application has a route of its own there",
                 hint=f"set {PREFIX}{setting} to another path to have both, or to `off` to have yours alone",
             )
-        elif path is not None:
+        else:
             found += [{"path": path, "tags": [TAG], **each} for each in operations]
             if path == settings.refresh_path:
                 warn_if_closed(settings)
