@@ -17,7 +17,7 @@ ROWS = 200_000
 NAMES = {
     "plain": "as it is",
     "index": "one index",
-    "kept": "`rows_kept` for all rows",
+    "kept": "`max_decoded_rows` for all rows",
     "schema": "a `schema`",
 }
 NAMES["schema_index"] = "a `schema` and one index"

@@ -6,7 +6,7 @@ from .database.executor import run
 from .dependencies import InTransaction
 from .plugin import DjangoORM
 from .repository import Repository
-from .responses.representation import RepositoryResponse
+from .responses.response import RepositoryResponse
 from .rows.row import Row
 from .settings import ORMSettings
 from .snapshots.snapshot import Snapshot

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
-from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
@@ -19,22 +18,14 @@ from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
 from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
-from .responses.representation import RepositoryResponse
+from .responses.response import RepositoryResponse
 from .snapshots.snapshot import RowT, Snapshot, value_of
 
 FoundT = TypeVar("FoundT")
 
 
-class _EveryRow(Enum):
-    """What is asked for without a key: None may be what a handler has for want of one."""
-
-    EVERY_ROW = "every row"
-
-    def __repr__(self) -> str:
-        return self.value
-
-
-EVERY_ROW = _EveryRow.EVERY_ROW
+# The default for a key. Not None: a handler that passes None by mistake must not send every row.
+EVERY_ROW: Hashable = object()
 
 
 def declared_cached() -> "list[type[CachedRepository[Any]]]":
@@ -58,7 +49,7 @@ class CachedRepository(Repository[RowT]):
     Attributes:
         max_age: data older than this is loaded again in the background, and served until that is done.
         indexes: fields that ``find()`` looks up by.
-        rows_kept: how many rows are kept ready as Python objects. The others are kept as JSON alone, in a
+        max_decoded_rows: how many rows are kept as Python objects. The others are kept as JSON alone, in a
             third of the memory, and become objects when they are read.
         depends_on: labels of further models whose rows these are made of. Models that the query's SQL, its
             prefetches or the schema name are found without it.
@@ -69,7 +60,7 @@ class CachedRepository(Repository[RowT]):
     max_offset: ClassVar[int | None] = None
     max_age: ClassVar[timedelta | None] = None
     indexes: ClassVar[Sequence[str]] = ()
-    rows_kept: ClassVar[int] = 10_000
+    max_decoded_rows: ClassVar[int] = 10_000
     depends_on: ClassVar[Sequence[str]] = ()
 
     def __init__(self) -> None:
@@ -94,7 +85,7 @@ class CachedRepository(Repository[RowT]):
             self._on_loop,
             name=self.name,
             indexes=self.indexes,
-            rows_kept=self.rows_kept,
+            max_decoded_rows=self.max_decoded_rows,
             pace=Pace(here.requests_so_far),
         )
         loader: RowLoader[RowT] = own
@@ -148,18 +139,13 @@ class CachedRepository(Repository[RowT]):
     def get(self, pk: Hashable) -> RowT:
         """The row with this primary key, in any form that Django takes for it.
 
-        Keys are compared exactly: ``"a"`` does not find ``"A"``, even where the database's collation ignores
-        case.
+        Keys are compared exactly: ``"a"`` does not find ``"A"``, even where the database ignores case.
 
         Raises:
             NotFound: there is none. In a handler: 404.
             NotIndexed: the rows have no keys.
         """
-        snapshot = self._keyed("get")
-        try:
-            return snapshot.row(pk)
-        except (KeyError, TypeError):  # TypeError: unhashable, which no key is
-            return self._find_otherwise(pk, snapshot.row)
+        return self._found(pk, self._keyed("get").row)
 
     def find(self, **values: Any) -> tuple[RowT, ...]:
         """The rows with these values, in order. At least one field must be in ``indexes``.
@@ -235,21 +221,17 @@ class CachedRepository(Repository[RowT]):
             )
         snapshot = self._keyed("response")
         answer = partial(RepositoryResponse.of_row, snapshot, cache_control=self.cache_control)
+        return self._found(pk, answer)
+
+    def _found(self, pk: Hashable, find: Callable[[Hashable], FoundT]) -> FoundT:
+        """Find a row by its key, or by the form that Django gives it: by 5 for ``"5"``, as in ``fetch()``."""
         try:
-            return answer(pk)
+            return find(pk)
         except (KeyError, TypeError):  # TypeError: unhashable, which no key is
-            return self._find_otherwise(pk, answer)
-
-    def _find_otherwise(self, pk: Hashable, find: Callable[[Hashable], FoundT]) -> FoundT:
-        """Find a row by the form that Django gives its key: by 5 for ``"5"``, as ``fetch()`` does.
-
-        Raises:
-            NotFound: there is none.
-        """
-        try:
-            return find(self.live.row_key(pk))
-        except (KeyError, TypeError):
-            raise NotFound.of(self.name, pk) from None
+            try:
+                return find(self.live.row_key(pk))
+            except (KeyError, TypeError):
+                raise NotFound.of(self.name, pk) from None
 
     def _keyed(self, method: str) -> Snapshot[RowT]:
         snapshot = self.snapshot
@@ -265,9 +247,9 @@ class CachedRepository(Repository[RowT]):
         Calls that wait at the same moment share a load. Cancelling one does not cancel it for the others.
 
         Args:
-            *keys: primary keys of the rows that were written, inserted or deleted; without any, all rows are
-                read. This costs in proportion to the keys, as long as Python can tell where the rows
-                belong: with an ``ordering`` by numbers, dates and times among the fields.
+            *keys: primary keys of rows that were written, inserted or deleted; without any, all rows are
+                read. The cost is in proportion to the keys if Python can tell where the rows belong: with an
+                ``ordering`` by numbers, dates and times among the fields.
 
         Raises:
             RefreshFailed: the load failed; what was loaded before is still served.
@@ -279,11 +261,11 @@ class CachedRepository(Repository[RowT]):
         wanted = [self.live.key(key) for key in keys] or None
         return (await self._refresher.refresh("call", wanted)).snapshot
 
-    async def refreshed(self) -> Snapshot[RowT]:
-        """Wait until this worker has everything that anybody committed before this call, and return it.
+    async def wait_until_current(self) -> Snapshot[RowT]:
+        """Wait until this worker serves everything that was committed before this call, and return it.
 
-        Where a transport brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;
-        elsewhere it loads.
+        With a transport that brings hints in the order of commits (PostgreSQL, SQLite) it waits for those;
+        otherwise it loads.
 
         Raises:
             RefreshFailed: the rows could not be read.

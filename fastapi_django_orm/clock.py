@@ -1,7 +1,7 @@
-"""Time that passes although a test has stopped the clock.
+"""Waiting: time that passes although a test has stopped the clock, and how long to wait after failures.
 
 freezegun replaces ``time.monotonic`` and every module's name for it, so a duration measured with it is zero
-or fifty years. And asyncio asks it for the time, too: under a stopped clock ``asyncio.sleep()`` never ends.
+or fifty years. asyncio uses it, too: under a stopped clock ``asyncio.sleep()`` never ends.
 https://github.com/spulec/freezegun/issues/401
 """
 
@@ -12,16 +12,17 @@ from collections.abc import Callable
 from functools import partial
 from types import BuiltinFunctionType
 
-# The same clock as time.monotonic() by another name, which freezegun and time-machine leave alone.
+# The same clock as time.monotonic() by another name, which freezegun and time-machine do not replace.
 monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
 
 
-async def pause(seconds: float) -> None:
-    """Sleep for what really are so many seconds: for waits that others depend on.
+def backoff(failures: int, first: float, last: float) -> float:
+    """Seconds until the next attempt: ``first`` after one failure, twice that after two, up to ``last``."""
+    return min(last, first * 2.0 ** min(failures - 1, 10))
 
-    Args:
-        seconds: how long; not at all, if it is 0 or less.
-    """
+
+async def pause(seconds: float) -> None:
+    """Sleep for what really are so many seconds: for waits that others depend on."""
     if isinstance(time.monotonic, BuiltinFunctionType):
         await asyncio.sleep(seconds)
         return

@@ -1,9 +1,8 @@
-"""The exceptions that reach an application: what went wrong, and what to do next.
+"""The exceptions that reach an application: ``from fastapi_django_orm.errors import NotFound``.
 
 Each one is also an exception that callers catch already: ``LookupError``, ``TimeoutError``, Django's
-``ImproperlyConfigured``. Those that can end a request are Starlette ``HTTPException``s too, so that a
-handler may let them pass: the client gets the status, an application's own exception handler for the
-class (or for ``HTTPException``) goes first, and mounted sub-applications behave alike.
+``ImproperlyConfigured``. Those that can end a request are Starlette ``HTTPException``s too. So a handler need
+not catch them: the client gets the status, unless the application has an exception handler for the class.
 """
 
 from collections.abc import Hashable, Iterable
@@ -22,7 +21,7 @@ class DjangoORMError(Exception):
 
 
 class ConfigurationError(DjangoORMError, ImproperlyConfigured):
-    """Something that is written wrong and stays wrong until somebody edits it."""
+    """Something is written wrong, and stays wrong until it is edited."""
 
 
 class InvalidSettings(ConfigurationError):
@@ -133,18 +132,22 @@ class LazyAnswer(DjangoORMError, TypeError):
 
 
 class NotStarted(DjangoORMError, RuntimeError):
-    """A repository is used where no lifespan of ``DjangoORM`` runs."""
+    """A repository is used while no lifespan of ``DjangoORM`` runs."""
 
 
 class TransactionLeftOpen(DjangoORMError, TransactionManagementError):
     """A call has ended and its transaction has not; it was rolled back."""
 
 
-class DatabaseBusy(DjangoORMError, HTTPException, TimeoutError):
-    """No thread or connection came free in time. Ends a request with 503."""
+class _Unavailable(DjangoORMError, HTTPException):
+    """Ends a request with 503."""
 
     def __init__(self, message: str) -> None:
         HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
+
+
+class DatabaseBusy(_Unavailable, TimeoutError):
+    """No thread or connection became available in time. Ends a request with 503."""
 
 
 class NotFound(DjangoORMError, HTTPException, LookupError):
@@ -160,7 +163,7 @@ class NotFound(DjangoORMError, HTTPException, LookupError):
 
 
 class InvalidKey(NotFound, ValueError):
-    """No row can have this key: the model's field does not take it. Ends a request with 404."""
+    """No row can have this key: the model's field does not accept it. Ends a request with 404."""
 
 
 class InvalidWindow(DjangoORMError, HTTPException, ValueError):
@@ -170,11 +173,8 @@ class InvalidWindow(DjangoORMError, HTTPException, ValueError):
         HTTPException.__init__(self, 422, message)
 
 
-class NotLoaded(DjangoORMError, HTTPException, RuntimeError):
+class NotLoaded(_Unavailable, RuntimeError):
     """The repository has no data yet: its first load has not succeeded. Ends a request with 503."""
-
-    def __init__(self, message: str) -> None:
-        HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
 
     @classmethod
     def of(cls, name: str) -> Self:
@@ -182,28 +182,16 @@ class NotLoaded(DjangoORMError, HTTPException, RuntimeError):
         return cls(f"{name} has not been loaded yet.")
 
 
-class RefreshFailed(DjangoORMError, HTTPException, RuntimeError):
+class RefreshFailed(_Unavailable, RuntimeError):
     """A load failed; ``__cause__`` says how. What was loaded before is still served. 503."""
 
-    def __init__(self, message: str) -> None:
-        HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
 
-
-class ReadFailed(DjangoORMError, HTTPException, RuntimeError):
+class ReadFailed(_Unavailable, RuntimeError):
     """What is published live could not be read; ``__cause__`` says why. Ends a request with 503."""
-
-    def __init__(self, message: str) -> None:
-        HTTPException.__init__(self, 503, message, {"Retry-After": "1"})
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 10) -> str:
-    """The end of an error message about an unknown name: a guess, or the names there are.
-
-    Args:
-        name: what was written.
-        known: what could have been written.
-        most: how many names to list when none is close.
-    """
+    """The end of an error message about an unknown name: a guess, or ``most`` of the names that there are."""
     names = sorted(known)
     folded = {known_as.casefold(): known_as for known_as in names}
     if close := get_close_matches(name.casefold(), folded, n=3):

@@ -1,9 +1,8 @@
 """One stream of logs from structlog, uvicorn and Django, for applications that want it.
 
-The package logs through structlog and configures nothing by itself. ``configure()`` does, once, where the
-application is made; ``setup`` calls ``configure_again()`` after ``django.setup()``, because Django's
-``LOGGING`` is applied then and may replace handlers or switch off loggers that exist (its default for
-``disable_existing_loggers``), uvicorn's access log among them.
+The package logs through structlog and configures nothing by itself. An application calls ``configure()``.
+``setup`` repeats that after ``django.setup()``, which applies Django's ``LOGGING`` and so may replace
+handlers or disable loggers that exist, uvicorn's access log among them.
 """
 
 import logging
@@ -21,7 +20,7 @@ ACCESS_LOGGER = "uvicorn.access"
 SERVER_LOGGERS = ("uvicorn", "uvicorn.error", ACCESS_LOGGER, "uvicorn.asgi")
 DJANGO_LOGGERS = ("django", "django.server", "django.request")
 
-_configured: Callable[[], None] | None = None
+_configure_again: Callable[[], None] | None = None
 
 
 def configure(
@@ -36,26 +35,26 @@ def configure(
         level: what to leave out, as in ``logging``.
         stream: where to; by default standard error.
     """
-    global _configured
+    global _configure_again
     stream = stream or sys.stderr
     as_json = not stream.isatty() if json is None else json
     access = logging.getLogger(ACCESS_LOGGER)
     # `uvicorn --no-access-log` leaves it so; Django's LOGGING may undo that.
     muted = {ACCESS_LOGGER} if not (access.handlers or access.propagate) else set[str]()
-    _configured = partial(_configure, as_json, level, stream, muted)
-    _configured()
+    _configure_again = partial(_configure, as_json, level, stream, muted)
+    _configure_again()
 
 
 def mark(error: Exception, request_id: str | None) -> None:
-    """Have the line that somebody logs of this error later carry the id of the request that it ended."""
-    with suppress(AttributeError, TypeError):  # one that takes no attributes goes without
+    """Remember the id of the request that an error has ended, for whoever logs the error later."""
+    with suppress(AttributeError, TypeError):  # of an error without attributes it is not known
         error._request_id = request_id  # type: ignore[attr-defined]
 
 
 def configure_again() -> None:
     """Repeat the last ``configure()``, if there was one, over what ``django.setup()`` has configured."""
-    if _configured is not None:
-        _configured()
+    if _configure_again is not None:
+        _configure_again()
 
 
 def _configure(as_json: bool, level: int | str, stream: TextIO, muted: AbstractSet[str]) -> None:
@@ -124,7 +123,7 @@ def _access_fields(logger: WrappedLogger, method: str, event: EventDict) -> Even
 
 
 def _request_of_error(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Give the line of an error that has ended a request that request's id."""
+    """Log the error of a request with that request's id."""
     exc_info = event["_record"].exc_info
     if exc_info and (request_id := getattr(exc_info[1], "_request_id", None)):
         event.setdefault("request_id", request_id)

@@ -36,48 +36,39 @@ class Transport(Protocol):
     def name(self) -> str: ...  # noqa: D102
 
 
-# Replaced and never changed, since an exporter's thread reads them.
-_repositories: tuple[Measured, ...] = ()
-_transports: tuple[Transport, ...] = ()
+# An exporter's thread reads copies of these.
+_repositories: list[Measured] = []
+_transports: list[Transport] = []
 
 
 def show_repository(repository: Measured) -> None:
     """Show how many rows a repository has, and how old they are."""
-    global _repositories
-    _repositories = (*_repositories, repository)
+    _repositories.append(repository)
 
 
 def hide_repository(repository: Measured) -> None:
-    """Stop showing it."""
-    global _repositories
-    _repositories = tuple(each for each in _repositories if each is not repository)
+    """Stop showing it, if it was shown."""
+    with suppress(ValueError):
+        _repositories.remove(repository)
 
 
 def show_transport(transport: Transport) -> None:
     """Show whether a transport is up."""
-    global _transports
-    _transports = (*_transports, transport)
+    _transports.append(transport)
 
 
 def hide_transport(transport: Transport) -> None:
-    """Stop showing it."""
-    global _transports
-    _transports = tuple(each for each in _transports if each is not transport)
+    """Stop showing it, if it was shown."""
+    with suppress(ValueError):
+        _transports.remove(transport)
 
 
 def count_load(repository: str, trigger: str, seconds: float, error: BaseException | None = None) -> None:
-    """Count a load, and measure it.
-
-    Args:
-        repository: its name.
-        trigger: what asked for it first.
-        seconds: how long it took.
-        error: why it failed.
-    """
+    """Count a load, and record how long it took."""
     attributes = {"repository": repository, "trigger": trigger, "outcome": "failed" if error else "loaded"}
     if error is not None:
         attributes["error.type"] = type(error).__name__
-    with suppress(Exception):  # whatever an SDK's extensions raise must not be the end of refreshing
+    with suppress(Exception):  # an error of an SDK's extension must not end refreshing
         _loads.add(1, attributes)
         _durations.record(seconds, attributes)
 
@@ -89,19 +80,19 @@ def count_hint(transport: str) -> None:
 
 
 def _rows(options: CallbackOptions) -> Iterator[Observation]:
-    for repository in _repositories:
+    for repository in _repositories.copy():
         if (snapshot := repository.snapshot) is not None:
             yield Observation(len(snapshot), {"repository": repository.name})
 
 
 def _ages(options: CallbackOptions) -> Iterable[Observation]:
-    for repository in _repositories:
+    for repository in _repositories.copy():
         if (age := repository.age) is not None:
             yield Observation(age, {"repository": repository.name})
 
 
 def _up(options: CallbackOptions) -> Iterable[Observation]:
-    for transport in _transports:
+    for transport in _transports.copy():
         yield Observation(int(transport.connected_since is not None), {"transport": transport.name})
 
 

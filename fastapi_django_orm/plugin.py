@@ -9,7 +9,6 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from functools import wraps
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
@@ -34,13 +33,14 @@ from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
 from .handlers import handlers_instrumented
-from .publishing.directory import answered_below
-from .publishing.routes import publications, published
+from .http.directory import answered_below
+from .http.health import DatabaseProbe
+from .http.publication import publications
+from .http.publishing import published
+from .http.routing import documented, in_front, plugin_routes
 from .reading.refresh import Refresher
 from .reading.windows import Windows
 from .repository import Repository
-from .routes.added import build_router, routes_added, routes_documented
-from .routes.health import DatabaseProbe
 from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
 from .shared import SharedContext
@@ -56,7 +56,7 @@ Repositories = Iterable[type[Repository[Any]]]
 
 
 class _OnEither(Generic[P, T]):
-    """A method that also works on the class, where it is that of an instance with default settings."""
+    """A method that also works on the class, as that of an instance with default settings."""
 
     def __init__(self, method: "Callable[Concatenate[Any, P], T]") -> None:
         self._method = method
@@ -66,26 +66,10 @@ class _OnEither(Generic[P, T]):
         return MethodType(self._method, owner() if instance is None else instance)
 
 
-def _with_application(method: Callable[P, T]) -> Callable[P, T]:
-    """Say what to write where a lifespan is called while the application is being made."""
-
-    @wraps(method)
-    def lifespan(*given: P.args, **named: P.kwargs) -> T:
-        if len(given) == 1 and not named:  # the instance
-            raise TypeError(
-                "DjangoORM.lifespan() is called without an application. Leave the calling to FastAPI: "
-                "FastAPI(lifespan=DjangoORM.lifespan)."
-            )
-        return method(*given, **named)
-
-    return lifespan
-
-
 class DjangoORM:
     """Uses a Django project's models in a FastAPI application.
 
-    ``FastAPI(lifespan=DjangoORM.lifespan)`` is all it takes. With settings in code,
-    ``FastAPI(lifespan=DjangoORM(ORMSettings(…)).lifespan)``, for which an instance may stand itself. Inside a
+    ``FastAPI(lifespan=DjangoORM.lifespan)``, or ``FastAPI(lifespan=DjangoORM(ORMSettings(…)))``. Inside a
     lifespan of the application's own::
 
         @asynccontextmanager
@@ -112,8 +96,8 @@ class DjangoORM:
         """
         given: Any = settings
         if isinstance(given, FastAPI):
-            raise TypeError("DjangoORM itself is no lifespan. Write FastAPI(lifespan=DjangoORM.lifespan).")
-        if given is not None and not isinstance(given, ORMSettings):
+            raise TypeError("DjangoORM is not a lifespan. Write FastAPI(lifespan=DjangoORM.lifespan).")
+        if not isinstance(given, ORMSettings | None):
             raise TypeError(f"DjangoORM takes ORMSettings(…), not {given!r}.")
         self._settings = settings
         self._repositories = repositories
@@ -138,7 +122,6 @@ class DjangoORM:
         return self.lifespan(app)
 
     @_OnEither
-    @_with_application
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """The lifespan: settings, database threads, Django, repositories, transports, routes; and back.
@@ -177,11 +160,12 @@ class DjangoORM:
             stack.callback(probes.clear)
             for probe in probes.values():
                 stack.push_async_callback(probe.stop)
-            router = build_router(settings, refreshers, probes)
-            stack.enter_context(routes_added(app, router, settings))
+            own = plugin_routes(app, settings, refreshers, probes)
+            stack.enter_context(in_front(app, own))
             routes = stack.enter_context(published(app, found))
             stack.enter_context(answered_below(app, routes, here))
-            stack.enter_context(routes_documented(app, router, settings))
+            if settings.include_in_schema:
+                stack.enter_context(documented(app, own))
             await stack.enter_async_context(executor.context)
             stack.enter_context(_layer_added(app, here, executor.context))
             stack.enter_context(_left_as_entered(here, executor))
@@ -237,7 +221,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop:
 
 @contextmanager
 def _left_as_entered(here: running.Running, executor: DatabaseExecutor) -> Iterator[None]:
-    """Have what ends the application run under it, also in another task than the one that has started it."""
+    """Run what ends the application under it, also in another task than the one that has started it."""
     try:
         yield
     finally:
@@ -278,8 +262,7 @@ async def _first_loads(
         *(refresher.refresh("startup") for refresher in refreshers), return_exceptions=True
     )
     if settings.startup == "retry":
-        # What fails is in the log, and the refreshers go on trying. A database that hangs must not keep the
-        # application from starting, so that it can say so.
+        # Failures are logged, and the refreshers retry. The application starts although a database hangs.
         with suppress(TimeoutError):
             await asyncio.wait_for(loads, FIRST_LOADS_PATIENCE)
         if missing := [refresher.name for refresher in refreshers if refresher.snapshot is None]:

@@ -8,8 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import update_wrapper
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self
 
 from django.db.models import Model, QuerySet
 
@@ -36,10 +35,7 @@ def declared() -> "list[type[Repository[Any]]]":
 
 
 def check_models(dependencies: Iterable[Callable[..., Any]]) -> None:
-    """Refuse what is a dependency and names no model: nothing would be there for the first request.
-
-    Args:
-        dependencies: of an application's handlers.
+    """Refuse a repository that is a dependency and names no model: the first request would fail.
 
     Raises:
         InvalidRepository: there is such a class.
@@ -56,10 +52,10 @@ def _names_no_model(cls: "type[Repository[Any]]") -> bool:
 
 @contextmanager
 def naming_errors(repository: "Repository[Any]") -> Iterator[None]:
-    """Have an error that the project's own managers and queries raise say whose they were."""
+    """Add the repository's name to an error that the project's own managers and queries raise."""
     try:
         yield
-    except InvalidRepository:  # which says so by itself
+    except InvalidRepository:  # which has it
         raise
     except Exception as error:
         name = repository.name
@@ -70,38 +66,6 @@ def naming_errors(repository: "Repository[Any]") -> Iterator[None]:
 def _written_at(cls: type[Any]) -> tuple[str, str]:
     module = sys.modules.get(cls.__module__)
     return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
-
-
-MethodT = TypeVar("MethodT", bound=Callable[..., Any])
-
-
-class _FunctionOfClass:
-    """A class method that gives a plain function, one for each class.
-
-    FastAPI asks about a dependency again and again in each request (is it a coroutine function, is it
-    wrapped, was it called already), and a method takes three microseconds longer to answer.
-    """
-
-    def __init__(self, method: "classmethod[Any, ..., Any]") -> None:
-        self._method = method
-        self.__doc__ = method.__doc__
-
-    def __get__(self, instance: object, owner: type[Any]) -> Callable[..., Any]:
-        function: Callable[..., Any] | None = vars(owner).get("_current")  # its own, and not its base's
-        if function is None:
-            method = self._method.__get__(None, owner)
-
-            async def function() -> Any:
-                return await method()
-
-            del update_wrapper(function, method).__wrapped__  # or FastAPI would ask the method as well
-            function.repository = owner  # type: ignore[attr-defined]
-            owner._current = function
-        return function
-
-
-def _function_of_class(method: MethodT) -> MethodT:
-    return cast("MethodT", _FunctionOfClass(cast("classmethod[Any, ..., Any]", method)))
 
 
 class Repository(Generic[RowT]):
@@ -131,8 +95,7 @@ class Repository(Generic[RowT]):
             no limit. A larger ``?limit`` is refused.
         max_offset: how many rows of it a request may leave out, which costs the database as much as to give
             them; None for no limit.
-        cache_control: the ``Cache-Control`` header of responses; by default clients ask whether there is
-            anything new.
+        cache_control: the ``Cache-Control`` header of responses; by default clients revalidate each time.
     """
 
     model: ClassVar[str | type[Model]]
@@ -199,12 +162,10 @@ class Repository(Generic[RowT]):
         """Ways of reading that were not taken, and why, for the health report."""
         return {} if self._reader is None else dict(self._reader.reasons)
 
-    @_function_of_class
+    # A coroutine, since FastAPI would spend a thread on each call of anything else.
     @classmethod
     async def current(cls) -> Self:
         """The repository of the application that this code runs under: the dependency to inject.
-
-        A coroutine, since FastAPI would spend a thread on each call of anything else.
 
         Raises:
             NotStarted: no lifespan of ``DjangoORM`` runs, or the class was declared after it began.
@@ -234,11 +195,7 @@ class Repository(Generic[RowT]):
 
     @property
     def model_class(self) -> type[Model]:
-        """The model; Django must be set up.
-
-        Raises:
-            InvalidRepository: none is named, or none that there is.
-        """
+        """The model; Django must be set up."""
         if _names_no_model(type(self)):
             raise no_model(type(self))
         return resolve_model(f"{self.label}.model", self.model)
@@ -286,3 +243,29 @@ class Repository(Generic[RowT]):
             asked = f"the key {pk[0]!r}" if pk else " ".join(f"{k} {v!r}" for k, v in unique.items())
             raise NotFound(f"{self.name} has no row with {asked}.") from None
         return row
+
+
+class _FunctionOfClass:
+    """A class method that is a plain function for each class.
+
+    FastAPI asks about a dependency again and again in each request (is it a coroutine function, is it
+    wrapped), and a method takes microseconds longer to answer.
+    """
+
+    def __init__(self, method: Any) -> None:
+        self._method = method.__func__
+
+    def __get__(self, instance: object, owner: type[Any]) -> Callable[[], Any]:
+        function: Any = vars(owner).get("_current")  # its own, and not its base's
+        if function is None:
+
+            async def function() -> Any:
+                return await self._method(owner)
+
+            function.__doc__ = self._method.__doc__
+            function.repository = owner
+            owner._current = function
+        return function  # type: ignore[no-any-return]
+
+
+Repository.current = _FunctionOfClass(Repository.current)  # type: ignore[assignment,method-assign]

@@ -1,4 +1,4 @@
-"""What an application can set, read from the environment and from ``.env``."""
+"""``ORMSettings``: what an application can set, read from the environment and from ``.env``."""
 
 import os
 import re
@@ -27,12 +27,12 @@ from .events import logger
 
 PREFIX = "DJANGO_ORM_"
 
-# Unknown variables that were told of: the application and the Django app both read the settings.
-_told_of: set[str] = set()
+COHERENCE = ("auto", "off", "process", "postgresql", "sqlite")  # or URLs:
+COHERENCE_URL = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|http|https)://[^/]")
+SHARED_URL = re.compile(r"(redis|valkey)s?://([^/]*@)?[^/@:]+(:\d{1,5})?(/\S*)?|unix://\S*/\S+")
 
-
-def _none_if_empty(value: Any) -> Any:
-    return None if value == "" else value
+# Variables that were warned of: the application and the Django app both read the settings.
+_warned_of: set[str] = set()
 
 
 def _secret(value: Any) -> Any:
@@ -49,35 +49,22 @@ def _path(value: Any) -> Any:
     return value
 
 
-COHERENCE = ("auto", "off", "process", "postgresql", "sqlite")  # or URLs:
-COHERENCE_URL = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|http|https)://[^/]")
-
-
-SHARED_URL = re.compile(r"(redis|valkey)s?://([^/]*@)?[^/@:]+(:\d{1,5})?(/\S*)?|unix://\S*/\S+")
-
-
 def _transports(value: Any) -> Any:
-    """The names and URLs that ``DJANGO_ORM_COHERENCE`` lists."""
     items = re.split(r"[,\s]+", value.strip()) if isinstance(value, str) else list(value)
     for item in items:
         if item not in COHERENCE and not COHERENCE_URL.match(item):
             raise ValueError(
-                "write one or more, with commas between, of "
-                + ", ".join(COHERENCE)
-                + ", redis://…, postgresql://… and http://…"
+                f"write one or more, with commas between, of {', '.join(COHERENCE)}, redis://…, "
+                "postgresql://… and http://…"
             )
         if not item.startswith("postgres"):  # whose URLs may have several hosts
-            _check_port(item)
+            try:
+                urlsplit(item).port  # noqa: B018
+            except ValueError:  # whose message may have the password
+                raise ValueError("a URL's host and port cannot be read; write redis://host:6379/0") from None
     if "off" in items and len(items) > 1:
-        raise ValueError("off goes with nothing else")
+        raise ValueError('"off" cannot be combined with other values')
     return tuple(items)
-
-
-def _check_port(url: str) -> None:
-    try:
-        urlsplit(url).port  # noqa: B018
-    except ValueError:  # whose message may have the password
-        raise ValueError("a URL's host and port cannot be read; write redis://host:6379/0") from None
 
 
 def _shared_url(value: Any) -> Any:
@@ -88,6 +75,7 @@ def _shared_url(value: Any) -> Any:
 
 
 URLPath = Annotated[str | None, BeforeValidator(_path)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_secret)]
 
 
 class ORMSettings(BaseSettings):
@@ -106,13 +94,13 @@ class ORMSettings(BaseSettings):
         hide_input_in_errors=True,
     )
 
-    settings_module: Annotated[str | None, BeforeValidator(_none_if_empty)] = Field(
+    settings_module: Annotated[str | None, BeforeValidator(lambda value: value or None)] = Field(
         default=None,
         description="Django's settings module. Without it DJANGO_SETTINGS_MODULE counts, then "
         "what manage.py beside the application sets.",
     )
     refresh_path: URLPath = Field(default="/refresh/", description="Where to refresh. off: no route.")
-    refresh_token: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
+    refresh_token: Secret = Field(
         default=None,
         repr=False,
         description="Whoever has it may refresh. Without it the route answers only under DEBUG.",
@@ -146,7 +134,7 @@ class ORMSettings(BaseSettings):
         repr=False,  # a URL may have a password
         description="How writes elsewhere reach this worker: auto, off, or names and URLs of transports.",
     )
-    coherence_dsn: Annotated[SecretStr | None, BeforeValidator(_secret)] = Field(
+    coherence_dsn: Secret = Field(
         default=None,
         repr=False,
         description="Where to LISTEN if DATABASES leads through PgBouncer: a direct PostgreSQL DSN.",
@@ -181,7 +169,7 @@ class ORMSettings(BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _explained(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Tell what cannot be used in the words of whoever has written it."""
+        """Raise errors that name the variables and arguments as they are written."""
         if unknown := sorted(set(values) - set(cls.model_fields)):
             raise InvalidSettings(
                 f"ORMSettings has no argument {unknown[0]!r}. {nearest(unknown[0], cls.model_fields)}"
@@ -190,7 +178,7 @@ class ORMSettings(BaseSettings):
             return handler(values)
         except ValidationError as error:
             lines = [_explain(fault["loc"], fault["msg"]) for fault in error.errors()]
-            # The cause repeats this in pydantic's words: field names that nobody may have typed.
+            # Without the cause, which has pydantic's names of the fields.
             raise InvalidSettings("\n".join(lines)) from None
 
 
@@ -198,7 +186,7 @@ def read_settings() -> ORMSettings:
     """The settings from the environment and ``.env``.
 
     Raises:
-        InvalidSettings: a variable cannot be used; every such variable is named.
+        InvalidSettings: variables cannot be used; all are named.
     """
     try:
         settings = ORMSettings()
@@ -207,8 +195,20 @@ def read_settings() -> ORMSettings:
         raise InvalidSettings(
             f".env in {Path.cwd()} cannot be read: {error}. Save it as UTF-8, readable for this user."
         ) from None
-    _warn_of_unknown()
-    _warn_of_djangos_own(settings)
+    environment = EnvSettingsSource(ORMSettings).env_vars
+    dotenv = DotEnvSettingsSource(ORMSettings).env_vars
+    known = {PREFIX + name.upper() for name in ORMSettings.model_fields}
+    for variable in sorted({name.upper() for name in (*environment, *dotenv)} - known - _warned_of):
+        if variable.startswith(PREFIX):
+            _warned_of.add(variable)
+            logger.warning("unknown_setting", variable=variable, hint=nearest(variable, known))
+    django = "DJANGO_SETTINGS_MODULE"  # which counts in the environment alone, as it does for Django
+    if not settings.settings_module and not os.environ.get(django) and dotenv.get(django.lower()):
+        logger.warning(
+            "setting_ignored",
+            variable=django,
+            hint=f"only {PREFIX}… is read from .env: write {PREFIX}SETTINGS_MODULE there",
+        )
     return settings
 
 
@@ -231,26 +231,3 @@ def _explain(loc: tuple[int | str, ...], message: str) -> str:
     secret = not ORMSettings.model_fields[str(loc[0])].repr
     shown = " in .env" if value is None else "" if secret else f"={value}"
     return f"{variable}{shown}: {message.removeprefix('Value error, ')}."
-
-
-def _warn_of_unknown() -> None:
-    known = {PREFIX + name.upper() for name in ORMSettings.model_fields}
-    sources = (EnvSettingsSource(ORMSettings), DotEnvSettingsSource(ORMSettings))
-    found = {name.upper() for source in sources for name in source.env_vars}
-    for variable in sorted(found - known - _told_of):
-        if variable.startswith(PREFIX):
-            _told_of.add(variable)
-            logger.warning("unknown_setting", variable=variable, hint=nearest(variable, known))
-
-
-def _warn_of_djangos_own(settings: ORMSettings) -> None:
-    """Say that Django's own variable counts in the environment alone, as it does for Django."""
-    own = "DJANGO_SETTINGS_MODULE"
-    if settings.settings_module or os.environ.get(own):
-        return
-    if DotEnvSettingsSource(ORMSettings).env_vars.get(own.lower()):
-        logger.warning(
-            "setting_ignored",
-            variable=own,
-            hint=f"only {PREFIX}… is read from .env: write {PREFIX}SETTINGS_MODULE there",
-        )

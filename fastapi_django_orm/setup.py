@@ -1,7 +1,7 @@
 """``django.setup()``, once for each process, with errors that say what to do.
 
-Django can be set up once and not again, not even after a failure (``populate()`` refuses to be entered
-twice), so a failure is remembered and told again in its own words.
+Django can be set up only once, even if it fails (``populate()`` cannot be entered twice). So a failure is
+kept, and raised again at the next try.
 """
 
 import ast
@@ -12,7 +12,7 @@ from asyncio.events import _get_running_loop, _set_running_loop
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import django
 from django.apps import apps
@@ -26,23 +26,14 @@ from .events import logger
 
 _lock = threading.RLock()
 _failure: ConfigurationError | None = None
-_check: str | None = None  # the command that shows what Django says of the settings that were imported
-
-
-class _Named(NamedTuple):
-    """A settings module, what names it, and the command that shows what Django says of it."""
-
-    module: str
-    where: str
-    check: str
 
 
 def set_up_django(settings_module: str | None = None, where: str = "the argument `settings_module`") -> None:
     """Set Django up if that was not done yet.
 
     Args:
-        settings_module: the settings' dotted name; else ``DJANGO_SETTINGS_MODULE`` counts, then
-            what ``manage.py`` sets.
+        settings_module: the settings' dotted name; by default what ``DJANGO_SETTINGS_MODULE`` has, then what
+            ``manage.py`` sets.
         where: what names it, for messages.
 
     Raises:
@@ -52,36 +43,30 @@ def set_up_django(settings_module: str | None = None, where: str = "the argument
     """
     if apps.ready and settings_module is None:
         return
-    if waiting_for := _being_imported() or _being_populated():
+    if importing := _importing():
         # The settings or an app import the application, which asks for them. Django can be set up only once,
         # and what has begun to set it up will do so.
-        logger.warning("setup_postponed", hint=f"{waiting_for} imports this application")
+        logger.warning("setup_postponed", hint=f"{importing} imports this application")
         return
     with _lock, _loop_out_of_sight():
         _set_up(settings_module, where)
 
 
-def _being_imported() -> str | None:
-    """The settings module, while Python imports it."""
+def _importing() -> str | None:
+    """What of Django's setup is under way on this thread."""
     name = os.environ.get(ENVIRONMENT_VARIABLE, "")
     spec = getattr(sys.modules.get(name), "__spec__", None)
-    return name if getattr(spec, "_initializing", False) else None
-
-
-def _being_populated() -> str | None:
-    """What this thread is in the middle of, if it is ``django.setup()``."""
+    if getattr(spec, "_initializing", False):
+        return name
     lock: Any = apps._lock  # type: ignore[attr-defined]
     return "an app of INSTALLED_APPS" if apps.loading and not apps.ready and lock._is_owned() else None
 
 
 @contextmanager
 def _loop_out_of_sight() -> Iterator[None]:
-    """Let the block run as if no event loop ran on this thread.
-
-    A server imports the application with its loop running, and Django would refuse an ``AppConfig.ready()``
-    that queries (``SynchronousOnlyOperation``). Another thread would not do: a settings module or an app that
-    imports the application would wait there for a module that this thread is about to import, for ever.
-    """
+    # A server imports the application with its loop running, and Django would refuse an AppConfig.ready()
+    # that queries. Another thread would not do: settings or an app that import the application would wait
+    # there for ever, for a module that this thread is importing.
     loop = _get_running_loop()
     _set_running_loop(None)
     try:
@@ -91,24 +76,24 @@ def _loop_out_of_sight() -> Iterator[None]:
 
 
 def _set_up(settings_module: str | None, where: str) -> None:
-    global _failure, _check
+    global _failure
     if apps.ready:
-        _warn_if_other(settings_module)
+        if settings_module not in (None, _configured_module()):
+            in_use = _configured_module()
+            logger.warning("settings_module_ignored", settings_module=settings_module, in_use=in_use)
         return
     if _failure is not None:
         raise _failure
     try:
         if not settings.configured:
-            named = _named(settings_module, where)
-            _load_settings(named)
-            _check = named.check
+            _load_settings(*_named(settings_module, where))
         _populate()
     except ConfigurationError as error:
         _failure = error if apps.loading else None
         raise
     finally:
         if settings.configured:
-            connections.close_all()  # what a ready() has opened belongs to nobody from here on
+            connections.close_all()  # those that a ready() has opened, which would stay open
     logs.configure_again()  # Django's LOGGING has been applied over it
     logger.info("django_set_up", settings_module=_configured_module(), version=django.__version__)
 
@@ -117,39 +102,27 @@ def _populate() -> None:
     try:
         django.setup()
     except (Exception, SystemExit) as error:
-        module = _configured_module()
-        hint = f"\nThe settings module is {module}; `{_check or _check_with(module)}` shows the same."
-        raise SetupFailed(
-            f"django.setup() failed: {type(error).__name__}: {error}{hint if module else ''}"
-        ) from error
-
-
-def _check_with(settings_module: str | None) -> str:
-    # With the name, since what runs here need not be in the environment of who reads this.
-    return f"python -m django check --settings={settings_module}"
+        message = f"django.setup() failed: {type(error).__name__}: {error}"
+        if module := _configured_module():
+            check = f"python -m django check --settings={module}"
+            message += f"\nThe settings module is {module}; `{check}` shows the same."
+        raise SetupFailed(message) from error
 
 
 def _configured_module() -> str | None:
     return getattr(settings, "SETTINGS_MODULE", None)
 
 
-def _warn_if_other(settings_module: str | None) -> None:
-    if settings_module not in (None, _configured_module()):
-        logger.warning(
-            "settings_module_ignored", settings_module=settings_module, in_use=_configured_module()
-        )
-
-
-def _named(settings_module: str | None, where: str) -> _Named:
-    """The settings module that counts."""
+def _named(settings_module: str | None, where: str) -> tuple[str, str]:
+    """The settings module that counts, and what names it."""
     if settings_module:
-        return _Named(settings_module, where, _check_with(settings_module))
+        return settings_module, where
     if name := os.environ.get(ENVIRONMENT_VARIABLE):
-        return _Named(name, ENVIRONMENT_VARIABLE, _check_with(name))
+        return name, ENVIRONMENT_VARIABLE
     return _from_manage_py()
 
 
-def _load_settings(named: _Named) -> None:
+def _load_settings(name: str, where: str) -> None:
     """Have Django read the module, as its own first access to a setting does.
 
     Not by importing it here before: a library that the module imports may read ``django.conf.settings``
@@ -157,7 +130,6 @@ def _load_settings(named: _Named) -> None:
     ended; after an import of ours it would leave it at that.
     """
     before = os.environ.get(ENVIRONMENT_VARIABLE)
-    name = named.module
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
         bool(settings.LOGGING_CONFIG)  # which django.setup() reads first, too
@@ -171,7 +143,7 @@ def _load_settings(named: _Named) -> None:
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise SettingsModuleMissing(
                 f"There is no module {name!r} to take Django's settings from (looked for from "
-                f"{Path.cwd()}). Correct {named.where}, or start in the folder that holds "
+                f"{Path.cwd()}). Correct {where}, or start in the folder that holds "
                 "manage.py, or pass it with `uvicorn --app-dir`."
             ) from None
         raise SettingsModuleBroken(
@@ -179,7 +151,7 @@ def _load_settings(named: _Named) -> None:
         ) from error
 
 
-def _from_manage_py() -> _Named:
+def _from_manage_py() -> tuple[str, str]:
     """What the nearest ``manage.py`` would set; its folder becomes importable, as when it runs."""
     silent: list[str] = []
     for folder in _application_folders():
@@ -189,7 +161,7 @@ def _from_manage_py() -> _Named:
         if name := _settings_module_in(file):
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
-            return _Named(name, str(file), f"python {os.path.relpath(file)} check")
+            return name, str(file)
         silent.append(str(file))
     raise SettingsModuleMissing(
         "No Django settings module is known. Set DJANGO_SETTINGS_MODULE (or "
@@ -220,16 +192,15 @@ def _settings_module_in(file: Path) -> str | None:
         return None
     for node in ast.walk(tree):
         match node:
-            case ast.Call(
-                func=ast.Attribute(attr="setdefault"),
-                args=[ast.Constant(value="DJANGO_SETTINGS_MODULE"), ast.Constant(value=str(name))],
+            case (
+                ast.Call(
+                    func=ast.Attribute(attr="setdefault"),
+                    args=[ast.Constant("DJANGO_SETTINGS_MODULE"), ast.Constant(str(name))],
+                )
+                | ast.Assign(
+                    [ast.Subscript(slice=ast.Constant("DJANGO_SETTINGS_MODULE"))], ast.Constant(str(name))
+                )
+                | ast.keyword("DJANGO_SETTINGS_MODULE", ast.Constant(str(name)))
             ):
-                return name
-            case ast.Assign(
-                targets=[ast.Subscript(slice=ast.Constant(value="DJANGO_SETTINGS_MODULE"))],
-                value=ast.Constant(value=str(name)),
-            ):
-                return name
-            case ast.keyword(arg="DJANGO_SETTINGS_MODULE", value=ast.Constant(value=str(name))):
                 return name
     return None

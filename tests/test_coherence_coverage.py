@@ -15,8 +15,8 @@ from django.db import connections
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import InvalidSettings
-from fastapi_django_orm.routes.health import DjangoORMHealth as Health
-from fastapi_django_orm.routes.health import report
+from fastapi_django_orm.http.health import DjangoORMHealth as Health
+from fastapi_django_orm.http.health import report
 from tests.announcing import announced
 from tests.databases import BOARD, default_changed
 from tests.gates import comments
@@ -205,14 +205,14 @@ def test_a_replica_whose_hints_come_from_elsewhere(server: PostgreSQL, postgresq
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_listener_at_another_database(database: str, postgresql: PostgreSQL, logs: list[Any]) -> None:
-    """One DSN leads every alias to one place: what is read elsewhere is degraded, and still refreshed()."""
+    """One DSN leads every alias to one place: what is read elsewhere is degraded, and still kept current."""
 
     async def main() -> None:
         dsn = f"host=127.0.0.1 port={postgresql.port} dbname=postgres"
         async with hearing(declare(), coherence_dsn=dsn) as (topics, coherence):
             assert "listens at another server or database" in (coherence.why_unheard("topics") or "")
             await write("one")
-            await topics.refreshed()
+            await topics.wait_until_current()
             assert comments(topics) == ["one"]
 
     asyncio.run(main())

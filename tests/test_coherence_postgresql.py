@@ -23,7 +23,7 @@ from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
-from fastapi_django_orm.routes.health import report
+from fastapi_django_orm.http.health import report
 from tests.announcing import announced, exotic_tables, plain_connection
 from tests.databases import BOARD, DEADLINE, wait_until
 from tests.gates import Gate, comments, gated

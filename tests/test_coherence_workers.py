@@ -563,7 +563,7 @@ def test_refreshed(kind: str, request: pytest.FixtureRequest) -> None:
         async with hearing(declare(), coherence=setting, coherence_poll=60) as (topics, _):
             for number in range(3):
                 await write(str(number))
-                snapshot = await topics.refreshed()
+                snapshot = await topics.wait_until_current()
                 assert len(topics) == len(snapshot) == number + 1
 
     run(main)

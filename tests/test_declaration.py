@@ -176,7 +176,7 @@ class Misspelled(BaseModel):
         ("schma", Misspelled, "schema"),
         ("publsh", "/topics/", "publish"),
         ("index", ("comment",), "indexes"),
-        ("row_kept", 5, "rows_kept"),
+        ("max_decoded_row", 5, "max_decoded_rows"),
         ("depend_on", ("auth.User",), "depends_on"),
     ],
 )
@@ -310,7 +310,7 @@ def test_a_value_in_the_place_of_a_method_is_refused(name: str) -> None:
         assert f"Topics.{name}: {name}() is a method" in refusal(declare(**{name: value}))
 
 
-@pytest.mark.parametrize("name", ["max_age", "indexes", "rows_kept", "depends_on"])
+@pytest.mark.parametrize("name", ["max_age", "indexes", "max_decoded_rows", "depends_on"])
 def test_what_keeps_rows_is_refused_where_none_are_kept(name: str) -> None:
     """A live repository has nothing to index or to grow old."""
     live = type("Live", (Repository,), {"model": "board.Topic", name: ()})

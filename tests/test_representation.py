@@ -18,9 +18,10 @@ from starlette.middleware.gzip import GZipMiddleware
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from fastapi_django_orm.errors import InvalidWindow
-from fastapi_django_orm.responses import compression, editions, negotiation
-from fastapi_django_orm.responses.compression import CODINGS, Variants
-from fastapi_django_orm.responses.representation import RepositoryResponse
+from fastapi_django_orm.responses import negotiation, representation
+from fastapi_django_orm.responses.negotiation import CODINGS
+from fastapi_django_orm.responses.representation import Representation
+from fastapi_django_orm.responses.response import RepositoryResponse
 from tests.gates import add_topics
 from tests.project.board.models import Topic
 from tests.repositories import read
@@ -474,11 +475,11 @@ def test_absent_libraries_are_not_offered(client: httpx.Client, monkeypatch: pyt
     """Without them, gzip is what a browser gets."""
     for coding in ("br", "zstd"):
         monkeypatch.delitem(CODINGS, coding)
-    compression.preferred.cache_clear()
+    negotiation.preferred.cache_clear()
     try:
         assert raw(client, "gzip, br, zstd")[0].headers["Content-Encoding"] == "gzip"
     finally:
-        compression.preferred.cache_clear()
+        negotiation.preferred.cache_clear()
 
 
 def test_the_applications_own_compression_finds_it_done() -> None:
@@ -535,12 +536,11 @@ def test_each_form_is_made_once_for_each_content(client: httpx.Client, counted: 
 
 def test_a_client_that_leaves_does_not_spoil_it_for_others(counted: Counted) -> None:
     """Clients that come while a form is made share the work, and it goes on when the first one is gone."""
+    body = b"the same " * 200
+    of = Representation(b"tag", body, len(body), compressible=True)
 
-    async def main() -> tuple[bytes, bytes]:
-        variants = Variants()
-        first, second, third = (
-            asyncio.ensure_future(variants.make("gzip", lambda: [b"the same"])) for _ in range(3)
-        )
+    async def main() -> tuple[Any, Any]:
+        first, second, third = (asyncio.ensure_future(sent(of, "gzip")) for _ in range(3))
         await asyncio.to_thread(counted.begun.wait, DEADLINE)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -549,9 +549,9 @@ def test_a_client_that_leaves_does_not_spoil_it_for_others(counted: Counted) -> 
         return await second, await third
 
     second, third = asyncio.run(main())
-    assert decoded("gzip", second) == b"the same"
-    assert second is third
-    assert counted.bodies == [b"the same"]
+    assert decoded("gzip", second[1]["body"]) == body
+    assert second == third
+    assert counted.bodies == [body]
 
 
 def test_a_compressor_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -564,14 +564,14 @@ def test_a_compressor_that_fails_is_asked_again(monkeypatch: pytest.MonkeyPatch)
             raise outcome
         return bytes(outcome)
 
-    async def main() -> bytes:
-        variants = Variants()
+    async def main() -> Any:
+        of = Representation(b"tag", b"", 2000, compressible=True)
         with pytest.raises(MemoryError):
-            await variants.make("gzip", list)
-        return await variants.make("gzip", list)
+            await sent(of, "gzip")
+        return await sent(of, "gzip")
 
     monkeypatch.setitem(CODINGS, "gzip", compress)
-    assert asyncio.run(main()) == b"compressed"
+    assert asyncio.run(main())[1]["body"] == b"compressed"
 
 
 def test_forms_go_with_their_content() -> None:
@@ -596,8 +596,10 @@ def test_forms_go_with_their_content() -> None:
     asyncio.run(main())
 
 
-async def sent(response: Response, coding: str, method: str = "GET") -> list[Any]:
+async def sent(response: Response | Representation, coding: str, method: str = "GET") -> list[Any]:
     """What a response sends."""
+    if isinstance(response, Representation):
+        response = RepositoryResponse(response, "no-cache")
     scope = {"type": "http", "method": method, "headers": [(b"accept-encoding", coding.encode())]}
     messages: list[Any] = []
 
@@ -710,8 +712,8 @@ def test_windows_of_every_size_are_alike(
     queries = [f"/?offset={offset}&limit={limit}" for offset in (0, 1, 15) for limit in (1, 3, 14)]
     expected = [client.get(query) for query in queries]
     client.post("/refresh")
-    monkeypatch.setattr(editions, "PIECE", most)
-    monkeypatch.setattr(editions, "PIECES", 2 * most)
+    monkeypatch.setattr(representation, "LARGEST", most)
+    monkeypatch.setattr(representation, "MOST", 2 * most)
     add_topics("another")
     client.post("/refresh")
     for query, answer in zip(queries, expected, strict=True):
@@ -719,6 +721,8 @@ def test_windows_of_every_size_are_alike(
             got, head = client.get(query), client.head(query)
             assert got.content == answer.content
             assert int(got.headers["Content-Length"]) == len(got.content)
+            for each in (got, head):
+                each.headers.pop("date", None)  # the second of each answer
             assert got.headers.items() == head.headers.items()
             known = client.get(query, headers={"If-None-Match": got.headers["ETag"]})
             assert known.status_code == 304
@@ -741,7 +745,7 @@ def test_a_long_row_is_compressed(client: httpx.Client, counted: Counted) -> Non
 @pytest.mark.parametrize("header", ["Accept-Encoding", "If-Modified-Since"])
 def test_long_headers_are_not_remembered(client: httpx.Client, header: str) -> None:
     """What a client makes up does not stay in memory, and the answer is whole."""
-    remembering = compression.preferred, negotiation._seconds
+    remembering = negotiation.preferred, negotiation._seconds
     sizes = [function.cache_info().currsize for function in remembering]
     for number in range(3):
         answer = client.get("/", headers={header: "x" * (5000 + number)})

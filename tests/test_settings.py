@@ -16,7 +16,7 @@ from tests.serving import serving
 @pytest.fixture(autouse=True)
 def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # for .env
-    monkeypatch.setattr(settings, "_told_of", set())  # as in a process of its own
+    monkeypatch.setattr(settings, "_warned_of", set())  # as in a process of its own
 
 
 def start() -> None:

@@ -19,7 +19,7 @@ FREED = 3.0  # seconds after which the rows of before are gone: they are freed b
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "index": {"indexes": ("comment",)},
-    "kept": {"rows_kept": 10**9},
+    "kept": {"max_decoded_rows": 10**9},
     "schema": {},
     "schema_index": {"indexes": ("comment",)},
 }

@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from .. import metrics
-from ..backoff import backoff
-from ..clock import monotonic, pause
+from ..clock import backoff, monotonic, pause
 from ..errors import text_of
 from ..events import logger
 from .hints import EVERYTHING, Hint

@@ -6,8 +6,7 @@ Hints wait while it is down, merged, and are sent when it is back.
 import threading
 from contextlib import suppress
 
-from ..backoff import backoff
-from ..clock import monotonic
+from ..clock import backoff, monotonic
 from ..coherence.hints import Hint
 from ..coherence.transport import Publisher
 from ..events import django_logger as logger

@@ -49,7 +49,7 @@ class DeclaredCached(Declared, Protocol):
     @property
     def indexes(self) -> Sequence[str]: ...  # noqa: D102
     @property
-    def rows_kept(self) -> Any: ...  # noqa: D102
+    def max_decoded_rows(self) -> Any: ...  # noqa: D102
     @property
     def depends_on(self) -> Sequence[str]: ...  # noqa: D102
     @property
@@ -102,13 +102,13 @@ def check_cached(repository: DeclaredCached, reader: Reader) -> None:
         InvalidRepository: a number where a time is wanted, and the like.
         UnknownField: ``indexes`` name what its rows do not have.
     """
-    label, max_age, kept = repository.label, repository.max_age, repository.rows_kept
+    label, max_age, kept = repository.label, repository.max_age, repository.max_decoded_rows
     _check_names(f"{label}.indexes", repository.indexes)
     if max_age is not None and (not isinstance(max_age, timedelta) or max_age <= timedelta(0)):
         seconds = max_age if type(max_age) in (int, float) and max_age > 0 else 60
         raise InvalidRepository(f"{label}.max_age: write timedelta(seconds={seconds}), not {max_age!r}.")
     if type(kept) is not int or kept < 0:
-        raise InvalidRepository(f"{label}.rows_kept: write a number of rows, not {kept!r}.")
+        raise InvalidRepository(f"{label}.max_decoded_rows: write a number of rows, not {kept!r}.")
     unknown = [name for name in repository.indexes if name not in reader.names]
     if unknown:
         raise UnknownField(

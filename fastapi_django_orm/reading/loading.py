@@ -44,7 +44,7 @@ class Loader:
         *,
         name: str,
         indexes: Sequence[str],
-        rows_kept: int,
+        max_decoded_rows: int,
         pace: Pace,
     ) -> None:
         """Load nothing yet.
@@ -55,14 +55,14 @@ class Loader:
             on_loop: reads without a thread what can be read so.
             name: the key of the list in the JSON.
             indexes: fields to look rows up by.
-            rows_kept: how many rows to keep as Python objects.
+            max_decoded_rows: how many rows to keep as Python objects.
             pace: lets others go first between two steps.
         """
         self._queryset = queryset
         self._reader = reader
         self._name = name
         self._indexes = indexes
-        self._rows_kept = rows_kept
+        self._max_decoded_rows = max_decoded_rows
         self._pace = pace
         keyed = KeyedLoader(queryset, reader, on_loop, self._snapshot)
         self.load_keys, self.load_keys_on_loop = keyed.load, keyed.load_on_loop
@@ -135,7 +135,7 @@ class Loader:
         self, table: Table, codec: RowCodec | None, before: Snapshot[Any] | None, began: datetime
     ) -> Snapshot[Any]:
         same_types = before is not None and _types(before.cache.codec) == _types(codec)
-        cache = before.cache if before is not None and same_types else RowCache(codec, self._rows_kept)
+        cache = before.cache if before is not None and same_types else RowCache(codec, self._max_decoded_rows)
         if before is not None and not same_types:
             # A migration has changed a column. Pages that are shared with the rows before have rows that were
             # decoded by the types that these had.

@@ -19,8 +19,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
 from .. import metrics, running
-from ..backoff import backoff
-from ..clock import monotonic
+from ..clock import backoff, monotonic
 from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
 from ..events import logger
 from ..snapshots.snapshot import RowT, Snapshot

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InvalidRepository
 
-_CACHED_ALONE = ("max_age", "indexes", "rows_kept", "depends_on")
+_CACHED_ALONE = ("max_age", "indexes", "max_decoded_rows", "depends_on")
 _DATA = ("model", "fields", "ordering", "schema", "publish", "cache_control", *_CACHED_ALONE)
 _METHODS = ("queryset", "ordered_queryset")
 

@@ -93,7 +93,7 @@ class Snapshot(Generic[RowT]):
 
     @property
     def rows(self) -> tuple[RowT, ...]:
-        """The rows in order. Of a table with more than ``rows_kept`` they are made anew each time."""
+        """The rows in order. Of a table with more than ``max_decoded_rows`` they are made anew each time."""
         if (rows := self.table.rows) is None:
             made = [row for page in self.table.pages for row in self.cache.rows(page)]
             rows = CopiedRows(made) if self.copies else tuple(made)

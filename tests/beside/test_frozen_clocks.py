@@ -61,7 +61,7 @@ async def written_and_read(topics: type[CachedRepository]) -> None:
         if number % 2:
             await repository.refresh(topic.pk)
         else:
-            await repository.refreshed()
+            await repository.wait_until_current()
         assert len(repository) == before + number + 1
         assert (await repository.fetch(topic.pk))["comment"] == f"topic {number}"
         assert repository.get(topic.pk)["comment"] == f"topic {number}"

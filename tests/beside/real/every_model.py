@@ -153,7 +153,7 @@ async def compare(classes: list[type[CachedRepository[Any]]]) -> list[str]:
 
         async def look(when: str) -> None:
             for repository in repositories:
-                await repository.refreshed()
+                await repository.wait_until_current()
             wanted = await run(lambda: list(map(expected, repositories)))
             found.extend(differences(repositories, wanted, when))
 

@@ -1,6 +1,6 @@
-"""What the health route tells: does the database answer, and how fresh is what is served.
+"""The health route: whether the databases answer, and how fresh what is served is.
 
-The models have names that no application will have: FastAPI renames both where two have one.
+The models have names that no application will have: FastAPI renames both where two have one name.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from asgiref.sync import sync_to_async
+from fastapi import Response
 from pydantic import BaseModel, Field
 
 from .. import running
@@ -64,11 +65,6 @@ class DatabaseProbe:
     """Asks a database whether it answers; callers that ask at the same time share the question."""
 
     def __init__(self, alias: str) -> None:
-        """Ask this database.
-
-        Args:
-            alias: its key in ``DATABASES``.
-        """
         self._alias = alias
         self._asking: asyncio.Task[bool] | None = None
 
@@ -90,35 +86,55 @@ class DatabaseProbe:
         return True
 
     async def stop(self) -> None:
-        """Give up a question that nobody has answered."""
+        """Cancel a question that was not answered."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
+
+
+def health_operations(
+    probes: Mapping[str, DatabaseProbe], refreshers: Mapping[str, Refresher[Any]]
+) -> list[dict[str, Any]]:
+    """What the health route is made of."""
+
+    async def health(response: Response) -> DjangoORMHealth:
+        now = await report(probes, refreshers.values())
+        if now.status == "unavailable":
+            response.status_code = 503
+        return now
+
+    get: dict[str, Any] = {
+        "endpoint": health,
+        "methods": ["GET"],
+        "responses": {503: {"model": DjangoORMHealth, "description": "Something needed is not there."}},
+        "summary": "Whether the database answers, and how fresh the data is",
+    }
+    # Monitoring often asks with HEAD. The server leaves the body out.
+    return [get, {"endpoint": health, "methods": ["HEAD"], "include_in_schema": False}]
 
 
 async def report(
     probes: Mapping[str, DatabaseProbe], refreshers: Iterable[Refresher[Any]]
 ) -> DjangoORMHealth:
     """The state of the application now."""
-    probes, refreshers = dict(probes), list(refreshers)  # an application that ends forgets them
+    probes, refreshers = dict(probes), list(refreshers)  # an application that ends clears them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
-    databases = dict(zip(probes, answers, strict=True))
     here = running.find("The health route")
     coherence = here.coherence
     repositories = {refresher.name: _state(refresher, coherence) for refresher in refreshers}
-    status: Literal["ok", "degraded", "unavailable"] = "ok"
     links = coherence.links if coherence is not None else []
-    doubtful = any(state.stale or state.unheard for state in repositories.values())
-    if doubtful or any(link.degraded for link in links):
+    status: Literal["ok", "degraded", "unavailable"] = "ok"
+    if any(link.degraded for link in links) or any(
+        state.stale or state.unheard for state in repositories.values()
+    ):
         status = "degraded"
     if not all(answers) or any(state.rows is None for state in repositories.values()):
         status = "unavailable"
-    transports = {link.listener.name: _transport(link) for link in links}
     return DjangoORMHealth(
         status=status,
-        databases=databases,
+        databases=dict(zip(probes, answers, strict=True)),
         repositories=repositories,
-        transports=transports,
+        transports={link.listener.name: _transport(link) for link in links},
         not_taken={of.name: of.reasons for of in here.repositories.values() if of.reasons},
     )
 

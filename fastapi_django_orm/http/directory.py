@@ -1,6 +1,6 @@
 """What an application publishes, found by the bytes of a URL.
 
-A server protocol asks here before it makes anything of a request. It may answer only what the application's
+The server protocol asks here before it makes anything of a request. It may answer only what the application's
 router would have given to one of our routes. So the router decides, once for each URL, and the decision is
 kept.
 """
@@ -16,40 +16,28 @@ from fastapi import FastAPI
 from starlette.routing import Host, Match
 
 from ..events import logger
-from ..responses.representation import READING
 from ..running import Running
-from .route import PublishedRoute
+from .published_route import PublishedRoute
 from .sources import Question
 
 MOST_URLS = 10_000  # whose meaning is kept
-PROTOCOL = (
-    f"{__package__.partition('.')[0]}.server.protocol"  # imported by servers that use it, and by them alone
-)
+SERVER = "fastapi_django_orm.server"  # imported by servers that use it, and by nothing else
 
 
 class Directory:
-    """Finds what a URL of one application asks for.
-
-    Attributes:
-        running: what the plugin holds for the application; it counts its requests.
-    """
+    """Finds what a URL of one application asks for. Its routes are in the application's router already."""
 
     def __init__(self, app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> None:
-        """Look at the routes, which are in the application's router already.
-
-        Args:
-            app: the application.
-            routes: what it publishes.
-            running: what the plugin holds for it.
-        """
         self.running = running
         self._app = app
         self._routes = app.router.routes
         self._number = len(self._routes)
         bases = {route.path.partition("{")[0] for route in routes}
         roots = {"", app.root_path.rstrip("/")}
-        self._beginnings = tuple((root + base).encode() for root in roots for base in bases)
-        self._known: dict[str, dict[bytes, Question | None]] = {method: {} for method in READING}
+        self._beginnings: tuple[bytes, ...] = tuple(
+            (root + base).encode() for root in roots for base in bases
+        )
+        self._known: dict[tuple[str, bytes], Question | None] = {}
 
     def find(self, method: str, url: bytes, root_path: str) -> Question | None:
         """What a request asks for; None if ASGI has to find out.
@@ -62,19 +50,15 @@ class Directory:
         # Most requests of an application are for something else.
         if not url.startswith(self._beginnings):
             return None
-        if len(self._routes) != self._number:  # the application has added one of its own
+        # Also if the application has added a route. To clear all is the cheapest way to make room.
+        if len(self._routes) != self._number or len(self._known) >= MOST_URLS:
             self._number = len(self._routes)
-            for known in self._known.values():
-                known.clear()
-        known = self._known[method]
+            self._known.clear()
         try:
-            return known[url]
+            return self._known[method, url]
         except KeyError:
-            pass
-        if len(known) >= MOST_URLS:
-            known.clear()  # the cheapest way to make room, once in ten thousand times
-        question = known[url] = self._read(method, url, root_path)
-        return question
+            question = self._known[method, url] = self._read(method, url, root_path)
+            return question
 
     def _read(self, method: str, url: bytes, root_path: str) -> Question | None:
         raw_path, _, query = url.partition(b"?")
@@ -96,55 +80,44 @@ class Directory:
                 return None
         return None
 
-
-class Place:
-    """Where a server protocol finds the directory of an application; empty while its lifespan is not open."""
-
-    directory: Directory | None = None
+    def close(self) -> None:
+        """Find nothing any more: connections of clients may outlive the application's lifespan."""
+        self._beginnings = ()
 
 
-_places: WeakKeyDictionary[FastAPI, Place] = WeakKeyDictionary()
+_directories: WeakKeyDictionary[FastAPI, Directory] = WeakKeyDictionary()
 
 
-def place_of(served: Any) -> Place:
-    """The place of the application that a server serves, inside of whatever the server puts around it.
+def directory_of(served: Any) -> Directory | None:
+    """The directory of the application that a server serves, while its lifespan is open.
 
     Args:
-        served: an ASGI application. Middleware keeps the application that it wraps as ``app``.
+        served: the application, or middleware around it, which keeps what it wraps as ``app``.
     """
-    seen = 0
-    while not isinstance(served, FastAPI):
-        served, seen = getattr(served, "app", None), seen + 1
-        if served is None or seen > 100:
-            return Place()
-    return _places.setdefault(served, Place())
+    for _ in range(100):
+        if isinstance(served, FastAPI):
+            return _directories.get(served)
+        served = getattr(served, "app", None)
+    return None
 
 
 @contextmanager
 def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> Iterator[None]:
-    """Let a server protocol answer for these routes, for the length of the block.
-
-    Not where something in the application decides on each request: dependencies that all routes have, and
-    routes by host.
-
-    Args:
-        app: the application.
-        routes: what it publishes.
-        running: what the plugin holds for it.
-    """
+    """Let the server protocol answer for these routes of an application, for the length of the block."""
+    # Not if something in the application decides on each request.
     guarded = any(route.is_guarded for route in routes)
     if not routes or guarded or any(isinstance(route, Host) for route in app.router.routes):
         yield
         return
-    if PROTOCOL in sys.modules and app.user_middleware:
+    if SERVER in sys.modules and app.user_middleware:
         logger.info(
             "published_below_middleware",
             paths=[route.path for route in routes],
             middleware=[getattr(each.cls, "__name__", repr(each.cls)) for each in app.user_middleware],
         )
-    place = place_of(app)
-    place.directory = Directory(app, routes, running)
+    directory = _directories[app] = Directory(app, routes, running)
     try:
         yield
     finally:
-        place.directory = None
+        del _directories[app]
+        directory.close()

@@ -1,4 +1,4 @@
-"""A uvicorn HTTP protocol that answers requests for what is published before they become ASGI calls.
+"""Published answers below ASGI: ``uvicorn main:app --http fastapi_django_orm.server:Published``.
 
 uvicorn makes a scope, a task and an object for each request, which costs more than an answer that is ready.
 This protocol looks at a request when its headers are complete. It writes the answer at once if that consists
@@ -18,10 +18,14 @@ except ImportError as error:  # httptools is not installed
     ) from error
 
 
-from ..publishing.directory import place_of
-from ..responses.editions import Answer, Header, HeaderLines, Headers
-from ..responses.negotiation import at_once
-from ..responses.representation import READING
+from .http.directory import directory_of
+from .responses.negotiation import at_once
+from .responses.representation import Answer, Header, HeaderLines, Headers
+from .responses.response import READING
+
+__all__ = ["Published"]
+
+COPIED = 16 * 1024  # bytes: a body up to this size is sent together with the headers, which copies it
 
 # Headers that make a request more than a plain question for a representation: a body, a handshake, or a path
 # that a proxy has changed. Range is not among them, since ASGI answers such a request in full, too.
@@ -40,8 +44,6 @@ _OUT_OF_THE_ORDINARY = frozenset(
     }
 )
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for"})  # by which the access log names the client
-
-
 _READING = {method.encode(): method for method in READING}
 
 
@@ -52,8 +54,6 @@ class _Answered:
     disconnected = False
     message_event = asyncio.Event()  # uvicorn sets it when the connection ends; nothing waits for it
 
-
-COPIED = 16 * 1024  # bytes: a body up to this size is sent together with the headers, which copies it
 
 _ANSWERED: Any = _Answered()
 
@@ -67,7 +67,7 @@ class Published(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._place = place_of(self.app)
+        self._directory = directory_of(self.app)
 
     def on_message_begin(self) -> None:
         """Put off the scope, which an answer does not need."""
@@ -94,7 +94,7 @@ class Published(HttpToolsProtocol):
 
     def _answer(self) -> tuple[Answer, Header] | None:
         """The answer to the request, and its Cache-Control; None if ASGI has to answer."""
-        directory = self._place.directory
+        directory = self._directory
         if directory is None or (method := _READING.get(self.parser.get_method())) is None:
             return None
         asked = directory.find(method, self.url, self.root_path)
@@ -103,12 +103,13 @@ class Published(HttpToolsProtocol):
         for name, _ in self.headers:
             if name in _OUT_OF_THE_ORDINARY or (self.access_log and name in _FORWARDED):
                 return None
-        if (found := asked.at_hand()) is None:
+        source, window, key = asked
+        if (found := source.at_hand(window, key)) is None:
             return None
-        if (answer := at_once(*found, self.headers)) is None:
+        if (answer := at_once(found, self.headers)) is None:
             return None
         directory.running.requests += 1
-        return answer, asked.source.cache_control
+        return answer, source.cache_control
 
     def _is_free(self) -> bool:
         """Whether the connection can take an answer, and the server another request."""
@@ -125,20 +126,22 @@ class Published(HttpToolsProtocol):
         if self.access_log:
             self._log(status)
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        parts = [
-            STATUS_LINE[status],
-            _default_lines(self.server_state.default_headers),
-            headers.lines,
-            b"%b: %b\r\n" % cache_control,
-        ]
-        parts.append(b"\r\n" if keep_alive else b"connection: close\r\n\r\n")
-        if self.parser.get_method() == b"HEAD":
+        head = b"".join(
+            [
+                STATUS_LINE[status],
+                _default_lines(self.server_state.default_headers),
+                headers.lines,
+                b"%b: %b\r\n" % cache_control,
+                b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
+            ]
+        )
+        if body is None or self.parser.get_method() == b"HEAD":
             body = b""
         if len(body) > COPIED:
-            self.transport.write(b"".join(parts))
+            self.transport.write(head)
             self.transport.write(body)
         else:
-            self.transport.write(b"".join([*parts, body]))
+            self.transport.write(head + body)
         self.cycle = _ANSWERED
         if not keep_alive:
             self.transport.close()

@@ -1,0 +1,1 @@
+"""What an application answers over HTTP: published repositories, /refresh/ and /health/."""

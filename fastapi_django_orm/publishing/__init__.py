@@ -1,1 +1,0 @@
-"""Repositories that are served without a handler."""

@@ -1,1 +1,0 @@
-"""The routes that the plugin adds to an application: refresh and health."""
