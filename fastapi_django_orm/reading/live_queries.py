@@ -9,7 +9,7 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import Error
 from django.db.models import Field, Model, QuerySet
 
-from ..database.carrying import take_over
+from ..database.calls import take_over
 from ..database.startup_checks import table_explained
 from ..errors import DjangoORMError, InvalidRepository, InvalidRow, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
