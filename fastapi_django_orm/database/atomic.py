@@ -85,7 +85,7 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
 
 @asynccontextmanager
 async def nothing_left_open() -> AsyncIterator[None]:
-    """Roll back what a call inside leaves open, where nobody could end it later.
+    """Roll back what a call inside leaves open, where no code could end it later.
 
     Raises:
         TransactionLeftOpen: there was something.

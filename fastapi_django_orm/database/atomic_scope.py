@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Self
 
 import anyio
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
 from ..clock import monotonic
@@ -43,7 +42,7 @@ class AtomicScope(Scope):
         """Ask for nothing yet."""
         self._django: Atomic | None = None  # what is to be left, once it was entered
         self._alias = ""
-        self._watched: BaseDatabaseWrapper | None = None  # see _watch_rollbacks()
+        self._watched: Any = None  # see _watch_rollbacks()
         super().__init__(transaction, parent)
 
     @classmethod
@@ -172,7 +171,8 @@ class AtomicScope(Scope):
             self._release()
 
     def _release(self) -> None:
-        _watch_no_more(self._watched)
+        if self._watched is not None:
+            del self._watched.set_rollback, self._watched.rollback_asked
         with self.transaction.lock:
             if self._child is not None:  # an on_commit callback has left a call behind
                 self.state = State.LENDING
@@ -197,8 +197,7 @@ class AtomicScope(Scope):
         self.transaction.put(Job(partial(context.run, leave)))
 
 
-def rolled_back_silently() -> TransactionManagementError:
-    """The error of a block without an error of which nothing was committed."""
+def _rolled_back_silently() -> TransactionManagementError:
     return TransactionManagementError(
         "This atomic() ended without an exception, and all that was written in it was rolled back, because "
         "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), "
@@ -221,14 +220,14 @@ def _loud(connection: Any, error: type[BaseException] | None) -> Iterator[None]:
     if lost and not (connection.in_atomic_block and connection.needs_rollback):
         asked, connection.rollback_asked = connection.rollback_asked, False
         if error is None and not asked:
-            raise rolled_back_silently() from cause
+            raise _rolled_back_silently() from cause
 
 
 def _watch_rollbacks(connection: Any) -> Any:
-    """Note on the connection where code asks for a rollback, which Django keeps no apart from an error.
+    """Note on the connection where code asks for a rollback, which Django keeps as it keeps an error.
 
     Returns:
-        The connection, for ``_watch_no_more()``; None if it is watched for a block around.
+        The connection, to take that away from later; None if it is watched for a block around.
     """
     if "set_rollback" in vars(connection):
         return None
@@ -241,11 +240,6 @@ def _watch_rollbacks(connection: Any) -> Any:
     connection.rollback_asked = False
     connection.rollback_exc = None  # of an earlier transaction
     return connection
-
-
-def _watch_no_more(connection: Any) -> None:
-    if connection is not None:
-        del connection.set_rollback, connection.rollback_asked
 
 
 async def to_its_end(future: Future[Any], seconds: float | None = None) -> asyncio.CancelledError | None:

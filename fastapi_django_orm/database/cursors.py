@@ -5,7 +5,7 @@ have their transactions on it, and a FETCH in a transaction that has failed fail
 transaction is aborted"). But a loop may take as long as the client that downloads its rows, and eight of
 those must not keep everybody from the database. So there is one rule:
 
-    Whoever uses the connection next reads what the loop has left to read into a file first.
+    The next user of the connection first reads the rest of the loop's rows into a file.
 
 The pool lends a connection with an open loop when there is no other. On SQLite the rows are read as soon as
 the call ends, since an open cursor there is an open read transaction, which a write on the same connection
@@ -82,7 +82,7 @@ class LoopCursor:
 
     Attributes:
         raw: the driver's connection.
-        finished: whether nobody will ask for more.
+        finished: whether the loop has ended.
     """
 
     def __init__(self, cursor: Any, raw: Any, opened: "list[LoopCursor]") -> None:
@@ -157,7 +157,7 @@ class LoopCursor:
 def _moved(cursor: Any, file: Any) -> Iterator[Any]:
     """Write all rows of a cursor into a file, and read them from there.
 
-    An error is raised where the loop has come so far; whoever took the connection has nothing to do with it.
+    An error is raised in the loop, when it has come so far, and not in the next user of the connection.
     """
     kept: list[Any] = []  # all from the first rows that cannot be pickled, as psycopg2's memoryview cannot
     failed: Exception | None = None

@@ -36,7 +36,7 @@ class DatabaseExecutor(Executor):
     Attributes:
         on_loop: the queries that need no thread.
         context: has asgiref use these threads, once the plugin has entered it.
-        own: the same for the plugin's own reads, on threads that nobody else's code runs on.
+        own: runs the plugin's own reads, on threads that run no other code.
     """
 
     def __init__(

@@ -66,7 +66,7 @@ class _Kept(Transaction):
 
 
 class _KeptScope(Scope):
-    """The root of a tree without a transaction of its own, which lends until it is told to end."""
+    """The root of a tree without a transaction, which lends until ``break_off()`` or ``release()``."""
 
     def break_off(self) -> None:
         """Give everything up when the calls that use it have ended. Open blocks are rolled back."""
@@ -159,7 +159,7 @@ class AdoptedScope(AtomicScope):
             self.release()
 
     async def roll_back(self) -> list[str]:
-        """Roll back what nobody could end later. The aliases of the databases."""
+        """Roll back what no code could end later. Returns the aliases of the databases."""
         aliases = list(self.connections)
         error = rolled_back_before()
         await self.leave(type(error), error, None)
@@ -178,9 +178,9 @@ class AdoptedScope(AtomicScope):
         self.end()
 
     def end(self) -> None:
-        """Make room for the next one, and let go of the handler."""
+        """Make room for the next one, and forget the handler."""
         super().end()
-        self._close = None  # its context knows the request, which knows this scope
+        self._close = None  # its context refers to the request, and that to this scope
 
     def __del__(self) -> None:  # outside of a request, which would have ended it
         if self.connections:

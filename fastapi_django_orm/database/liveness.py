@@ -1,4 +1,4 @@
-"""Whether a connection works: told by its socket in microseconds, and by the time that an answer takes.
+"""Whether a connection works: its socket says so in microseconds, or the time that an answer takes.
 
 A server that ends a connection closes its side, which makes the client's socket readable at a moment when
 nothing can be due. Django itself would notice with a query of its own (``CONN_HEALTH_CHECKS``) or by failing
@@ -125,7 +125,7 @@ class Waits:
     def look(self, connection: Any) -> float:
         """How long a connection has been waiting for one answer, in seconds.
 
-        COMMIT and FETCH are no statements for Django. They count from when they were first seen here.
+        COMMIT and FETCH are not statements for Django. They count from when they were first seen here.
         """
         if not _is_waiting(connection):
             self._seen.pop(connection, None)

@@ -4,7 +4,7 @@ The way to a thread and back costs more than a short query does, and under load 
 interpreter longer than for the database. psycopg 3 lets the connection's socket be waited for instead.
 
 A connection is lent to such a query as to any call, so the bound holds. Where anything is out of the ordinary
-(none is open and free, another driver, the server refuses the query) the caller is told to ask on a database
+(none is open and free, another driver, the server refuses the query) the caller has to ask on a database
 thread, which opens connections, heals them, and raises what Django raises.
 """
 

@@ -2,7 +2,7 @@
 
 A connection is lent to a *call*, not to a thread or a request: a request that kept one while it waits for
 something else would starve the others, and FastAPI's worker threads are many more than the connections that
-a server can spare. psycopg's own pool is not used, because it knows one driver of Django's three.
+a server can spare. psycopg's own pool is not used, because it is for one driver of Django's three.
 
 ==================== ==================================================================================
 ``acquire``          on a thread: waits, and returns a connection that works
@@ -237,7 +237,7 @@ class Pool:
     # Release
 
     def release(self, connection: BaseDatabaseWrapper) -> bool:
-        """Take a connection back that this pool has made, and lend it to whoever has waited longest.
+        """Take back a connection of this pool, and lend it to the borrower that has waited longest.
 
         One that is not clean stays with the request that has left it so, or is closed.
 
@@ -248,7 +248,7 @@ class Pool:
             self.discard(connection)
             return True
         settle_cursors(connection, read_ahead=connection.vendor == "sqlite")
-        # Autocommit that a call has left off is a transaction that nobody would end.
+        # Autocommit that a call has left off is a transaction that no code would end.
         turned = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
         if connection.connection is not None and (self._closed or turned):
             self._close(connection)
@@ -321,7 +321,7 @@ class Pool:
     def sweep(self) -> None:
         """Close the idle connections that are past their age, all but the one used last, and cursors.
 
-        A loop that was left has its cursor closed here, if nobody uses the connection before.
+        A loop that was left has its cursor closed here, unless another call has done so.
         """
         with self._lock:
             old = self._old()

@@ -2,9 +2,9 @@
 
 All that happens inside a transaction happens in a tree of scopes. An ``AtomicScope`` is one ``async with
 atomic()``; a ``ReentrantScope`` is one call (a synchronous function on some thread) inside of it. A
-``KeptScope`` is the root of a tree without a transaction of its own: what a context or a request keeps from
-call to call. There is one rule, whatever way the code took (``run()``, ``sync_to_async``, AnyIO's threads,
-``async_to_sync``, …):
+``ContextScope`` or a ``RequestScope`` is the root of a tree without a transaction: what a context or a
+request keeps from call to call. There is one rule, whatever way the code took (``run()``,
+``sync_to_async``, AnyIO's threads, ``async_to_sync``, …):
 
     A scope either uses the connections itself, or lends them to one child at a time, in the order of asking.
 
@@ -171,7 +171,7 @@ class Scope:
         """Have ``begin`` called once no child uses the connections.
 
         Calls that asked before are served before. Nested blocks are not let in any more, and one that is open
-        is rolled back: it belongs to a task that nobody has awaited.
+        is rolled back: it belongs to a task that was not awaited.
         """
         with self.transaction.lock:
             self._begin = begin

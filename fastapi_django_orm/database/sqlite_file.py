@@ -71,7 +71,7 @@ class OpenedFiles:
         self._expected = Files(None, None)
 
     def were_replaced(self) -> bool:
-        """Whether the connection is open, and writes where nobody else reads; it is to be closed then.
+        """Whether the connection is open, and writes into a file that was replaced; close it then.
 
         Asked before each use, since what is found is what the connection is expected to open in that use. So
         a file that is replaced before it is opened is taken for replaced once more; looked at afterwards, it

@@ -1,6 +1,6 @@
 """Whether a database answers and has the tables of models, and what to do where it does not.
 
-The database's error is the same in a project that nobody has migrated yet, in one whose models have no
+The database's error is the same in a project that was not migrated yet, in one whose models have no
 migration, and in an old worker while a new release is rolled out; and what helps is another thing each time.
 Django's migrations tell which, without running any.
 """

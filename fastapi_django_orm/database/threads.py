@@ -41,7 +41,7 @@ class Job:
 
     @property
     def waits(self) -> bool:
-        """Whether no thread has begun it, and nobody has given it up."""
+        """Whether no thread has begun it, and the caller has not given it up."""
         return bool(self._calls) and not self.future.done()
 
     def run(self) -> None:
@@ -67,7 +67,7 @@ class Job:
             self.future.set_exception(error)
 
     def _claim(self) -> Callable[[], Any] | None:
-        """Take the function, if nobody has yet and the caller still waits."""
+        """Take the function, if no other has yet and the caller still waits."""
         try:
             call = self._calls.pop()
         except IndexError:
