@@ -99,6 +99,7 @@ class AtomicScope(Scope):
                 back when it does.
         """
         granted: Future[None] = Future()
+        # One step under the lock: what breaks the block off from outside comes before it, or not at all.
         with self.transaction.lock:
             if not self.broken:
                 self.ending = True
@@ -130,6 +131,7 @@ class AtomicScope(Scope):
         """Run a step on the transaction's thread; cancellation is deferred until it has finished."""
         before = entered_scope()
         carried = Carried(self._call(function))
+        # The step is inside of the block; the task is, too, but only once the step has succeeded.
         carried.context.run(enter_scope, self)
         job = Job(carried)
         self.transaction.put(job)

@@ -239,6 +239,9 @@ class Scope:
         with self.transaction.lock:
             if self.state is State.ENDED:
                 return
+            # First the state, so that nothing asks here any more. Then the parent has its turn, or the child
+            # takes this one's place; then what waits here asks outside. The thread goes last: nothing of
+            # this tree may put a job on it afterwards.
             self.state = State.ENDED
             child, self._child = self._child, None
             waiting = [each for each in self._queue if each.state is State.WAITING]

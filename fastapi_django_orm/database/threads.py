@@ -158,6 +158,7 @@ class DatabaseThreads:
         self._watched: _Waiting = deque()  # for something else
         self._shared: list[Worker] = []
         self._taken: set[Worker] = set()  # each by one transaction, context or request
+        self._for_requests = 0  # how many of them end with their request
         self._unused: list[Worker] = []  # what transactions have given back
         self._number = 0
         self._waiting_to_begin: deque[Callable[[Worker], None]] = deque()
@@ -172,6 +173,8 @@ class DatabaseThreads:
             self._waiting.append((job, self._busy))
             _pop_until(self._waiting)
             self._jobs.put(job)
+            # ``_idle`` counts the threads that wait in get(), less the jobs that were put for them. It counts
+            # too many once jobs have waited, but then all ``size`` threads run already.
             if not self._idle.acquire(blocking=False) and len(self._shared) < self._size:
                 self._start()
 
@@ -195,6 +198,7 @@ class DatabaseThreads:
                 self._number += 1
                 worker = Worker(f"{'request' if ends else 'transaction'}-{self._number}", queue.SimpleQueue())
                 worker.ends = ends
+            self._for_requests += ends
             self._taken.add(worker)
             return worker
 
@@ -202,7 +206,7 @@ class DatabaseThreads:
         """Have ``begin`` called with a new thread for a request, now or when others have ended."""
         with self._lock:
             self._refuse_if_closed()
-            if self._is_full():
+            if self._for_requests >= MOST_KEPT:
                 self._waiting_to_begin.append(begin)
                 return
             worker = self.take_worker(ends=True)
@@ -218,6 +222,7 @@ class DatabaseThreads:
             # From now on it takes jobs from a queue of its own. It runs this, so it waits in no other.
             worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
             worker.ends = True
+            self._for_requests += 1
             self._taken.add(worker)
             # Now and not when a job needs it: with jobs that have waited, more threads count as idle than
             # there are.
@@ -232,8 +237,9 @@ class DatabaseThreads:
             if not worker.ends:
                 self._unused.append(worker)
                 return
+            self._for_requests -= 1
             worker.jobs.put(None)
-            if self._closed or not self._waiting_to_begin or self._is_full():
+            if self._closed or not self._waiting_to_begin or self._for_requests >= MOST_KEPT:
                 return
             begin, following = self._waiting_to_begin.popleft(), self.take_worker(ends=True)
         begin(following)  # not under the lock: it takes a transaction's
@@ -243,9 +249,6 @@ class DatabaseThreads:
         worker = self.take_worker()
         worker.jobs.put(job)
         worker.jobs.put(Job(lambda: self.give_back_worker(worker)))
-
-    def _is_full(self) -> bool:
-        return sum(worker.ends for worker in self._taken) >= MOST_KEPT
 
     def wait_for_transactions(self, deadline: float) -> None:
         """Return when no transaction and no request has a thread any more, or at the deadline."""

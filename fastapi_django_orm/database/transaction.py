@@ -43,7 +43,10 @@ class Transaction:
         return Transaction(self.threads, self.pools, self.lock)
 
     def put(self, job: Job) -> None:
-        """Have the transaction's thread run the job, or one more while that one waits for this very job."""
+        """Have the transaction's thread run the job, or one more while that one waits for this very job.
+
+        The lock is held meanwhile, or ``end()`` could give the thread back between the question and the put.
+        """
         with self.lock:
             try:
                 if self._worker is None:
