@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import logs, running
 from .database.keeping import RequestConnections
-from .database.requests import current_request
+from .database.pool import current_request
 
 HOW_TO_QUERY = (
     "In an `async def` function write `await Topic.objects.aget(…)`, `async for topic in queryset`, or "

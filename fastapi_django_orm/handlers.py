@@ -17,7 +17,7 @@ from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
 from .database.atomic import atomic, atomic_aliases, nothing_left_open
-from .database.carrying import give_over, take_over
+from .database.calls import give_over, take_over
 from .database.misuse import atomic_explained
 from .database.scopes import Scope, current_scope, enter_scope, entered_scope
 from .errors import LazyAnswer, UnknownFastAPI

@@ -21,13 +21,11 @@ from . import repository, running
 from .cached import CachedRepository
 from .coherence.service import Coherence
 from .context import RequestContext
-from .database.driver_pool import fit_driver_pools
-from .database.engines import is_configured
+from .database.engines import fit_driver_pools, is_configured, notice_dead_networks
 from .database.executor import DatabaseExecutor
+from .database.lifecycle import database_service
 from .database.lifetimes import warn_of_short_lives
-from .database.network import notice_dead_networks
-from .database.reachable import check_reachable, check_shareable
-from .database.service import database_service
+from .database.startup_checks import check_reachable, check_shareable
 from .dependencies import check_streams, dependencies_of
 from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run

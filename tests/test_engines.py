@@ -14,10 +14,14 @@ from django.db.backends.sqlite3 import base
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.postgresql_parameters import way_to
-from fastapi_django_orm.database.driver_pool import fit_driver_pools
-from fastapi_django_orm.database.engines import kind_of, name_of
-from fastapi_django_orm.database.network import POSTGRESQL_PATIENCE, notice_dead_networks
-from fastapi_django_orm.database.reachable import check_shareable
+from fastapi_django_orm.database.engines import (
+    POSTGRESQL_PATIENCE,
+    fit_driver_pools,
+    kind_of,
+    name_of,
+    notice_dead_networks,
+)
+from fastapi_django_orm.database.startup_checks import check_shareable
 from fastapi_django_orm.errors import PrivateDatabase
 from tests.databases import BOARD, default_changed
 from tests.hearing import (

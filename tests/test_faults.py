@@ -439,7 +439,7 @@ def test_a_blocked_thread_is_named(default_database: str) -> None:
         await asyncio.wait([blocked])
 
     with pytest.MonkeyPatch.context() as patch, capture_logs() as logs:
-        patch.setattr("fastapi_django_orm.database.service.SHUTDOWN_TIMEOUT", 0.5)
+        patch.setattr("fastapi_django_orm.database.lifecycle.SHUTDOWN_TIMEOUT", 0.5)
         asyncio.run(main())
     [entry] = named(logs, blocks_for_ever)
     assert entry["databases"] == ["default"]
@@ -524,7 +524,7 @@ def test_a_call_that_outlives_its_application(default_database: str) -> None:
                     await run(count)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastapi_django_orm.database.service.SHUTDOWN_TIMEOUT", 0.5)
+        patch.setattr("fastapi_django_orm.database.lifecycle.SHUTDOWN_TIMEOUT", 0.5)
         asyncio.run(main())
 
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, Repository, atomic, run
 from fastapi_django_orm.database.calls import running_calls
-from fastapi_django_orm.database.network import cut
+from fastapi_django_orm.database.liveness import cut
 from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish
 from tests.databases import (

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import AsyncIterator, Iterator
+from tempfile import SpooledTemporaryFile
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
 from fastapi_django_orm import atomic, run
+from fastapi_django_orm.database.cursors import _moved
 from tests.databases import BOARD, DEADLINE, ask, client_of, default_changed, failed, session, until
 from tests.handlers import count
 from tests.playing import play
@@ -131,27 +133,24 @@ def test_a_loops_connection_is_not_lent(default_database: str) -> None:
     play(main, threads=4)
 
 
-def test_rows_that_cannot_be_put_into_a_file(default_database: str) -> None:
+def test_rows_that_cannot_be_put_into_a_file() -> None:
     """Where values cannot be pickled they are kept as they are."""
 
     class Odd:
         def __reduce__(self) -> Any:
             raise TypeError
 
-    def odd(execute: Any, *statement: Any) -> Any:
-        return execute(*statement)
+    rows = [(1, "a"), (2, Odd()), (3, "c")]
 
-    async def main() -> None:
-        from fastapi_django_orm.database.cursors import _Rest
+    class Cursor:
+        left = rows
 
-        rest, rows = _Rest(), [(1, "a"), (2, Odd()), (3, "c")]
-        rest.add([rows[0]])
-        rest.add([rows[1]])
-        rest.add([rows[2]])
-        assert [rest.take(2), rest.take(2), rest.take(2)] == [rows[:2], rows[2:], []]
-        rest.close()
+        def fetchmany(self, size: int) -> list[Any]:
+            taken, self.left = self.left[:1], self.left[1:]
+            return taken
 
-    play(main)
+    with SpooledTemporaryFile() as file:
+        assert list(_moved(Cursor(), file)) == rows
 
 
 @on_postgresql
@@ -240,7 +239,7 @@ def test_sqlite_gives_rows_as_they_are_read(default_database: str) -> None:
         nonlocal most
         for topic in Topic.objects.annotate(one=Value(1)).iterator(chunk_size=10):
             alive.add(topic)
-            most = max(most, len(connection.loops._open))  # type: ignore[attr-defined]
+            most = max(most, len(connection.loops))  # type: ignore[attr-defined]
             yield topic.pk
 
     async def main() -> None:

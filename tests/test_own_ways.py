@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository, atomic, run
-from fastapi_django_orm.database import service
+from fastapi_django_orm.database import lifecycle
 from fastapi_django_orm.errors import NotFound
 from tests.comparing import finish, sent_by_fastapi, typed, values
 from tests.databases import created, default_changed
@@ -402,7 +402,7 @@ def test_statements_that_a_wrapper_changes(default_database: str) -> None:
         return execute(sql.replace("board_entry", "hidden_entry"), params, many, context)
 
     def close_idle() -> None:  # as when the server has ended their sessions
-        for pool in service._process.pools():
+        for pool in lifecycle._process.pools():
             for idle in pool._free:
                 idle.close()
 

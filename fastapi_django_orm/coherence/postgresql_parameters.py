@@ -12,7 +12,7 @@ from typing import Any
 
 from django.db import connections
 
-from ..database.network import POSTGRESQL_PATIENCE
+from ..database.engines import POSTGRESQL_PATIENCE
 from ..errors import InvalidSettings, text_of
 from .transport import TransportUnavailable
 

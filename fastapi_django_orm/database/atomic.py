@@ -2,13 +2,13 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from .atomic_scope import AdoptedScope, AtomicScope
+from .atomic_scope import AtomicScope
 from .calls import left_open
+from .keeping import AdoptedScope
 from .scopes import Scope, current_scope, enter_scope, entered_scope
 
 
@@ -45,19 +45,11 @@ class Atomic:
         try:
             await self._inner.begin(self._django, self._alias)
         except BaseException as error:
-            await self._leave(type(error), error, error.__traceback__)
+            await self.__aexit__(type(error), error, error.__traceback__)
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._leave(kind, error, traceback)
-
-    async def _leave(self, *how: object) -> None:
+    async def __aexit__(self, *how: object) -> None:
         inner, self._inner = self._inner, None
         assert inner is not None
         try:
@@ -93,7 +85,7 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
 
 @asynccontextmanager
 async def nothing_left_open() -> AsyncIterator[None]:
-    """Roll back what a call inside leaves open, where nobody could end it later.
+    """Roll back what a call inside leaves open, where no code could end it later.
 
     Raises:
         TransactionLeftOpen: there was something.

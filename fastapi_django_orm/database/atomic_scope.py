@@ -13,45 +13,36 @@ however often the task is cancelled, and so no transaction is left open by a can
 import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Self
 
 import anyio
-from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic, TransactionManagementError
 
 from ..clock import monotonic
-from ..events import logger
-from .calls import Call, run_as_call
-from .carrying import Carried
-from .pool import Connections
-from .scopes import Scope, State, enter_scope, entered_scope, rolled_back_before, roots, scope_to_ask
-from .state import is_open
-from .threads import DatabaseThreads, Job
-from .transaction import Transaction, new_transaction, release
+from .calls import Carried, run_as_call
+from .scopes import Scope, State, enter_scope, entered_scope, rolled_back_before, scope_to_ask
+from .threads import Job
+from .transaction import Transaction, new_transaction
 
 
 class AtomicScope(Scope):
     """A transaction, or a savepoint in one, that asynchronous code is in.
 
-    It is RUNNING while it begins and while it ends, and LENDING between.
+    It is RUNNING while it begins and while it ends, and LENDING between. Its task owns it: ``let_in()``,
+    ``begin()`` and ``leave()`` are called once, in this order, on the event loop. The connection belongs to
+    the transaction's thread, where ``_enter()``, ``_leave()`` and what calls do between run.
     """
 
     is_block = True
 
     def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
-        """Ask for nothing yet.
-
-        Args:
-            transaction: the parent's, or a new one.
-            parent: the scope around it, if any.
-        """
+        """Ask for nothing yet."""
         self._django: Atomic | None = None  # what is to be left, once it was entered
         self._alias = ""
-        self._ends = False  # whether its end, or its breaking off, has asked for its turn
-        self._watched: BaseDatabaseWrapper | None = None  # see _watch_rollbacks()
+        self._watched: Any = None  # see _watch_rollbacks()
         super().__init__(transaction, parent)
 
     @classmethod
@@ -64,11 +55,6 @@ class AtomicScope(Scope):
         """
         parent = scope_to_ask()
         return cls(new_transaction() if parent is None else parent.transaction, parent)
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether the scope takes no more callbacks."""
-        return self._ends
 
     # On the event loop
 
@@ -89,11 +75,7 @@ class AtomicScope(Scope):
         self.check(granted)
 
     async def begin(self, django: Atomic, alias: str) -> None:
-        """Begin the transaction or the savepoint, and let the code inside use it.
-
-        Args:
-            django: Django's own block.
-            alias: the database.
+        """Begin Django's own block on a database, and let the code inside use it.
 
         Raises:
             DatabaseBusy: no connection became available in time.
@@ -101,26 +83,12 @@ class AtomicScope(Scope):
         acquired = self.connection(alias) is None
         try:
             if acquired:
-                self.keeper().connections[alias] = await self._acquire(alias)
+                acquiring = self.transaction.pools(alias).acquire_async()
+                self.keeper().connections[alias] = await acquiring
         except BaseException:
             self.lend()  # to leave() and break_off(), which are next
             raise
         await self._step(partial(self._enter, django, alias, acquired))
-
-    async def _acquire(self, alias: str) -> BaseDatabaseWrapper:
-        pool = self.transaction.pools(alias)
-        requested = pool.request()
-        if not requested.done():
-            waiting = asyncio.wrap_future(requested)
-            try:
-                # Not wait_for(): it would cancel, and a connection given at that moment would be lost.
-                await asyncio.wait([waiting], timeout=pool.timeout)
-            except BaseException:
-                pool.withdraw(requested)
-                raise
-            if requested.cancel():
-                raise pool.busy()
-        return requested.result()
 
     async def leave(self, *how: Any) -> None:
         """End as Django's ``__exit__`` does, when no call uses the transaction any more.
@@ -131,9 +99,10 @@ class AtomicScope(Scope):
                 back when it does.
         """
         granted: Future[None] = Future()
+        # One step under the lock: what breaks the block off from outside comes before it, or not at all.
         with self.transaction.lock:
             if not self.broken:
-                self._ends = True
+                self.ending = True
                 self.take_back(partial(granted.set_result, None))
         if self.broken:
             if how[0] is None:
@@ -162,6 +131,7 @@ class AtomicScope(Scope):
         """Run a step on the transaction's thread; cancellation is deferred until it has finished."""
         before = entered_scope()
         carried = Carried(self._call(function))
+        # The step is inside of the block; the task is, too, but only once the step has succeeded.
         carried.context.run(enter_scope, self)
         job = Job(carried)
         self.transaction.put(job)
@@ -203,7 +173,8 @@ class AtomicScope(Scope):
             self._release()
 
     def _release(self) -> None:
-        _watch_no_more(self._watched)
+        if self._watched is not None:
+            del self._watched.set_rollback, self._watched.rollback_asked
         with self.transaction.lock:
             if self._child is not None:  # an on_commit callback has left a call behind
                 self.state = State.LENDING
@@ -216,8 +187,8 @@ class AtomicScope(Scope):
     def break_off(self) -> None:
         """Roll this block back before its end; what its task does in it later fails."""
         with self.transaction.lock:
-            if self.state is not State.ENDED and not self._ends:
-                self._ends = self.broken = True
+            if self.state is not State.ENDED and not self.ending:
+                self.ending = self.broken = True
                 self.take_back(self._roll_back)
 
     def _roll_back(self) -> None:
@@ -228,94 +199,7 @@ class AtomicScope(Scope):
         self.transaction.put(Job(partial(context.run, leave)))
 
 
-class AdoptedScope(AtomicScope):
-    """A transaction that a call has left open, for the calls that follow it in its task.
-
-    So a ``def`` dependency with ``with transaction.atomic(): yield`` works: it enters in one call and leaves
-    in another, on another thread, and all between is inside. Nothing awaits its end: it is over when a call
-    has ended the transaction.
-    """
-
-    def __init__(
-        self, connections: dict[str, BaseDatabaseWrapper], close: Callable[[], None] | None = None
-    ) -> None:
-        """Begin, with connections that have a transaction open.
-
-        Args:
-            connections: what the call has left open.
-            close: closes the streaming handler that has left it open, if one has. That must not be collected
-                on the event loop, where its ``with`` statements could not roll back.
-        """
-        super().__init__(new_transaction(), None)
-        self.connections = connections
-        self.state = State.LENDING
-        self._close = close
-
-    def child_ends(self) -> None:
-        """End, if the call that uses the connections now has ended the transaction."""
-        if not any(map(is_open, self.connections.values())):
-            self.release()
-
-    async def roll_back(self) -> list[str]:
-        """Roll back what nobody could end later. The aliases of the databases."""
-        aliases = list(self.connections)
-        error = rolled_back_before()
-        await self.leave(type(error), error, None)
-        return aliases
-
-    def break_off(self) -> None:
-        """Have the code that began it end it, or roll it back, once the calls that use it have ended."""
-        with self.transaction.lock:
-            if self.state is not State.ENDED and not self._ends:
-                self._ends = self.broken = True
-                self.take_back(lambda: self.transaction.put(Job(self._abandon)))
-
-    def _abandon(self) -> None:
-        held, self.connections = self.connections, {}
-        end_abandoned(self.transaction.pools, held, self._close)
-        self.end()
-
-    def end(self) -> None:
-        """Make room for the next one, and let go of the handler."""
-        super().end()
-        self._close = None  # its context knows the request, which knows this scope
-
-    def __del__(self) -> None:  # outside of a request, which would have ended it
-        if self.connections:
-            with suppress(RuntimeError):  # the application has shut down, and its connections with it
-                ending = partial(end_abandoned, self.transaction.pools, self.connections, self._close)
-                self.transaction.threads.put_beside(Job(ending))
-
-
-def end_abandoned(
-    pools: Callable[[str], Connections],
-    connections: dict[str, BaseDatabaseWrapper],
-    close: Callable[[], None] | None,
-) -> None:
-    """End a transaction that the task which began it will not end any more, on a thread.
-
-    A streaming handler is closed, as Python closes a generator that is not read to its end: its own ``with``
-    statements roll back then. What is open after that is rolled back with an error in the log.
-
-    Args:
-        pools: where the connections go, by alias.
-        connections: those that have the transaction open, by alias.
-        close: closes the streaming handler that began it, if one did.
-    """
-    call = Call(pools)
-    call.held = dict(connections)
-    if close is not None:
-        try:
-            call.run(close)
-        except Exception as error:
-            logger.error("stream_not_closed", exc_info=error)
-    if call.held:
-        logger.error("transaction_abandoned", databases=sorted(call.held))
-        release(pools, call.held)
-
-
-def rolled_back_silently() -> TransactionManagementError:
-    """The error of a block without an error of which nothing was committed."""
+def _rolled_back_silently() -> TransactionManagementError:
     return TransactionManagementError(
         "This atomic() ended without an exception, and all that was written in it was rolled back, because "
         "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), "
@@ -338,14 +222,14 @@ def _loud(connection: Any, error: type[BaseException] | None) -> Iterator[None]:
     if lost and not (connection.in_atomic_block and connection.needs_rollback):
         asked, connection.rollback_asked = connection.rollback_asked, False
         if error is None and not asked:
-            raise rolled_back_silently() from cause
+            raise _rolled_back_silently() from cause
 
 
 def _watch_rollbacks(connection: Any) -> Any:
-    """Note on the connection where code asks for a rollback, which Django keeps no apart from an error.
+    """Note on the connection where code asks for a rollback, which Django keeps as it keeps an error.
 
     Returns:
-        The connection, for ``_watch_no_more()``; None if it is watched for a block around.
+        The connection, to take that away from later; None if it is watched for a block around.
     """
     if "set_rollback" in vars(connection):
         return None
@@ -358,40 +242,6 @@ def _watch_rollbacks(connection: Any) -> Any:
     connection.rollback_asked = False
     connection.rollback_exc = None  # of an earlier transaction
     return connection
-
-
-def _watch_no_more(connection: Any) -> None:
-    if connection is not None:
-        del connection.set_rollback, connection.rollback_asked
-
-
-def break_off_all(threads: DatabaseThreads, deadline: float) -> None:
-    """Roll back the transactions that are open when an application ends, and end what its requests keep.
-
-    Args:
-        threads: the application's, before they are shut down.
-        deadline: when to stop waiting for the calls that still run in them, on the monotonic clock.
-    """
-    for scope in list(roots):
-        if scope.transaction.threads is threads:
-            scope.break_off()
-    threads.wait_for_transactions(deadline)
-
-
-def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
-    """Forget the transactions that the parent had open, in a forked child.
-
-    Returns:
-        The parent's connections, which must be kept alive.
-    """
-    held = []
-    for root in roots:
-        scope: Scope | None = root
-        while scope is not None:
-            held.append(scope.connections)
-            scope.connections, scope.state = {}, State.ENDED
-            scope = scope._child
-    return held
 
 
 async def to_its_end(future: Future[Any], seconds: float | None = None) -> asyncio.CancelledError | None:

@@ -3,19 +3,24 @@
 Everything synchronous in an application is one: a ``def`` handler or dependency, each step of a streaming
 generator, a ``sync_to_async`` function, a query of Django's async API. A call borrows a connection when it
 first touches one, and gives it back when it ends, so none is held while a request waits for something else.
+
+A call belongs to the thread that runs it. Only that thread touches its fields, and the connections in
+``held``, so nothing here is locked.
 """
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from contextvars import Context, copy_context
+from typing import Any, Generic, TypeVar
 
+from asgiref.sync import SyncToAsync, _restore_context
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..clock import monotonic
 from ..errors import TransactionLeftOpen
-from .pool import Connections
+from .pool import Connections, pool_of
 from .state import is_open, left_behind
 from .threads import end_thread
 
@@ -29,6 +34,7 @@ class Call:
     """What one call has borrowed.
 
     Attributes:
+        pools: where to borrow, by alias.
         held: the connections that it has borrowed, by alias.
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
@@ -38,11 +44,7 @@ class Call:
     __slots__ = ("held", "ident", "pools", "scope", "started")
 
     def __init__(self, pools: Callable[[str], Connections]) -> None:
-        """Borrow nothing yet.
-
-        Args:
-            pools: where to borrow, by alias.
-        """
+        """Borrow nothing yet."""
         self.pools = pools
         self.held: dict[str, BaseDatabaseWrapper] = {}
         self.scope: Any = None
@@ -68,7 +70,7 @@ class Call:
         """
         connection = self.held.get(alias)
         if connection is None:
-            connection = self.held[alias] = self.pools(alias).borrow()
+            connection = self.held[alias] = self.pools(alias).acquire()
         return connection
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -82,6 +84,8 @@ class Call:
         _local.call = self
         running_calls.add(self)
         try:
+            if self.scope is not None:
+                self.scope.call_begins()
             return function(*args)
         finally:
             _local.call = before
@@ -104,14 +108,14 @@ class Call:
         for connection in list(self.held.values()):
             if not is_open(connection) and left_behind(connection) is None:
                 del self.held[connection.alias]
-                self.pools(connection.alias).give_back(connection)
+                pool_of(connection).release(connection)
 
     def end(self) -> None:
         """Give back each connection without an open transaction."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block:
                 del self.held[connection.alias]
-                if not self.pools(connection.alias).give_back(connection):
+                if not pool_of(connection).release(connection):
                     # The thread may have been left with something as well, which belongs to the connection.
                     end_thread()
 
@@ -130,9 +134,8 @@ class Call:
         if not self.held:
             return
         aliases = list(self.held)
-        for alias, connection in list(self.held.items()):
-            del self.held[alias]
-            self.pools(alias).discard(connection)
+        for connection in map(self.held.pop, aliases):
+            pool_of(connection).discard(connection)
         raise left_open(aliases)
 
 
@@ -148,17 +151,7 @@ def left_open(aliases: Iterable[str]) -> TransactionLeftOpen:
 def run_as_call(
     pools: Callable[[str], Connections], function: Callable[..., T], *args: Any, scope: Any = None
 ) -> T:
-    """Run the function as a call in which every transaction must end.
-
-    Args:
-        pools: where to borrow, by alias.
-        function: what to run.
-        *args: its arguments.
-        scope: the call's part of a transaction, if it has one.
-
-    Raises:
-        TransactionLeftOpen: it has left one open, which was rolled back.
-    """
+    """Run the function as a call in which every transaction must end; see ``run_call()``."""
     call = Call(pools)
     call.scope = scope
     return run_call(call, function, *args)
@@ -197,3 +190,49 @@ def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
     running_calls.clear()
     _local.call = None
     return held
+
+
+# The caller's context. A context variable goes along with a copy of the context. asgiref's ``Local``
+# (Django's language and time zone, django-simple-history's user) does not: it belongs to a thread, and
+# asgiref hands it over where it moves work between threads. Where this package moves work it does the same,
+# by asgiref's own function.
+
+
+class Carried(Generic[T]):
+    """A function that a thread calls in the context of the task that has made this object.
+
+    Attributes:
+        context: the copy in which it runs.
+    """
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        """Copy the context of the running task."""
+        self.context = copy_context()
+        self._function = function
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self) -> T:
+        """Call the function, on a thread whose ``async_to_sync`` then finds the task's event loop."""
+        result: T = _asgiref.thread_handler(self._loop, (None, None, None), [], self.context.run, self._work)
+        return result
+
+    def _work(self) -> T:
+        _restore_context(self.context)
+        return self._function()
+
+    def bring_back(self) -> None:
+        """Give the task what the function has changed."""
+        give_over(self.context)
+
+
+def take_over() -> None:
+    """Let the running thread see the ``Local``s of its context, which another thread has set."""
+    _restore_context(copy_context())
+
+
+def give_over(context: Context) -> None:
+    """Give the running code what has changed in a context that another thread ran."""
+    _restore_context(context)
+
+
+_asgiref: Any = SyncToAsync(lambda: None)  # for what its calls set up on a thread

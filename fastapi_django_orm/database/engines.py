@@ -1,4 +1,4 @@
-"""What kind of database an alias stands for, by the class of its engine: nothing is connected to.
+"""What kind of database an alias stands for, and the options that its driver gets. Nothing is connected to.
 
 An engine's name says nothing. ``psqlextra.backend``, ``django_tenants.postgresql_backend`` and
 ``django_prometheus.db.backends.postgresql`` are PostgreSQL; django-cockroachdb's engine is a subclass of
@@ -7,6 +7,7 @@ Django's for PostgreSQL and is not. Django's own word for what a database unders
 
 from contextlib import suppress
 from functools import cache
+from math import ceil
 from typing import Any, Literal, TypeAlias
 
 from django.core.exceptions import ImproperlyConfigured
@@ -21,13 +22,11 @@ _KINDS: dict[str, Kind] = {"mysql": "mysql", "postgresql": "postgresql", "sqlite
 # The modules of the drivers that Django's own engines use.
 _DRIVERS = {"MySQLdb": "mysql", "pymysql": "mysql", "psycopg": "postgresql", "psycopg2": "postgresql"}
 
+PSYCOPG_MIN_SIZE = 4  # the default of its pool
+
 
 def kind_of(alias: str) -> Kind | None:
-    """The kind of a database; None if it is another one, or if its driver is not installed.
-
-    Args:
-        alias: the key in ``DATABASES``.
-    """
+    """The kind of a database; None if it is another one, or if its driver is not installed."""
     return _KINDS.get(getattr(_engine(alias), "vendor", ""))
 
 
@@ -39,10 +38,8 @@ def is_configured(alias: str) -> bool:
 def takes_driver_options(alias: str, kind: Kind) -> bool:
     """Whether ``OPTIONS`` of a database go to a driver that Django's own engine of this kind uses.
 
-    Args:
-        alias: the key in ``DATABASES``.
-        kind: which one. An engine may reach the same server through another driver, such as MySQL's own
-            Connector, which refuses options that it does not know.
+    An engine may reach the same server through another driver, such as MySQL's own Connector, which refuses
+    options that it does not know.
     """
     driver = getattr(getattr(_engine(alias), "Database", None), "__name__", "")
     return kind_of(alias) == kind and _DRIVERS.get(driver) == kind
@@ -55,6 +52,57 @@ def name_of(alias: str) -> str:
         return name
     named = {"mysql": "MariaDB or MySQL", None: connections.settings[alias]["ENGINE"]}
     return str(named.get(kind_of(alias), kind_of(alias)))
+
+
+# libpq's parameters: seconds, but for the milliseconds of tcp_user_timeout. Together: 25 s at most.
+# https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS
+POSTGRESQL_PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+
+
+def notice_dead_networks(call_timeout: float) -> None:
+    """Have connections notice a network that dies without a word: no reset, no answer, nothing.
+
+    The kernel probes the peer and ends the connection if nothing comes back, but by itself only after hours.
+    What is written in ``OPTIONS`` stays.
+
+    Args:
+        call_timeout: seconds that a connection may wait for an answer; 0: as long as it likes.
+    """
+    for alias, settings in connections.settings.items():
+        if takes_driver_options(alias, "postgresql"):
+            settings["OPTIONS"] = {**POSTGRESQL_PATIENCE, **settings["OPTIONS"]}
+        elif call_timeout and takes_driver_options(alias, "mysql"):
+            # PyMySQL's connect_timeout is over when something has accepted; for the server's greeting it
+            # waits for ever, and there is no connection yet that liveness.cut() could end.
+            settings["OPTIONS"] = {"read_timeout": ceil(call_timeout), **settings["OPTIONS"]}
+
+
+def fit_driver_pools(limit: int) -> None:
+    """Keep psycopg's own pools (``OPTIONS["pool"]``) within the bound, and have them check what they lend.
+
+    Django allows them with ``CONN_MAX_AGE = 0`` only, so a connection that our pool gets back goes on to
+    psycopg's, which decides how many are open. By itself that opens at least four at once, and lends
+    connections that the server has closed.
+
+    Args:
+        limit: the most connections to each database.
+
+    Source: https://docs.djangoproject.com/en/stable/ref/databases/#connection-pool
+    """
+    for alias, settings in connections.settings.items():
+        pool = settings["OPTIONS"].get("pool")
+        if pool and takes_driver_options(alias, "postgresql"):  # Oracle's pool has other options
+            options = {} if pool is True else pool
+            most = min(options.get("max_size") or limit, limit)
+            sizes = {"min_size": min(options.get("min_size", PSYCOPG_MIN_SIZE), most), "max_size": most}
+            settings["OPTIONS"] = {**settings["OPTIONS"], "pool": {**options, **sizes}}
+            settings["CONN_HEALTH_CHECKS"] = True
 
 
 def _engine(alias: str) -> type[BaseDatabaseWrapper] | None:

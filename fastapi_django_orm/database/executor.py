@@ -1,4 +1,4 @@
-"""The executor that asgiref is given, and ``run()``: how asynchronous code gets synchronous ORM code run.
+"""The executor that asgiref is given, and ``run()``: how asynchronous code runs synchronous ORM code.
 
 asgiref has one thread for all ``sync_to_async`` calls of a process, and with a ``ThreadSensitiveContext``
 one for each context. Given this executor, an application's context spreads its calls over the database
@@ -36,7 +36,7 @@ class DatabaseExecutor(Executor):
     Attributes:
         on_loop: the queries that need no thread.
         context: has asgiref use these threads, once the plugin has entered it.
-        own: the same for the plugin's own reads, on threads that nobody else's code runs on.
+        own: runs the plugin's own reads, on threads that run no other code.
     """
 
     def __init__(
@@ -45,13 +45,7 @@ class DatabaseExecutor(Executor):
         pools: Callable[[str], Pool],
         own: "DatabaseExecutor | None" = None,
     ) -> None:
-        """Use these threads and connections.
-
-        Args:
-            threads: they run the functions.
-            pools: the connections, by alias.
-            own: the executor of the plugin's own reads, unless this is it.
-        """
+        """Use these threads and connections."""
         self.own = own or self
         self.threads = threads
         self.pools = pools

@@ -1,4 +1,4 @@
-"""What must happen even if nobody calls: jobs that wait too long, calls that do not end, idle connections."""
+"""Periodic maintenance: jobs that wait too long, calls that do not end, idle connections."""
 
 import sys
 import traceback
@@ -13,9 +13,8 @@ from ..clock import monotonic, pause
 from ..events import logger
 from . import calls
 from .calls import Call, running_calls
-from .network import cut
+from .liveness import Waits, cut
 from .pool import Pool
-from .statements import Waits
 from .threads import DatabaseThreads, Job
 
 INTERVAL = 1.0  # seconds
@@ -32,12 +31,8 @@ async def keep_house(
 ) -> None:
     """Look after the threads and connections of an application, until cancelled.
 
-    Args:
-        every: the application's threads.
-        pools: the connections.
-        thread_timeout: seconds after which a job that waits is given up, and a call that runs is named in the
-            log.
-        call_timeout: seconds that a connection may wait for one answer before it is cut; 0: any time.
+    A job that waits for ``thread_timeout`` seconds is given up, a call that runs as long is named in the log,
+    and a connection that waits for one answer for ``call_timeout`` seconds (0: any time) is cut.
     """
     named: set[Call] = set()
     waits = Waits()

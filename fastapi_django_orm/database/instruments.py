@@ -24,11 +24,10 @@ from anyio._core._eventloop import get_async_backend
 from asgiref.sync import SyncToAsync
 
 from .. import running
-from .atomic_scope import AdoptedScope, end_abandoned
 from .calls import Call, run_call
-from .pool import Pool
+from .keeping import AdoptedScope, end_abandoned
+from .pool import Pool, current_request
 from .reentrancy import ReentrantScope, job_inside
-from .requests import current_request
 from .scopes import (
     Scope,
     State,

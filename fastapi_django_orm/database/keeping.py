@@ -1,7 +1,8 @@
-"""Connections and a thread that stay together for longer than a call.
+"""What calls leave behind for those that follow, and what serves the calls of one context.
 
 Django gives a thread one connection, and an ASGI request one thread (``ThreadSensitiveContext``). Here a
-connection is lent to a call, which is enough for most code. Two kinds need more:
+connection is lent to a call, which is enough for most code. Three kinds need more, and each is a scope (see
+``scopes``) that lends what it has: calls take their turn in it, ``atomic()`` nests in it.
 
 - *A context of its own*, as Django's ``get_asgi_application()`` enters for each request: all its calls have
   one thread and one connection to each database from their first use until it ends. Both are new and end with
@@ -10,29 +11,36 @@ connection is lent to a call, which is enough for most code. Two kinds need more
 - *A request that has left something on a connection* (see ``state``), as ``async with pghistory.context()``
   does: the connection and the thread serve the request's later calls, one at a time, until the connection is
   clean, or the request has ended, and the connection is closed.
-
-Both are scopes (see ``scopes``) that lend what they have from first to last: calls take their turn in them,
-``atomic()`` nests in them.
+- *A call that has left a transaction open*, as a ``def`` dependency does: what follows in its task is inside.
 """
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import DatabaseBusy
+from ..events import logger
+from .atomic_scope import AtomicScope
+from .calls import Call
 from .pool import Connections, Pool
-from .scopes import Scope, State
-from .state import left_behind
-from .threads import MOST_KEPT, DatabaseThreads, Worker
-from .transaction import Transaction, release
+from .scopes import Scope, State, rolled_back_before
+from .state import is_open, left_behind
+from .threads import MOST_KEPT, DatabaseThreads, Job, Worker
+from .transaction import Transaction, new_transaction, release
 
-_lock = threading.Lock()  # guards what requests have kept; taken after a transaction's
+# Guards what requests have kept. Taken after a transaction's lock; none is taken under it but those of
+# DatabaseThreads.
+_lock = threading.Lock()
 
 
 class _Kept(Transaction):
-    """The thread and the lock of a request, which end with it."""
+    """The thread and the lock of a context or a request."""
+
+    ends_thread = True
 
     def __init__(
         self, threads: DatabaseThreads, pools: Callable[[str], Connections], worker: Worker | None = None
@@ -43,12 +51,6 @@ class _Kept(Transaction):
     def begin_on(self, worker: Worker) -> None:
         """Have this thread run everything."""
         self._worker = worker
-
-    def take_worker(self) -> Worker:
-        return self.threads.new_kept()
-
-    def give_back_worker(self, worker: Worker) -> None:
-        self.threads.end_kept(worker)
 
     def busy(self) -> DatabaseBusy:
         waited = self.threads.timeout
@@ -63,8 +65,8 @@ class _Kept(Transaction):
         )
 
 
-class KeptScope(Scope):
-    """The root of a tree without a transaction of its own, which lends until it is told to end."""
+class _KeptScope(Scope):
+    """The root of a tree without a transaction, which lends until ``break_off()`` or ``release()``."""
 
     def break_off(self) -> None:
         """Give everything up when the calls that use it have ended. Open blocks are rolled back."""
@@ -73,29 +75,21 @@ class KeptScope(Scope):
                 self.take_back(self.release_on_thread)
 
 
-class ContextScope(KeptScope):
+class ContextScope(_KeptScope):
     """What serves the calls of one ``ThreadSensitiveContext``. It is WAITING until it has its thread."""
 
     keeps_all = True
 
     def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
-        """Take nothing yet.
-
-        Args:
-            threads: the application's.
-            pools: its connections, by alias; new ones are made of them.
-        """
+        """Take nothing yet: many contexts use no database."""
         self._kept = _Kept(threads, lambda alias: pools(alias).fresh)
-        self._asked = False
         super().__init__(self._kept, None)
 
     def _let_in(self) -> None:
-        if self.state is State.WAITING:
-            if not self._asked:
-                self._asked = True
-                self._kept.threads.request_kept(self._begin_on)
-            return
-        super()._let_in()
+        if self.state is not State.WAITING:
+            super()._let_in()
+        elif len(self._queue) == 1:  # the first call
+            self._kept.threads.take_when_possible(self._begin_on)
 
     def _begin_on(self, worker: Worker) -> None:
         with self.transaction.lock:
@@ -105,24 +99,20 @@ class ContextScope(KeptScope):
     def break_off(self) -> None:
         """Give everything up, if the context has used anything."""
         with self.transaction.lock:
-            if self._asked:
-                super().break_off()
-            else:
+            if self.state is State.WAITING and not self._queue:
                 self.end()
+            else:
+                super().break_off()
 
 
-class RequestScope(KeptScope):
-    """What serves a request's calls after one of them has left something on a connection.
+class RequestScope(_KeptScope):
+    """What serves a request's calls after one of them has left something on a connection."""
 
-    Attributes:
-        is_over: whether it takes no more connections.
-    """
-
-    def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Connections]) -> None:
+    def __init__(self, request: "RequestConnections", executor: "_Executor") -> None:
         """Begin, on the thread whose call has ended: it runs what follows, if it serves everybody."""
-        super().__init__(_Kept(threads, pools, threads.keep_running()), None)
-        self.is_over = False
+        super().__init__(_Kept(executor.threads, executor.pools, executor.threads.take_running()), None)
         self.state = State.LENDING
+        self._request = request
 
     def child_ends(self) -> None:
         """End, if everything is clean by now."""
@@ -133,10 +123,97 @@ class RequestScope(KeptScope):
     def release(self) -> None:
         """Give the connections back, and end."""
         with _lock:  # or a call that ends now would leave here what nothing closes
-            self.is_over = True
+            if self._request.scope is self:
+                self._request.scope = None
             kept, self.connections = self.connections, {}
-        release(self.transaction.pools, kept)
+        release(kept)
         self.end()
+
+
+class AdoptedScope(AtomicScope):
+    """A transaction that a call has left open, for the calls that follow it in its task.
+
+    So a ``def`` dependency with ``with transaction.atomic(): yield`` works: it enters in one call and leaves
+    in another, on another thread, and all between is inside. Nothing awaits its end: it is over when a call
+    has ended the transaction.
+    """
+
+    def __init__(
+        self, connections: dict[str, BaseDatabaseWrapper], close: Callable[[], None] | None = None
+    ) -> None:
+        """Begin, with connections that have a transaction open.
+
+        Args:
+            connections: what the call has left open.
+            close: closes the streaming handler that has left it open, if one has. That must not be collected
+                on the event loop, where its ``with`` statements could not roll back.
+        """
+        super().__init__(new_transaction(), None)
+        self.connections = connections
+        self.state = State.LENDING
+        self._close = close
+
+    def child_ends(self) -> None:
+        """End, if the call that uses the connections now has ended the transaction."""
+        if not any(map(is_open, self.connections.values())):
+            self.release()
+
+    async def roll_back(self) -> list[str]:
+        """Roll back what no code could end later. Returns the aliases of the databases."""
+        aliases = list(self.connections)
+        error = rolled_back_before()
+        await self.leave(type(error), error, None)
+        return aliases
+
+    def break_off(self) -> None:
+        """Have the code that began it end it, or roll it back, once the calls that use it have ended."""
+        with self.transaction.lock:
+            if self.state is not State.ENDED and not self.ending:
+                self.ending = self.broken = True
+                self.take_back(lambda: self.transaction.put(Job(self._abandon)))
+
+    def _abandon(self) -> None:
+        held, self.connections = self.connections, {}
+        end_abandoned(self.transaction.pools, held, self._close)
+        self.end()
+
+    def end(self) -> None:
+        """Make room for the next one, and forget the handler."""
+        super().end()
+        self._close = None  # its context refers to the request, and that to this scope
+
+    def __del__(self) -> None:  # outside of a request, which would have ended it
+        if self.connections:
+            with suppress(RuntimeError):  # the application has shut down, and its connections with it
+                ending = partial(end_abandoned, self.transaction.pools, self.connections, self._close)
+                self.transaction.threads.put_beside(Job(ending))
+
+
+def end_abandoned(
+    pools: Callable[[str], Connections],
+    connections: dict[str, BaseDatabaseWrapper],
+    close: Callable[[], None] | None,
+) -> None:
+    """End a transaction that the task which began it will not end any more, on a thread.
+
+    A streaming handler is closed, as Python closes a generator that is not read to its end: its own ``with``
+    statements roll back then. What is open after that is rolled back with an error in the log.
+
+    Args:
+        pools: where the connections go, by alias.
+        connections: those that have the transaction open, by alias.
+        close: closes the streaming handler that began it, if one did.
+    """
+    call = Call(pools)
+    call.held = dict(connections)
+    if close is not None:
+        try:
+            call.run(close)
+        except Exception as error:
+            logger.error("stream_not_closed", exc_info=error)
+    if call.held:
+        logger.error("transaction_abandoned", databases=sorted(call.held))
+        release(call.held)
 
 
 class _Executor(Protocol):
@@ -156,11 +233,7 @@ class RequestConnections:
     __slots__ = ("_adopted", "_ended", "_executor", "scope")
 
     def __init__(self, executor: _Executor) -> None:
-        """Keep nothing yet.
-
-        Args:
-            executor: the application's.
-        """
+        """Keep nothing yet."""
         self.scope: RequestScope | None = None
         self._adopted: list[Scope] = []
         self._executor = executor
@@ -175,15 +248,12 @@ class RequestConnections:
         with _lock:
             if self._ended:
                 return False
-            if self.scope is None or self.scope.is_over:
-                self.scope = RequestScope(self._executor.threads, self._executor.pools)
+            if self.scope is None:
+                self.scope = RequestScope(self, self._executor)
             return self.scope.connections.setdefault(connection.alias, connection) is connection
 
     def adopt(self, scope: Scope) -> bool:
-        """End a transaction with the request, if nothing has ended it before.
-
-        Args:
-            scope: what a call has left open, as a ``def`` dependency or a streaming handler does.
+        """End a transaction that a call has left open with the request, if nothing has ended it before.
 
         Returns:
             False if the request has ended.
@@ -200,5 +270,5 @@ class RequestConnections:
         adopted, self._adopted = self._adopted, []
         for scope in adopted:  # of a stream whose client has gone
             scope.break_off()
-        if self.scope is not None:
-            self.scope.break_off()
+        if (kept := self.scope) is not None:
+            kept.break_off()

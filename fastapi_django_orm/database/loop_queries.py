@@ -4,13 +4,12 @@ The way to a thread and back costs more than a short query does, and under load 
 interpreter longer than for the database. psycopg 3 lets the connection's socket be waited for instead.
 
 A connection is lent to such a query as to any call, so the bound holds. Where anything is out of the ordinary
-(none is open and free, another driver, the server refuses the query) the caller is told to ask on a database
+(none is open and free, another driver, the server refuses the query) the caller has to ask on a database
 thread, which opens connections, heals them, and raises what Django raises.
 """
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from django.core.exceptions import SynchronousOnlyOperation
@@ -19,7 +18,7 @@ from django.utils.connection import ConnectionDoesNotExist
 
 from ..clock import monotonic
 from .calls import Call, running_calls
-from .pool import Pool, lender_of
+from .pool import Pool, pool_of
 
 Compose = Callable[[BaseDatabaseWrapper], bytes | None]
 Answer = list[tuple[Any, ...]] | Exception | None
@@ -33,11 +32,7 @@ class LoopQueries:
     """The queries that one application's event loop waits for."""
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
-        """Send none yet.
-
-        Args:
-            pools: the connections, by alias.
-        """
+        """Send none yet."""
         self._pools = pools
         self._waiting: set[_Query] = set()
         self._closed = False
@@ -59,39 +54,39 @@ class LoopQueries:
         if self._closed:
             return False
         try:
-            connection = self._pools(alias).take_ready()
+            connection = self._pools(alias).acquire_ready()
         except ConnectionDoesNotExist:
             return False
         if connection is None:
             return False
-        query = _Query(connection, _LoopCall(self._pools, connection))
+        call = _LoopCall(self._pools, connection)
         try:
-            sql = query.call.look(compose, connection)
-        except Exception:  # whatever it is, it comes again where it can be told to somebody
+            sql = call.look(compose, connection)
+        except Exception:  # whatever it is, it comes again on a thread, where the caller can be told
             sql = None
-        if sql is None or not query.watch():
-            lender_of(connection).put_back(connection)
+        if sql is None:
+            pool_of(connection).put_back(connection)
             return False
+
+        def ended(answer: Answer, broken: bool) -> None:
+            self._waiting.discard(query)
+            running_calls.discard(call)
+            pool_of(connection).put_back(connection, broken=broken)
+            done(answer)
+
+        query = _Query(connection, ended)
         try:
             query.send(sql)
+        except NotImplementedError:  # this kind of loop cannot watch sockets, and nothing was sent
+            pool_of(connection).put_back(connection)
+            return False
         except Exception:
             query.leave()
-            lender_of(connection).drop(connection)
+            pool_of(connection).put_back(connection, broken=True)
             return False
-        query.ended = partial(self._ended, query, done)
         self._waiting.add(query)
-        running_calls.add(query.call)
+        running_calls.add(call)
         return True
-
-    def _ended(self, query: "_Query", done: Done, answer: Answer, broken: bool) -> None:
-        self._waiting.discard(query)
-        running_calls.discard(query.call)
-        lender = lender_of(query.connection)
-        if broken:
-            lender.drop(query.connection)
-        else:
-            lender.put_back(query.connection)
-        done(answer)
 
     def close(self) -> None:
         """Send no more."""
@@ -125,49 +120,38 @@ class _LoopCall(Call):
 
 
 class _Query:
-    """One query, on its way.
-
-    Attributes:
-        connection: what it was sent on.
-        call: the query as housekeeping sees it.
-        ended: called with the answer, and with whether the connection has broken.
+    """One query, on its way. Only the event loop touches it, and the connection, until it has ended.
 
     Source: https://www.postgresql.org/docs/current/libpq-async.html
     """
 
-    __slots__ = ("_loop", "_pgconn", "_results", "_socket", "_writing", "call", "connection", "ended")
+    __slots__ = ("_connection", "_ended", "_loop", "_pgconn", "_results", "_socket", "_writing")
 
-    def __init__(self, connection: BaseDatabaseWrapper, call: Call) -> None:
-        self.connection: Any = connection
-        self.call = call
-        self.ended: Callable[[Answer, bool], None]
+    def __init__(self, connection: Any, ended: Callable[[Answer, bool], None]) -> None:
+        """Send nothing yet.
+
+        Args:
+            connection: what to send it on.
+            ended: called with the answer, and with whether the connection has broken.
+        """
+        self._connection = connection
+        self._ended = ended
         self._loop = asyncio.get_running_loop()
-        self._pgconn = self.connection.connection.pgconn
+        self._pgconn = connection.connection.pgconn
         self._socket: int = self._pgconn.socket
         self._results: list[Any] = []
         self._writing = False
 
-    def watch(self) -> bool:
-        """Have the loop watch the socket; False if this kind of loop cannot."""
-        try:
-            self._loop.add_reader(self._socket, self._ready)
-        except NotImplementedError:
-            return False
-        return True
-
     def send(self, sql: bytes) -> None:
-        """Send the query.
-
-        Raises:
-            Exception: the connection does not take it.
-        """
+        """Send the query, and have the loop watch the socket. Raises what the driver raises."""
+        self._loop.add_reader(self._socket, self._ready)
         self._pgconn.send_query(sql)
         self._flush()
 
     def end(self, answer: Answer, *, broken: bool) -> None:
         """Stop waiting, and answer the caller."""
         self.leave()
-        self.ended(answer, broken)
+        self._ended(answer, broken)
 
     def leave(self) -> None:
         """Have the loop watch the socket no more."""
@@ -217,7 +201,7 @@ class _Query:
             if state.startswith(_OF_THE_QUERY):
                 return None
             return self._as_of_django(errors.lookup(state)(result.get_error_message()))
-        transformer = Transformer(self.connection.connection)
+        transformer = Transformer(self._connection.connection)
         transformer.set_pgresult(result)
         return transformer.load_rows(0, result.ntuples, tuple)
 
@@ -228,7 +212,7 @@ class _Query:
 
     def _as_of_django(self, error: Exception) -> Exception:
         try:
-            with self.connection.wrap_database_errors:
+            with self._connection.wrap_database_errors:
                 raise error
         except Exception as wrapped:
             return wrapped

@@ -2,16 +2,35 @@
 
 A connection is lent to a *call*, not to a thread or a request: a request that kept one while it waits for
 something else would starve the others, and FastAPI's worker threads are many more than the connections that
-a server can spare. psycopg's own pool is not used, because it knows one driver of Django's three.
+a server can spare. psycopg's own pool is not used, because it is for one driver of Django's three.
+
+==================== ==================================================================================
+``acquire``          on a thread: waits, and returns a connection that works
+``acquire_async``    on an event loop: waits; ``check()`` it on the thread that will use it
+``acquire_ready``    on an event loop: one that works as it is, or None at once
+``release``          on a thread: the next borrower has it, if nothing was left on it
+``discard``          on a thread: in whatever state; another is made in its place
+``put_back``         on the event loop: what ``acquire_ready`` has returned
+==================== ==================================================================================
+
+A connection is in one of three places: in ``_free``; with the borrower that has acquired it, or that
+``_pass_on()`` has given it to; or with a request that has left something on it (``_kept``). ``_lent`` counts
+the last two, and those with the free ones are never more than ``limit``.
+
+Locking: ``_lock`` guards the fields of a pool. No other lock is taken under it, and nothing under it waits
+for a database: connections are closed before or after.
 """
 
+import asyncio
 import threading
 import time
 from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
 from django.db import Error, connections
@@ -19,12 +38,10 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import DatabaseBusy
 from ..events import logger
-from .cursors import loops_of, watch_cursors
-from .liveness import died_idle, ended_by_server, is_ready
-from .requests import Keeper, current_request
+from .cursors import end_cursors, is_read_from, settle_cursors, was_left, watch_cursors
+from .liveness import died_idle, ended_by_server, is_ready, time_statements
 from .sqlite_file import OpenedFiles
 from .state import Watched, left_behind
-from .statements import time_statements
 
 HOW_TO_KEEP = (
     "outside of requests a connection is lent to one call: let one function do it all, under run(), or write "
@@ -32,22 +49,23 @@ HOW_TO_KEEP = (
 )
 
 
-class Connections(Protocol):
-    """Where a call or a transaction takes connections to one database from, and gives them back."""
+class Keeper(Protocol):
+    """What keeps connections for the calls of one request; ``keeping.RequestConnections`` is one.
 
-    @property
-    def timeout(self) -> float:
-        """Seconds that a borrower waits at most."""
+    Attributes:
+        scope: what the request's calls ask, while something is kept.
+    """
 
-    def request(self) -> "Future[BaseDatabaseWrapper]":
-        """Ask for a connection; see ``Pool``, and so for the others."""
+    scope: Any
 
-    def withdraw(self, future: "Future[BaseDatabaseWrapper]") -> None: ...  # noqa: D102
-    def borrow(self) -> BaseDatabaseWrapper: ...  # noqa: D102
-    def busy(self) -> DatabaseBusy: ...  # noqa: D102
-    def check(self, connection: BaseDatabaseWrapper) -> None: ...  # noqa: D102
-    def give_back(self, connection: BaseDatabaseWrapper) -> bool: ...  # noqa: D102
-    def discard(self, connection: BaseDatabaseWrapper) -> None: ...  # noqa: D102
+    def keep(self, connection: BaseDatabaseWrapper) -> bool:
+        """Keep a connection for the calls that follow in the request; False if the request has ended."""
+
+    def adopt(self, scope: Any) -> bool:
+        """End a transaction that a call has left open with the request; False if that has ended."""
+
+
+current_request: ContextVar[Keeper | None] = ContextVar("fastapi_django_orm_request", default=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +78,7 @@ class _Asked:
         fresh: whether it is to be a new one.
     """
 
-    future: "Future[BaseDatabaseWrapper]"
+    future: Future[BaseDatabaseWrapper]
     request: Keeper | None
     fresh: bool
 
@@ -69,7 +87,9 @@ class Pool:
     """Lends the connections of one alias; any thread may call.
 
     Attributes:
-        fresh: the same connections, each as if it had just been made, and used once.
+        limit: the most connections at a time.
+        timeout: seconds that a borrower waits at most.
+        fresh: the same connections, each opened for one borrower and closed when it is released.
     """
 
     def __init__(self, alias: str, limit: int, timeout: float, *, timed: bool = False) -> None:
@@ -82,10 +102,10 @@ class Pool:
             timed: whether to note since when connections wait for an answer.
         """
         self.alias = alias
-        self._timed: WeakSet[BaseDatabaseWrapper] | None = WeakSet() if timed else None
         self.limit = limit
         self.timeout = timeout
         self.fresh = Fresh(self)
+        self._timed: WeakSet[BaseDatabaseWrapper] | None = WeakSet() if timed else None
         self._lock = threading.Lock()
         self._watched = Watched()
         first = self._create()
@@ -100,61 +120,43 @@ class Pool:
         self._kept: dict[BaseDatabaseWrapper, str] = {}  # those that requests keep, and why
         self._closed = False
 
-    def request(self, *, fresh: bool = False) -> Future[BaseDatabaseWrapper]:
-        """Ask for a connection; ``check()`` it before use, and give it back.
+    # Acquire
 
-        Give up with ``withdraw()``.
+    def acquire(self, *, fresh: bool = False) -> BaseDatabaseWrapper:
+        """A connection that works, waiting for one if need be. On the thread that will use it.
 
-        Args:
-            fresh: leave those that are open to others, if possible.
+        Raises:
+            DatabaseBusy: all stayed in use for the timeout.
         """
-        asked = _Asked(Future(), None if fresh else current_request.get(), fresh)
-        with self._lock:
-            connection = None
-            if self._may_have(asked):
-                connection = self._take_new() if fresh else self._take()
-            if connection is None:
-                self._waiting.append(asked)
-            else:
-                self._lent += 1
-                self._lend(connection, asked)
-        return asked.future
+        future = self._ask(fresh)
+        with suppress(TimeoutError):
+            future.result(self.timeout)
+        connection = self._granted(future)
+        self.check(connection)
+        return connection
 
-    def _may_have(self, asked: "_Asked") -> bool:
-        """Whether this borrower may have a connection, if there is one.
+    async def acquire_async(self, *, fresh: bool = False) -> BaseDatabaseWrapper:
+        """A connection, waiting for one on the event loop; ``check()`` it on the thread that will use it.
 
-        A request that has asked for a new one keeps it until its response is sent, however long its client
-        takes for that. One connection is left to the others.
+        Raises:
+            DatabaseBusy: all stayed in use for the timeout.
         """
-        return not asked.fresh or len(self._fresh) < max(1, self.limit - 1)
+        future = self._ask(fresh)
+        if not future.done():
+            try:
+                # Not wait_for(): it would cancel, and a connection given at that moment would be lost.
+                await asyncio.wait([asyncio.wrap_future(future)], timeout=self.timeout)
+            except BaseException:
+                if not future.cancel():
+                    self.put_back(future.result())
+                raise
+        return self._granted(future)
 
-    def _lend(self, connection: BaseDatabaseWrapper, asked: "_Asked") -> None:
-        connection.request = asked.request  # type: ignore[attr-defined]
-        if asked.fresh:
-            self._fresh.add(connection)
-        asked.future.set_result(connection)
-
-    def _take(self) -> BaseDatabaseWrapper | None:
-        """The warmest of the free ones that no loop reads from, else a new one, else one of a loop.
-
-        ``check()`` then reads what the loop has left to read.
-        """
-        for position in range(len(self._free) - 1, -1, -1):
-            if not loops_of(self._free[position]).unfinished:
-                return self._free.pop(position)
-        return self._take_new()
-
-    def _take_new(self) -> BaseDatabaseWrapper | None:
-        """A new one, else the coldest."""
-        if self._lent + len(self._free) < self.limit:
-            return self._create()
-        return self._free.pop(0) if self._free else None
-
-    def take_ready(self) -> BaseDatabaseWrapper | None:
+    def acquire_ready(self) -> BaseDatabaseWrapper | None:
         """A free connection that works as it is, on the event loop; None if there is none.
 
-        Return it with ``put_back()`` or ``drop()``. It is not checked as by ``borrow()``, which may close
-        connections and ask the server.
+        Return it with ``put_back()``. It is not checked as by ``acquire()``, which may close connections and
+        ask the server.
         """
         with self._lock:
             for position in range(len(self._free) - 1, -1, -1):
@@ -163,36 +165,47 @@ class Pool:
                     return self._free.pop(position)
         return None
 
-    def withdraw(self, future: Future[BaseDatabaseWrapper]) -> None:
-        """Take a request back, whether it was answered or not."""
-        if not future.cancel():
-            self.put_back(future.result())
+    def _ask(self, fresh: bool) -> Future[BaseDatabaseWrapper]:
+        asked = _Asked(Future(), None if fresh else current_request.get(), fresh)
+        with self._lock:
+            connection = self._take(fresh) if self._may_have(asked) else None
+            if connection is None:
+                self._waiting.append(asked)
+            else:
+                self._lent += 1
+                self._lend(connection, asked)
+        return asked.future
 
-    def borrow(self) -> BaseDatabaseWrapper:
-        """A connection that works, waiting for one if need be. On the thread that will use it.
+    def _granted(self, future: Future[BaseDatabaseWrapper]) -> BaseDatabaseWrapper:
+        if future.cancel():
+            raise self._busy()
+        return future.result()  # it may have come at the last moment
 
-        Raises:
-            DatabaseBusy: all stayed in use for the timeout.
+    def _may_have(self, asked: _Asked) -> bool:
+        """Whether this borrower may have a connection, if there is one.
+
+        A request that has asked for a new one keeps it until its response is sent, however long its client
+        takes for that. One connection is left to the others.
         """
-        connection = self.wait_for(self.request())
-        self.check(connection)
-        return connection
+        return not asked.fresh or len(self._fresh) < max(1, self.limit - 1)
 
-    def wait_for(self, future: Future[BaseDatabaseWrapper]) -> BaseDatabaseWrapper:
-        """The connection that was asked for, waiting on this thread.
+    def _take(self, fresh: bool) -> BaseDatabaseWrapper | None:
+        """The warmest of the free ones, else a new one, else one that a loop reads from."""
+        if not fresh:
+            for position in reversed(range(len(self._free))):
+                if not is_read_from(self._free[position]):
+                    return self._free.pop(position)
+        if self._lent + len(self._free) < self.limit:
+            return self._create()
+        return self._free.pop(0) if self._free else None  # the coldest: those that are warm stay open
 
-        Raises:
-            DatabaseBusy: all stayed in use for the timeout.
-        """
-        try:
-            return future.result(self.timeout)
-        except TimeoutError:
-            if future.cancel():
-                raise self.busy() from None
-            return future.result()  # it came at the last moment
+    def _lend(self, connection: BaseDatabaseWrapper, asked: _Asked) -> None:
+        connection.request = asked.request  # type: ignore[attr-defined]
+        if asked.fresh:
+            self._fresh.add(connection)
+        asked.future.set_result(connection)
 
-    def busy(self) -> DatabaseBusy:
-        """The error of a borrower that has waited long enough."""
+    def _busy(self) -> DatabaseBusy:
         with self._lock:
             fresh, kept = len(self._fresh), sorted(set(self._kept.values()))
         mounted = f", {fresh} by requests of mounted applications that are not answered in full" * bool(fresh)
@@ -212,28 +225,32 @@ class Pool:
         files: OpenedFiles = connection.opened_files  # type: ignore[attr-defined]
         if files.were_replaced():
             self._close(connection)  # a loop over its rows or not: what was written there would be lost
-        if loops := loops_of(connection):
-            loops.settle(read_ahead=True)
+        settle_cursors(connection, read_ahead=True)
         if connection.connection is not None and died_idle(connection):
             self._close(connection)
             connection.connection = None
         with suppress(Error):  # a broken connection may fail to close, too
             connection.close_if_unusable_or_obsolete()
+        if connection in self._fresh and connection.connection is not None:
+            self._close_session(connection)  # others have used it
 
-    def give_back(self, connection: BaseDatabaseWrapper) -> bool:
-        """Take a connection back, and lend it to whoever has waited longest.
+    # Release
+
+    def release(self, connection: BaseDatabaseWrapper) -> bool:
+        """Take back a connection of this pool, and lend it to the borrower that has waited longest.
 
         One that is not clean stays with the request that has left it so, or is closed.
 
         Returns:
             Whether it was clean.
         """
-        lender = lender_of(connection)
-        if lender is not self:  # lent before all applications ended, and others have begun since
-            return lender.give_back(connection)
-        if loops := loops_of(connection):
-            loops.settle(read_ahead=connection.vendor == "sqlite")
-        if connection.connection is not None and (self._closed or _is_open(connection)):
+        if connection in self._fresh:
+            self.discard(connection)
+            return True
+        settle_cursors(connection, read_ahead=connection.vendor == "sqlite")
+        # Autocommit that a call has left off is a transaction that no code would end.
+        turned = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
+        if connection.connection is not None and (self._closed or turned):
             self._close(connection)
         if (left := left_behind(connection)) is not None:
             self._keep(connection, left)
@@ -242,6 +259,25 @@ class Pool:
             self._close(connection)
         self._pass_on(connection)
         return True
+
+    def discard(self, connection: BaseDatabaseWrapper) -> None:
+        """Take back a connection in an unknown state: close it, and lend a new one in its place."""
+        self._close_session(connection)
+        pool = pool_of(connection)
+        with pool._lock:
+            pool._forget(connection)
+        pool._pass_on(pool._create())
+
+    def put_back(self, connection: BaseDatabaseWrapper, *, broken: bool = False) -> None:
+        """Take a connection back on the event loop, where nothing may wait for a server.
+
+        Args:
+            connection: one that nothing has been left on.
+            broken: whether to close it.
+        """
+        if broken:
+            _drop(connection)
+        self._pass_on(connection)
 
     def _keep(self, connection: BaseDatabaseWrapper, left: str) -> None:
         """Leave a connection to the request that has left something on it, or close it."""
@@ -253,20 +289,11 @@ class Pool:
         if self._closed or request is None or not request.keep(connection):
             self.discard(connection)
 
-    def put_back(self, connection: BaseDatabaseWrapper) -> None:
-        """Take its own connection back as it is: on the event loop, where Django lets nobody close it."""
-        self._pass_on(connection)
-
-    def drop(self, connection: BaseDatabaseWrapper) -> None:
-        """Take its own connection back that has broken, on the event loop."""
-        _end(connection)
-        self._pass_on(connection)
-
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:
             self._forget(connection)
             while (asked := self._next()) is not None:
-                if asked.future.set_running_or_notify_cancel():
+                if asked.future.set_running_or_notify_cancel():  # else its borrower has given up
                     self._lend(connection, asked)
                     return
             self._lent -= 1
@@ -275,9 +302,9 @@ class Pool:
                 self._free.insert(len(self._free) if connection.connection is not None else 0, connection)
                 return
         if connection.connection is not None:
-            _end(connection)
+            _drop(connection)
 
-    def _next(self) -> "_Asked | None":
+    def _next(self) -> _Asked | None:
         """The borrower that has waited longest of those that may have a connection."""
         for asked in self._waiting:
             if self._may_have(asked):
@@ -289,51 +316,33 @@ class Pool:
         self._fresh.discard(connection)
         self._kept.pop(connection, None)
 
-    def discard(self, connection: BaseDatabaseWrapper) -> None:
-        """Take back a connection in an unknown state: close it, and lend a new one in its place."""
-        self.close_session(connection)
-        lender = lender_of(connection)
-        with lender._lock:
-            lender._forget(connection)
-        lender._pass_on(lender._create())
-
-    def close_session(self, connection: BaseDatabaseWrapper) -> None:
-        """Close a connection, and what the server has of it."""
-        raw: Any = connection.connection
-        with ended_by_server(connection):
-            if (
-                getattr(raw, "_pool", None) is not None
-            ):  # OPTIONS["pool"], which lends it on unless it is closed
-                with suppress(Exception):
-                    raw.close()
-            self._close(connection)
-        if connection.vendor == "sqlite":
-            with suppress(Error):
-                BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
+    # Housekeeping
 
     def sweep(self) -> None:
-        """Close the idle connections that are past their age, all but the one used last.
+        """Close the idle connections that are past their age, all but the one used last, and cursors.
 
-        A free connection becomes old here, or when a loop of another call ends, whose cursor is closed here.
+        A loop that was left has its cursor closed here, unless another call has done so.
         """
         with self._lock:
-            idle = self._to_sweep()
-            self._free = [connection for connection in self._free if connection not in idle]
-            self._lent += len(idle)
-        for connection in idle:
-            loops_of(connection).settle(read_ahead=False)
-            self.give_back(connection)
+            old = self._old()
+            self._free = [connection for connection in self._free if connection not in old]
+            self._lent += len(old)  # by this thread, until it has closed them
+        for connection in old:
+            self.release(connection)
 
     @property
     def has_old(self) -> bool:
         """Whether there is something to sweep."""
         with self._lock:
-            return bool(self._to_sweep())
+            return bool(self._old())
 
-    def _to_sweep(self) -> list[BaseDatabaseWrapper]:
-        old = [c for c in self._free[: len(self._free) - self._spared] if _is_old(c)]
-        left = [c for c in self._free if (loops := loops_of(c)) and not loops.unfinished]
-        return [*old, *(c for c in left if c not in old)]
+    def _old(self) -> list[BaseDatabaseWrapper]:
+        spared = len(self._free) - self._spared
+        return [
+            each
+            for position, each in enumerate(self._free)
+            if (position < spared and _is_old(each)) or was_left(each)
+        ]
 
     def timed(self) -> list[BaseDatabaseWrapper]:
         """The connections of which it is noted since when they wait for an answer."""
@@ -345,30 +354,42 @@ class Pool:
             self._closed = True
             free, self._free = self._free, []
         for connection in free:
-            with suppress(Error):
-                BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
-            loops_of(connection).break_off()
+            _close_any(connection)
+            end_cursors(connection)
         if self._close_driver_pool is not None:
             self._close_driver_pool()
 
+    # One connection
+
     def _create(self) -> BaseDatabaseWrapper:
-        connection: BaseDatabaseWrapper = connections.create_connection(self.alias)
-        connection.lender = self  # type: ignore[attr-defined]
-        connection.opened_files = OpenedFiles(connection)  # type: ignore[attr-defined]
-        connection.request = None  # type: ignore[attr-defined]
-        connection.own_wrappers = []  # type: ignore[attr-defined]
+        connection: Any = connections.create_connection(self.alias)
+        connection.lender = self
+        connection.opened_files = OpenedFiles(connection)
+        connection.request = None
+        connection.own_wrappers = []
         if self._timed is not None:
             time_statements(connection)
             self._timed.add(connection)
         watch_cursors(connection)
         self._watched.watch(connection)
         connection.inc_thread_sharing()  # lent from thread to thread, and never to two at a time
-        return connection
+        return connection  # type: ignore[no-any-return]
 
-    def _close(self, connection: Any) -> None:
+    def _close(self, connection: BaseDatabaseWrapper) -> None:
         with suppress(Error):
             connection.close()
-        loops_of(connection).break_off()
+        end_cursors(connection)
+
+    def _close_session(self, connection: BaseDatabaseWrapper) -> None:
+        """Close a connection, and what the server has of it."""
+        raw: Any = connection.connection
+        with ended_by_server(connection):
+            if getattr(raw, "_pool", None) is not None:  # OPTIONS["pool"] lends it on, unless it is closed
+                with suppress(Exception):
+                    raw.close()
+            self._close(connection)
+        if connection.vendor == "sqlite":
+            _close_any(connection)
 
 
 class Fresh:
@@ -376,51 +397,33 @@ class Fresh:
 
     def __init__(self, pool: Pool) -> None:
         """Take them from this pool, within its bound."""
-        self._pool = pool
-        self.withdraw, self.busy, self.discard = pool.withdraw, pool.busy, pool.discard
-
-    @property
-    def timeout(self) -> float:
-        """Seconds that a borrower waits at most."""
-        return self._pool.timeout
-
-    def request(self) -> Future[BaseDatabaseWrapper]:
-        """Ask for a connection; ``check()`` it before use, and give it back."""
-        return self._pool.request(fresh=True)
-
-    def borrow(self) -> BaseDatabaseWrapper:
-        """A connection, waiting for one if need be. On the thread that will use it.
-
-        Raises:
-            DatabaseBusy: all stayed in use for the timeout.
-        """
-        connection = self._pool.wait_for(self.request())
-        self.check(connection)
-        return connection
-
-    def check(self, connection: BaseDatabaseWrapper) -> None:
-        """Close what others have used, so that its next use opens another."""
-        self._pool.check(connection)
-        if connection.connection is not None:
-            self._pool.close_session(connection)
-
-    def give_back(self, connection: BaseDatabaseWrapper) -> bool:
-        """Close the connection, with whatever was left on it."""
-        self._pool.discard(connection)
-        return True
+        self.acquire = partial(pool.acquire, fresh=True)
+        self.acquire_async = partial(pool.acquire_async, fresh=True)
+        self.check = pool.check
+        self.discard = pool.discard
 
 
-def lender_of(connection: BaseDatabaseWrapper) -> Pool:
-    """The pool that has made a connection."""
+Connections: TypeAlias = Pool | Fresh
+
+
+def pool_of(connection: BaseDatabaseWrapper) -> Pool:
+    """The pool that has made a connection, and that takes it back.
+
+    Where all applications have ended and others have begun, it is not the one that lends now.
+    """
     return connection.lender  # type: ignore[attr-defined,no-any-return]
 
 
-def _end(connection: Any) -> None:
+def _close_any(connection: BaseDatabaseWrapper) -> None:
+    with suppress(Error):
+        BaseDatabaseWrapper.close(connection)  # SQLite's own leaves those to shared memory open
+
+
+def _drop(connection: Any) -> None:
     """Close a connection with the driver's own means, which does not wait for the server."""
     raw, connection.connection = connection.connection, None
     with suppress(Exception):
         raw.close()
-    loops_of(connection).break_off()
 
 
 def _is_old(connection: BaseDatabaseWrapper) -> bool:
@@ -428,10 +431,5 @@ def _is_old(connection: BaseDatabaseWrapper) -> bool:
         connection.connection is not None
         and connection.close_at is not None
         and time.monotonic() >= connection.close_at
-        and not loops_of(connection).unfinished
+        and not is_read_from(connection)
     )
-
-
-def _is_open(connection: BaseDatabaseWrapper) -> bool:
-    """Whether a call has left autocommit off, and so a transaction that nobody would end."""
-    return bool(connection.autocommit != connection.settings_dict["AUTOCOMMIT"])

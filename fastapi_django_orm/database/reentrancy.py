@@ -81,6 +81,11 @@ class ReentrantScope(Scope):
             alias not in here or block not in here[alias].atomic_blocks for alias, block in innermost.items()
         )
 
+    def call_begins(self) -> None:
+        """Give Django the ``on_commit`` callbacks that were noted before, before the call has a savepoint."""
+        if self.parent is not None:
+            self.parent.register_hooks()
+
     def call_ended(self, call: Call) -> None:
         """End with the call, and take its connections from it that something else still uses."""
         if self.state is State.LENDING:  # it has not been able to take them back
@@ -108,7 +113,8 @@ def submit_call(
         pools: where to borrow connections outside of transactions.
         function: what to run.
         outside: runs the job where there is no transaction.
-        inside: runs the job in a transaction; False to have the transaction's thread run it.
+        inside: runs the job in a transaction; False to have the transaction's thread run it. Called with the
+            transaction's lock, on whichever thread has made room.
     """
     parent = scope_to_ask()
     if parent is None:
@@ -142,7 +148,7 @@ def job_inside(
 
     def begin() -> None:
         try:
-            if scope.refused:
+            if scope.broken:
                 job.expire(rolled_back_before())
             elif loop is not None and loop.is_closed():
                 job.future.cancel()
@@ -174,7 +180,7 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
         if (around := parent.connection(alias)) is None or not is_open(around):
             if parent.state is State.ENDED:
                 return transaction_connection(call, alias)
-            if parent.is_block and parent.is_ending:
+            if parent.is_block and parent.ending:
                 # It has committed or rolled back a moment ago, and its connection is about to be released.
                 raise ended_meanwhile()
             return None
@@ -186,17 +192,15 @@ def transaction_connection(call: Call, alias: str) -> BaseDatabaseWrapper | None
             scope.end()
             raise
         call.scope = scope
+        scope.call_begins()
     keeper = scope.keeper()
     if scope.connection(alias) is None and keeper is scope:
         return None
     if scope.state is State.LENDING:
         take_back(call)
-    if not scope.used and scope.parent is not None and not scope.is_block:
-        scope.parent.register_hooks()  # before the call has opened a savepoint
-    scope.used = True
     connection = scope.connection(alias)
     if connection is None:
-        connection = keeper.connections[alias] = keeper.transaction.pools(alias).borrow()
+        connection = keeper.connections[alias] = keeper.transaction.pools(alias).acquire()
     return connection
 
 

@@ -2,9 +2,9 @@
 
 All that happens inside a transaction happens in a tree of scopes. An ``AtomicScope`` is one ``async with
 atomic()``; a ``ReentrantScope`` is one call (a synchronous function on some thread) inside of it. A
-``KeptScope`` is the root of a tree without a transaction of its own: what a context or a request keeps from
-call to call. There is one rule, whatever way the code took (``run()``, ``sync_to_async``, AnyIO's threads,
-``async_to_sync``, …):
+``ContextScope`` or a ``RequestScope`` is the root of a tree without a transaction: what a context or a
+request keeps from call to call. There is one rule, whatever way the code took (``run()``,
+``sync_to_async``, AnyIO's threads, ``async_to_sync``, …):
 
     A scope either uses the connections itself, or lends them to one child at a time, in the order of asking.
 
@@ -17,15 +17,28 @@ state    means                                      goes on to
 ======== ========================================== =====================================================
 WAITING  asks its parent                            RUNNING: let in. ENDED: given up.
 RUNNING  uses the connections itself                LENDING: a block has begun, a call waits for async code.
+                                                    ENDED: its end is done.
 LENDING  its children use them, one at a time       RUNNING: ``take_back()`` had its turn.
 ENDED    code inside is in the scope around it now
 ======== ========================================== =====================================================
 
-A scope that still waits when all around it have ended is the root of a tree of its own: it is outside of the
-transaction. One that waits in a block that is rolled back under it is refused.
+Two marks, once set, stay in every state:
+
+======== ================================================================================================
+mark     means
+======== ================================================================================================
+ending   the end of a block has asked for its turn: nothing breaks it off any more, and it takes no more
+         ``on_commit`` callbacks of code on the event loop
+broken   it is rolled back, or about to be, under the code inside, which gets an error; a scope that has
+         waited in such a block is broken as well, before it began
+======== ================================================================================================
+
+A scope that still waits when all around it have ended without being broken is the root of a tree of its own:
+it is outside of the transaction.
 
 Locking: all fields of a tree are guarded by ``transaction.lock``. ``begin`` callbacks are called under it, on
 whichever thread made room; they only hand work over (to a thread's queue, to an event loop) and never block.
+The locks of ``DatabaseThreads`` and of ``keeping`` are taken after it, a pool's as well.
 """
 
 from collections import deque
@@ -43,8 +56,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import TransactionManagementError
 
 from . import calls
-from .requests import current_request
-from .threads import Job
+from .pool import current_request
+from .threads import DatabaseThreads, Job
 from .transaction import Transaction, release
 
 
@@ -67,11 +80,8 @@ class Scope:
     Attributes:
         transaction: the lock and the thread that the whole tree shares.
         parent: the scope around it; None for the outermost.
-        state: see the module.
+        state, ending, broken: see the module.
         connections: those that this scope has brought in, by alias.
-        broken: whether it was rolled back under the code that is inside of it, or is about to be.
-        refused: whether it has waited in a block that was rolled back under it.
-        used: whether its call has used a connection of the transaction.
     """
 
     is_block = False
@@ -82,17 +92,17 @@ class Scope:
 
         Args:
             transaction: the parent's, or a new one.
-            parent: the scope to ask.
+            parent: the scope to ask; None for the root of a tree.
         """
         self.transaction = transaction
         self.parent = parent
         self.state = State.WAITING
         self.connections: dict[str, BaseDatabaseWrapper] = {}
-        self.broken = self.refused = self.used = False
-        self._child: Scope | None = None
-        self._queue: deque[Scope] = deque()
+        self.ending = self.broken = False
+        self._child: Scope | None = None  # has been let in, and has not ended
+        self._queue: deque[Scope] = deque()  # children that wait, and this scope if it takes back
         self._begin: Callable[[], None] = _nothing
-        self._hooks: list[Callable[[], None]] = []
+        self._hooks: list[Callable[[], None]] = []  # see on_commit()
         if parent is None:
             roots.add(self)
 
@@ -127,14 +137,9 @@ class Scope:
             TransactionManagementError: the block is at its end.
         """
         with self.transaction.lock:
-            if self.is_ending:
+            if self.ending or self.state is State.ENDED:
                 raise ended_meanwhile()
             self._hooks.append(register)
-
-    @property
-    def is_ending(self) -> bool:
-        """Whether the scope takes no more callbacks."""
-        return self.state is State.ENDED
 
     def register_hooks(self) -> None:
         """Give Django the callbacks that were noted so far. On the thread that uses the connections now."""
@@ -147,7 +152,7 @@ class Scope:
         """Have ``begin`` called once this scope may use the connections.
 
         If all scopes around it end first, it is called as well, and the scope has no parent any more. If one
-        of them is rolled back under the code that is inside, the scope is ``refused`` besides.
+        of them is broken, this one is broken besides.
         """
         with self.transaction.lock:
             self._begin = begin
@@ -166,7 +171,7 @@ class Scope:
         """Have ``begin`` called once no child uses the connections.
 
         Calls that asked before are served before. Nested blocks are not let in any more, and one that is open
-        is rolled back: it belongs to a task that nobody has awaited.
+        is rolled back: it belongs to a task that was not awaited.
         """
         with self.transaction.lock:
             self._begin = begin
@@ -178,14 +183,7 @@ class Scope:
             self._let_in()
 
     def wait_for(self, request: Callable[[Callable[[], None]], None]) -> None:
-        """Block this thread until a request is granted.
-
-        Args:
-            request: this scope's ``ask`` or ``take_back``.
-
-        Raises:
-            DatabaseBusy: it was not within ``DJANGO_ORM_THREAD_TIMEOUT``.
-        """
+        """Block this thread until ``ask`` or ``take_back``, the request, is granted; see ``check()``."""
         granted: Future[None] = Future()
         request(partial(granted.set_result, None))
         with suppress(TimeoutError):
@@ -201,7 +199,7 @@ class Scope:
         """
         if not granted.done() and self.withdraw(granted):
             raise self.transaction.busy()
-        if self.refused:
+        if self.broken:
             self.end()
             raise rolled_back_before()
 
@@ -217,7 +215,7 @@ class Scope:
 
     def release(self) -> None:
         """Give the connections of this scope back, and end, on a thread that may close connections."""
-        release(self.transaction.pools, self.connections)
+        release(self.connections)  # before the end, which gives the thread back
         self.end()
 
     def release_on_thread(self) -> None:
@@ -227,8 +225,11 @@ class Scope:
     def break_off(self) -> None:
         """Roll back before the end, if that can be done. A call cannot be ended: it is waited for."""
 
+    def call_begins(self) -> None:
+        """Note that a call begins that may use the connections for this scope. On its thread."""
+
     def call_ended(self, call: calls.Call) -> None:
-        """Note that a call has ended which used the connections for this scope."""
+        """Note that it has ended."""
 
     def child_ends(self) -> None:
         """Look at the connections after a call inside, on its thread, while nothing else uses them."""
@@ -238,9 +239,12 @@ class Scope:
         with self.transaction.lock:
             if self.state is State.ENDED:
                 return
+            # First the state, so that nothing asks here any more. Then the parent has its turn, or the child
+            # takes this one's place; then what waits here asks outside. The thread goes last: nothing of
+            # this tree may put a job on it afterwards.
             self.state = State.ENDED
             child, self._child = self._child, None
-            waiting = [each for each in self._queue if each is not self]
+            waiting = [each for each in self._queue if each.state is State.WAITING]
             self._queue.clear()
             if self.parent is not None:
                 self.parent._hooks += self._hooks
@@ -256,15 +260,13 @@ class Scope:
                 self.transaction.end()
 
     def _wait_in(self, parent: "Scope") -> None:
-        around: Scope | None = parent
-        while around is not None and around.state is State.ENDED and not around.broken:
-            around = around.parent
-        self.refused = around is not None and around.broken
-        self.parent = None if self.refused else around
+        around = _open_around(parent)
+        self.broken = around is not None and around.broken
+        self.parent = None if self.broken else around
         if self.parent is not None:
             self.parent._queue.append(self)
             self.parent._let_in()
-        elif self.state is State.WAITING:
+        else:
             roots.add(self)
             # The lock stays the same: another thread may be about to take it, to give this scope up.
             self.transaction = self.transaction.another()
@@ -292,15 +294,20 @@ def _nothing() -> None:
 _scope: ContextVar[Scope | None] = ContextVar("fastapi_django_orm_scope", default=None)
 
 
+def _open_around(scope: Scope | None) -> Scope | None:
+    """The scope itself, or the innermost around it that has not ended, or is broken."""
+    while scope is not None and scope.state is State.ENDED and not scope.broken:
+        scope = scope.parent
+    return scope
+
+
 def current_scope() -> Scope | None:
     """The innermost scope of the running code that has not ended, or None outside of any transaction.
 
     Raises:
         TransactionManagementError: the code is inside a block that was rolled back under it.
     """
-    scope = _scope.get()
-    while scope is not None and scope.state is State.ENDED and not scope.broken:
-        scope = scope.parent  # of a task that has outlived the scope
+    scope = _open_around(_scope.get())  # a task may have outlived scopes
     if scope is not None and scope.broken:
         raise rolled_back_before()
     return scope
@@ -314,10 +321,9 @@ def scope_to_ask() -> Scope | None:
     """
     scope = current_scope()
     if scope is None and (request := current_request.get()) is not None:
-        kept: Scope | None = request.scope
         # A thread that waits in async_to_sync runs its calls itself, and has connections of its own.
-        if kept is not None and kept.state is not State.ENDED and waiting_thread() is None:
-            return kept
+        kept: Scope | None = request.scope if waiting_thread() is None else None
+        return kept
     return scope
 
 
@@ -334,6 +340,35 @@ def entered_scope() -> Scope | None:
 def enter_scope(scope: Scope | None) -> None:
     """Let the rest of this context run inside the scope, or outside of any."""
     _scope.set(scope)
+
+
+def break_off_all(threads: DatabaseThreads, deadline: float) -> None:
+    """Roll back the transactions that are open when an application ends, and end what its requests keep.
+
+    Args:
+        threads: the application's, before they are shut down.
+        deadline: when to stop waiting for the calls that still run in them.
+    """
+    for scope in list(roots):
+        if scope.transaction.threads is threads:
+            scope.break_off()
+    threads.wait_for_transactions(deadline)
+
+
+def forget_all() -> list[dict[str, BaseDatabaseWrapper]]:
+    """Forget the transactions that the parent had open, in a forked child.
+
+    Returns:
+        The parent's connections, which must be kept alive.
+    """
+    held = []
+    for root in roots:
+        scope: Scope | None = root
+        while scope is not None:
+            held.append(scope.connections)
+            scope.connections, scope.state = {}, State.ENDED
+            scope = scope._child
+    return held
 
 
 def rolled_back_before() -> TransactionManagementError:

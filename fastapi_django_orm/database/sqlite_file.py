@@ -41,11 +41,7 @@ def database_of(connection: BaseDatabaseWrapper) -> str:
 
 
 def path_of(database: str) -> str | None:
-    """The file of a database; None if it is in memory.
-
-    Args:
-        database: a path, or a ``file:`` URI.
-    """
+    """The file of a database, a path or a ``file:`` URI; None if it is in memory."""
     if not database.startswith("file:"):
         return None if database in ("", ":memory:") else database
     uri = urlsplit(database)
@@ -69,17 +65,13 @@ class OpenedFiles:
     """Which files a connection to SQLite has open. For any other database nothing is looked at."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        """Look at nothing yet.
-
-        Args:
-            connection: one that is not open.
-        """
+        """Look at nothing yet: the connection is not open."""
         self._connection = connection
         self._path = path_of(database_of(connection)) if connection.vendor == "sqlite" else None
         self._expected = Files(None, None)
 
     def were_replaced(self) -> bool:
-        """Whether the connection is open, and writes where nobody else reads; it is to be closed then.
+        """Whether the connection is open, and writes into a file that was replaced; close it then.
 
         Asked before each use, since what is found is what the connection is expected to open in that use. So
         a file that is replaced before it is opened is taken for replaced once more; looked at afterwards, it

@@ -12,7 +12,7 @@ before version 18), temporary tables, advisory locks.
 from collections.abc import Callable
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -24,17 +24,20 @@ from django.utils.functional import cached_property
 # reported. https://www.postgresql.org/docs/current/libpq-status.html#LIBPQ-PQPARAMETERSTATUS
 REPORTED = (
     *("search_path", "TimeZone", "DateStyle", "IntervalStyle", "client_encoding", "application_name"),
-    *(
-        "session_authorization",
-        "is_superuser",
-        "default_transaction_read_only",
-        "standard_conforming_strings",
-    ),
+    *("session_authorization", "is_superuser", "default_transaction_read_only"),
+    "standard_conforming_strings",
 )
 _REPORTED_BYTES = tuple(name.encode() for name in REPORTED)
 
-# What Django's own wrappers add to themselves after __init__, beside their cached properties.
-_ADDED_BY_DJANGO = frozenset({"_named_cursor_idx", "isolation_level"})
+# Attributes that say nothing: what Django's own wrappers add to themselves after __init__ (beside their
+# cached properties), and what this package adds.
+_HARMLESS = frozenset(
+    {
+        *("_named_cursor_idx", "isolation_level"),
+        *("chunked_cursor", "clean", "connect", "lender", "loops", "opened_files", "own_wrappers", "request"),
+        *("statement_since", "statements"),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,35 +45,38 @@ class Clean:
     """The state in which a connection may be lent.
 
     Attributes:
-        names: the attributes that its wrapper has, or may come to have by itself.
-        own: those that are not Django's but the engine's own, and their values.
         wrappers: what stands around every query.
+        own: the attributes that are the engine's own, not Django's.
         reported: what the server reports of the session; None before there is one.
     """
 
-    names: frozenset[str]
-    own: tuple[tuple[str, Any], ...]
-    wrappers: list[Any] = field(default_factory=list)
-    reported: tuple[Any, ...] | None = None
+    wrappers: list[Any]
+    own: dict[str, Any]
+    reported: tuple[Any, ...] | None
 
 
 class Watched:
-    """Knows one database's connections when they are clean."""
+    """Notes when one database's connections are clean."""
 
     def __init__(self) -> None:
         self._latest: Clean | None = None  # of a connection that was clean when it was opened
 
-    def watch(self, connection: BaseDatabaseWrapper) -> None:
-        """Note the state of a connection that has just been made and is not open."""
-        connection.clean = _as_made(connection)  # type: ignore[attr-defined]
+    def watch(self, connection: Any) -> None:
+        """Note the state of a connection that has just been made, and again whenever it is opened."""
+        connection.clean = _state_of(connection)
         connect = connection.connect
-        connection.connect = lambda: self._connect(connection, connect)  # type: ignore[method-assign]
+        connection.connect = lambda: self._connect(connection, connect)
 
     def _connect(self, connection: Any, connect: Callable[[], None]) -> None:
         untouched = left_behind(connection) is None
         connect()
         if untouched:
-            self._latest = connection.clean = _as_opened(connection)
+            if connection.clean.own:
+                # An engine may set something up with the first cursor (django-tenants: the search path).
+                with suppress(Exception), connection.cursor():
+                    pass
+            # A tracer may have put its wrapper on it when it was opened (``connection_created``).
+            self._latest = connection.clean = _state_of(connection)
         elif self._latest is not None:
             # A tenant was chosen before the first query: what it looks like without one, others have shown.
             connection.clean = self._latest
@@ -92,30 +98,21 @@ def left_behind(connection: BaseDatabaseWrapper) -> str | None:
         return "execute_wrappers"
     if connection.force_debug_cursor:
         return "force_debug_cursor"
-    if not vars(connection).keys() <= clean.names and (added := _added(connection, clean)):
-        return added
-    for name, value in clean.own:
-        if not _is_same(getattr(connection, name, None), value):
+    own = _own(connection)
+    for name in own.keys() | clean.own.keys():
+        if not _is_same(own.get(name), clean.own.get(name)):
             return name
     raw = connection.connection
     if raw is None:
         return None
     if _is_in_transaction(raw):
         return "a transaction that Django does not know of"
-    return _changed(reported_by(raw), clean.reported)
-
-
-def _added(connection: BaseDatabaseWrapper, clean: Clean) -> str | None:
-    here = vars(connection)
-    return next((name for name in here.keys() - clean.names if here[name] is not None), None)
-
-
-def _changed(now: tuple[Any, ...] | None, clean: tuple[Any, ...] | None) -> str | None:
-    if now == clean:
+    now = reported_by(raw)
+    if now == clean.reported:
         return None
-    if now is None or clean is None:
+    if now is None or clean.reported is None:
         return "settings of the session"
-    return next(name for name, one, other in zip(REPORTED, now, clean, strict=True) if one != other)
+    return next(name for name, one, other in zip(REPORTED, now, clean.reported, strict=True) if one != other)
 
 
 def reported_by(raw: Any) -> tuple[Any, ...] | None:
@@ -127,14 +124,33 @@ def reported_by(raw: Any) -> tuple[Any, ...] | None:
     return None if of_psycopg2 is None else tuple(map(of_psycopg2, REPORTED))
 
 
-def _is_in_transaction(raw: Any) -> bool:
-    """Whether the driver sees an open transaction: a BEGIN in plain SQL."""
-    pgconn = getattr(raw, "pgconn", None)
-    if pgconn is not None:
-        return bool(pgconn.transaction_status != 0 and not raw.closed)
-    if hasattr(raw, "in_transaction"):  # sqlite3
-        return bool(raw.in_transaction)
-    return bool(getattr(raw, "server_status", 0) & 1)  # PyMySQL: SERVER_STATUS_IN_TRANS
+def _state_of(connection: BaseDatabaseWrapper) -> Clean:
+    # Copies, since what code changes later must not change here as well.
+    own = {
+        name: copy(value) if isinstance(value, list | dict | set) else value
+        for name, value in _own(connection).items()
+    }
+    raw = connection.connection
+    return Clean(list(connection.execute_wrappers), own, None if raw is None else reported_by(raw))
+
+
+def _own(connection: BaseDatabaseWrapper) -> dict[str, Any]:
+    kind: Any = type(connection)
+    values = vars(connection)
+    return {name: values[name] for name in values.keys() - _of_django(kind, connection.alias)}
+
+
+@cache
+def _of_django(kind: Any, alias: str) -> frozenset[str]:
+    """The names of attributes that a connection has from Django's own class, and of harmless ones."""
+    django = next(cls for cls in kind.__mro__ if cls.__module__.startswith("django."))
+    cached = {
+        name
+        for cls in kind.__mro__
+        for name, value in vars(cls).items()
+        if isinstance(value, cached_property)
+    }
+    return frozenset(vars(django(connections.settings[alias], alias))) | cached | _HARMLESS
 
 
 def _is_same(now: Any, then: Any) -> bool:
@@ -146,59 +162,11 @@ def _is_same(now: Any, then: Any) -> bool:
     return bool(now == then or getattr(now, "__dict__", now) == getattr(then, "__dict__", None))
 
 
-def _as_made(connection: BaseDatabaseWrapper) -> Clean:
-    kind: Any = type(connection)
-    names = frozenset(vars(connection)) | _OURS | _ADDED_BY_DJANGO | _cached(kind)
-    return Clean(names, _own(connection), list(connection.execute_wrappers))
-
-
-def _as_opened(connection: Any) -> Clean:
-    """The state of a connection that was clean before it was opened."""
-    clean: Clean = connection.clean
-    if clean.own:
-        # An engine of its own may set something up with the first cursor (django-tenants: the search path).
-        with suppress(Exception), connection.cursor():
-            pass
-    names = clean.names | vars(connection).keys()
-    # A tracer may have put its wrapper on it when it was opened (``connection_created``).
-    wrappers = list(connection.execute_wrappers)
-    return Clean(names, _own(connection), wrappers, reported_by(connection.connection))
-
-
-def _own(connection: BaseDatabaseWrapper) -> tuple[tuple[str, Any], ...]:
-    values = vars(connection)
-    kind: Any = type(connection)
-    names = values.keys() - _of_django(kind, connection.alias) - _ADDED_BY_DJANGO - _cached(kind) - _OURS
-    return tuple((name, _kept(values[name])) for name in sorted(names))
-
-
-def _kept(value: Any) -> Any:
-    """The value as it is now, whatever becomes of it."""
-    return copy(value) if isinstance(value, list | dict | set) else value
-
-
-# What this package adds to a wrapper.
-_OURS = frozenset(
-    {
-        *("chunked_cursor", "clean", "connect", "lender", "loops", "opened_files", "own_wrappers", "request"),
-        *("statement_since", "statements"),
-    }
-)
-
-
-@cache
-def _of_django(kind: Any, alias: str) -> frozenset[str]:
-    """The attributes of the wrapper of Django's that a class is made of."""
-    django = next(cls for cls in kind.__mro__ if cls.__module__.startswith("django."))
-    return frozenset(vars(django(connections.settings[alias], alias)))
-
-
-@cache
-def _cached(kind: Any) -> frozenset[str]:
-    """The names of a class's cached properties."""
-    return frozenset(
-        name
-        for cls in kind.__mro__
-        for name, value in vars(cls).items()
-        if isinstance(value, cached_property)
-    )
+def _is_in_transaction(raw: Any) -> bool:
+    """Whether the driver sees an open transaction: a BEGIN in plain SQL."""
+    pgconn = getattr(raw, "pgconn", None)
+    if pgconn is not None:
+        return bool(pgconn.transaction_status != 0 and not raw.closed)
+    if hasattr(raw, "in_transaction"):  # sqlite3
+        return bool(raw.in_transaction)
+    return bool(getattr(raw, "server_status", 0) & 1)  # PyMySQL: SERVER_STATUS_IN_TRANS

@@ -2,6 +2,18 @@
 
 Not a ``ThreadPoolExecutor``: the interpreter waits for its threads at exit, for ever if a query hangs, and a
 job that has waited too long for a thread could not be ended with an error that says so.
+
+=================== ====================================================================================
+a thread serves
+=================== ====================================================================================
+everybody           it takes jobs from the common queue; at most ``size``
+one transaction     jobs from its own queue (``take_worker``); then another transaction
+one request         jobs from its own queue (``take_when_possible``, ``take_running``); it ends with the
+                    request, because of what that has left in a ``threading.local``
+=================== ====================================================================================
+
+Locking: ``_lock`` guards the fields of ``DatabaseThreads``. It is taken after a transaction's lock, so
+nothing that takes one of these is called under it.
 """
 
 import queue
@@ -10,7 +22,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakSet
 
 from ..clock import monotonic
@@ -18,28 +30,18 @@ from ..errors import DatabaseBusy
 
 
 class Job:
-    """A function that waits for a thread, and the future of its result.
-
-    Attributes:
-        future: what the caller waits for.
-        submitted: when, on the monotonic clock.
-    """
+    """A function that waits for a thread, and the future of its result."""
 
     __slots__ = ("_calls", "future", "submitted")
 
     def __init__(self, call: Callable[[], Any]) -> None:
-        """Make a job that no thread has begun.
-
-        Args:
-            call: the function, its arguments bound.
-        """
         self.future: Future[Any] = Future()
         self.submitted = monotonic()
         self._calls = [call]  # a list, for pop(): a thread may begin it at the moment when it expires
 
     @property
     def waits(self) -> bool:
-        """Whether no thread has begun it, and nobody has given it up."""
+        """Whether no thread has begun it, and the caller has not given it up."""
         return bool(self._calls) and not self.future.done()
 
     def run(self) -> None:
@@ -65,7 +67,7 @@ class Job:
             self.future.set_exception(error)
 
     def _claim(self) -> Callable[[], Any] | None:
-        """Take the function, if nobody has yet and the caller still waits."""
+        """Take the function, if no other has yet and the caller still waits."""
         try:
             call = self._calls.pop()
         except IndexError:
@@ -82,8 +84,11 @@ class Worker:
     Attributes:
         jobs: where it takes them from; None ends it.
         idle: released whenever the thread waits for a job.
-        threads: those that it belongs to while it serves everybody.
+        threads: those that it belongs to while it serves everybody; None if it serves one.
+        ends: whether it ends with the one that it serves.
     """
+
+    ends = False
 
     def __init__(
         self,
@@ -92,14 +97,7 @@ class Worker:
         idle: threading.Semaphore | None = None,
         threads: "DatabaseThreads | None" = None,
     ) -> None:
-        """Start the thread.
-
-        Args:
-            name: the thread's.
-            jobs: where it takes them from; None ends it.
-            idle: released whenever the thread waits for a job.
-            threads: those that it belongs to, if it serves everybody.
-        """
+        """Start the thread; see the class."""
         self.jobs = jobs
         self.idle = idle
         self.threads = threads
@@ -117,26 +115,14 @@ class Worker:
                 self.idle.release()
 
 
-def take_over_thread() -> Worker | None:
-    """Take the running thread from those that serve everybody: it runs only what is put into its own queue.
-
-    Returns:
-        The thread; None if it is none of those.
-    """
-    worker: Worker | None = getattr(_local, "worker", None)
-    if worker is None or worker.threads is None or not worker.threads.give_up(worker):
-        return None
-    return worker
-
-
 def end_thread() -> None:
-    """Have another thread take the place of the running one, if it serves everybody; it ends after this job.
+    """End the running thread after its job, if it serves everybody: another takes its place.
 
     What its code has left in a ``threading.local`` ends with it.
     """
-    worker = take_over_thread()
-    if worker is not None:
-        worker.jobs.put(None)
+    worker: Worker | None = getattr(_local, "worker", None)
+    if worker is not None and (threads := worker.threads) is not None and threads.take_running():
+        threads.give_back_worker(worker)
 
 
 _all: "WeakSet[DatabaseThreads]" = WeakSet()
@@ -144,6 +130,9 @@ _all: "WeakSet[DatabaseThreads]" = WeakSet()
 # As many as AnyIO has for `def` handlers. A context has its thread for as long as its response is being sent;
 # it needs more threads than connections, since many a request uses no connection.
 MOST_KEPT = 40
+
+# Jobs that wait, in the order of submission, and what makes the error of each.
+_Waiting: TypeAlias = deque[tuple[Job, Callable[[], DatabaseBusy]]]
 
 
 class DatabaseThreads:
@@ -154,13 +143,7 @@ class DatabaseThreads:
     """
 
     def __init__(self, size: int, timeout: float, name: str = "database") -> None:
-        """Start no thread yet.
-
-        Args:
-            size: the most threads that serve everybody.
-            timeout: seconds that a job waits for one at most.
-            name: what the threads are called.
-        """
+        """Start no thread yet."""
         self._size = size
         self._name = name
         self.timeout = timeout
@@ -171,14 +154,14 @@ class DatabaseThreads:
         """Begin without threads and without jobs."""
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._idle = threading.Semaphore(0)
-        self._waiting: deque[Job] = deque()
-        self._watched: deque[tuple[Job, Callable[[], DatabaseBusy]]] = deque()
+        self._waiting: _Waiting = deque()  # for a thread that serves everybody
+        self._watched: _Waiting = deque()  # for something else
         self._shared: list[Worker] = []
-        self._for_transactions: list[Worker] = []
-        self._free: list[Worker] = []
-        self._kept: set[Worker] = set()  # each for one context or request, with which it ends
+        self._taken: set[Worker] = set()  # each by one transaction, context or request
+        self._for_requests = 0  # how many of them end with their request
+        self._unused: list[Worker] = []  # what transactions have given back
         self._number = 0
-        self._waiting_to_keep: deque[Callable[[Worker], None]] = deque()
+        self._waiting_to_begin: deque[Callable[[Worker], None]] = deque()
         self._lock = threading.RLock()  # a collection inside may find an abandoned transaction
         self._given_back = threading.Condition(self._lock)
         self._closed = False
@@ -187,10 +170,11 @@ class DatabaseThreads:
         """Let the next free thread run the job."""
         with self._lock:
             self._refuse_if_closed()
-            self._waiting.append(job)
-            while self._waiting and not self._waiting[0].waits:
-                self._waiting.popleft()
+            self._waiting.append((job, self._busy))
+            _pop_until(self._waiting)
             self._jobs.put(job)
+            # ``_idle`` counts the threads that wait in get(), less the jobs that were put for them. It counts
+            # too many once jobs have waited, but then all ``size`` threads run already.
             if not self._idle.acquire(blocking=False) and len(self._shared) < self._size:
                 self._start()
 
@@ -198,31 +182,67 @@ class DatabaseThreads:
         name = f"{self._name}-{len(self._shared) + 1}"
         self._shared.append(Worker(name, self._jobs, self._idle, self))
 
-    def give_up(self, worker: Worker) -> bool:
-        """Let a thread go that serves everybody, on that thread; False if all are ending.
+    # Threads that serve one transaction, context or request each
 
-        From then on it takes jobs from a queue of its own.
+    def take_worker(self, *, ends: bool = False) -> Worker:
+        """A thread for one transaction, or a new one for one request; give it back.
+
+        Args:
+            ends: whether it is for a request, with which it ends.
         """
         with self._lock:
-            if self._closed or worker not in self._shared:
-                return False
+            self._refuse_if_closed()
+            if self._unused and not ends:
+                worker = self._unused.pop()
+            else:
+                self._number += 1
+                worker = Worker(f"{'request' if ends else 'transaction'}-{self._number}", queue.SimpleQueue())
+                worker.ends = ends
+            self._for_requests += ends
+            self._taken.add(worker)
+            return worker
+
+    def take_when_possible(self, begin: Callable[[Worker], None]) -> None:
+        """Have ``begin`` called with a new thread for a request, now or when others have ended."""
+        with self._lock:
+            self._refuse_if_closed()
+            if self._for_requests >= MOST_KEPT:
+                self._waiting_to_begin.append(begin)
+                return
+            worker = self.take_worker(ends=True)
+        begin(worker)
+
+    def take_running(self) -> Worker | None:
+        """The running thread for one request, if it serves everybody here: another takes its place."""
+        worker: Worker | None = getattr(_local, "worker", None)
+        with self._lock:
+            if self._closed or worker is None or worker not in self._shared:
+                return None
             self._shared.remove(worker)
+            # From now on it takes jobs from a queue of its own. It runs this, so it waits in no other.
             worker.jobs, worker.idle, worker.threads = queue.SimpleQueue(), None, None
+            worker.ends = True
+            self._for_requests += 1
+            self._taken.add(worker)
             # Now and not when a job needs it: with jobs that have waited, more threads count as idle than
             # there are.
             self._start()
-            return True
-
-    def take_worker(self) -> Worker:
-        """A thread for one transaction alone; give it back."""
-        with self._lock:
-            self._refuse_if_closed()
-            if self._free:
-                return self._free.pop()
-            name = f"transaction-{len(self._for_transactions) + 1}"
-            worker = Worker(name, queue.SimpleQueue())
-            self._for_transactions.append(worker)
             return worker
+
+    def give_back_worker(self, worker: Worker) -> None:
+        """Let another transaction have the thread; or end it when it has done what it runs."""
+        with self._lock:
+            self._taken.discard(worker)
+            self._given_back.notify_all()
+            if not worker.ends:
+                self._unused.append(worker)
+                return
+            self._for_requests -= 1
+            worker.jobs.put(None)
+            if self._closed or not self._waiting_to_begin or self._for_requests >= MOST_KEPT:
+                return
+            begin, following = self._waiting_to_begin.popleft(), self.take_worker(ends=True)
+        begin(following)  # not under the lock: it takes a transaction's
 
     def put_beside(self, job: Job) -> None:
         """Have a thread run the job that nothing else waits for."""
@@ -230,113 +250,45 @@ class DatabaseThreads:
         worker.jobs.put(job)
         worker.jobs.put(Job(lambda: self.give_back_worker(worker)))
 
-    def give_back_worker(self, worker: Worker) -> None:
-        """Let another transaction have the thread."""
-        with self._lock:
-            self._free.append(worker)
-            self._given_back.notify_all()
-
     def wait_for_transactions(self, deadline: float) -> None:
-        """Return when no transaction and no request has a thread any more, or at the deadline.
-
-        Args:
-            deadline: on the monotonic clock.
-        """
+        """Return when no transaction and no request has a thread any more, or at the deadline."""
         with self._lock:
-            while self._kept or len(self._free) < len(self._for_transactions):
+            while self._taken:
                 if not self._given_back.wait(deadline - monotonic()):
                     return
-
-    # Threads that serve one context or request each, and end with it
-
-    def request_kept(self, begin: Callable[[Worker], None]) -> None:
-        """Have ``begin`` called with a thread that has run nothing yet, now or when others have ended."""
-        with self._lock:
-            self._refuse_if_closed()
-            if len(self._kept) >= MOST_KEPT:
-                self._waiting_to_keep.append(begin)
-                return
-            worker = self.new_kept()
-        begin(worker)
-
-    def new_kept(self) -> Worker:
-        """A thread that has run nothing yet, at once."""
-        with self._lock:
-            self._refuse_if_closed()
-            self._number += 1
-            worker = Worker(f"request-{self._number}", queue.SimpleQueue())
-            self._kept.add(worker)
-            return worker
-
-    def keep_running(self) -> Worker | None:
-        """The running thread, taken from those that serve everybody; None if it is none of these."""
-        worker = take_over_thread()
-        if worker is not None:
-            with self._lock:
-                self._kept.add(worker)
-        return worker
-
-    def end_kept(self, worker: Worker) -> None:
-        """End a thread when it has done what it runs, and let what waits for one have another."""
-        worker.jobs.put(None)
-        with self._lock:
-            self._kept.discard(worker)
-            self._given_back.notify_all()
-            if self._closed or not self._waiting_to_keep or len(self._kept) >= MOST_KEPT:
-                return
-            begin, following = self._waiting_to_keep.popleft(), self.new_kept()
-        begin(following)  # not under the lock: it takes another
 
     # What waits
 
     def watch(self, job: Job, busy: Callable[[], DatabaseBusy]) -> None:
-        """Give a job up that waits longer than the timeout, wherever it waits.
-
-        Args:
-            job: it waits for its turn in a transaction, or for a thread that has to run it.
-            busy: makes the error.
-        """
+        """Give a job up with this error if it waits longer than the timeout, wherever it waits."""
         with self._lock:
-            while self._watched and not self._watched[0][0].waits:
-                self._watched.popleft()
+            _pop_until(self._watched)
             self._watched.append((job, busy))
 
     def expire(self) -> None:
         """Give up the jobs that have waited longer than the timeout."""
         latest = monotonic() - self.timeout
         with self._lock:
-            overdue = []
-            while self._watched and (not self._watched[0][0].waits or self._watched[0][0].submitted < latest):
-                overdue.append(self._watched.popleft())
-            late = []
-            while self._waiting and (not self._waiting[0].waits or self._waiting[0].submitted < latest):
-                late.append(self._waiting.popleft())
-        for job, busy in overdue:
+            late = [*_pop_until(self._watched, latest), *_pop_until(self._waiting, latest)]
+        for job, busy in late:  # not under the lock: what waits for a future may take others
             if job.waits:
                 job.expire(busy())
-        for job in late:
-            if job.waits:
-                job.expire(
-                    DatabaseBusy(
-                        f"No database thread came free within {self.timeout:g} s: all {self._size} are "
-                        "busy. Look for calls that do not end (the log names them), or raise "
-                        "DJANGO_ORM_THREADS."
-                    )
-                )
+
+    def _busy(self) -> DatabaseBusy:
+        return DatabaseBusy(
+            f"No database thread came free within {self.timeout:g} s: all {self._size} are busy. Look for "
+            "calls that do not end (the log names them), or raise DJANGO_ORM_THREADS."
+        )
 
     def shutdown(self, deadline: float) -> None:
-        """Drop what waits, and end the threads when they have done what they run.
-
-        Args:
-            deadline: when to stop waiting for them, on the monotonic clock.
-        """
+        """Drop what waits, and end the threads when they have done what they run, or at the deadline."""
         with self._lock:
             self._closed = True
-            for job in (*self._waiting, *(job for job, _ in self._watched)):
+            for job, _ in (*self._waiting, *self._watched):
                 job.future.cancel()
             for _ in self._shared:
                 self._jobs.put(None)
-            for worker in (*self._for_transactions, *self._kept):
+            for worker in (*self._taken, *self._unused):
                 worker.jobs.put(None)
             workers = self._workers()
         for worker in workers:
@@ -348,11 +300,19 @@ class DatabaseThreads:
         return [worker.thread.name for worker in self._workers() if worker.thread.is_alive()]
 
     def _workers(self) -> list[Worker]:
-        return [*self._shared, *self._for_transactions, *self._kept]
+        return [*self._shared, *self._taken, *self._unused]
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise RuntimeError("The application has shut down; its database threads have ended.")
+
+
+def _pop_until(waiting: _Waiting, latest: float = 0.0) -> list[tuple[Job, Callable[[], DatabaseBusy]]]:
+    """Remove from the front what waits no more, and what was submitted before ``latest``."""
+    popped = []
+    while waiting and (not waiting[0][0].waits or waiting[0][0].submitted < latest):
+        popped.append(waiting.popleft())
+    return popped
 
 
 def forget_threads() -> None:

@@ -8,7 +8,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from .. import running
 from ..errors import DatabaseBusy
 from ..events import logger
-from .pool import Connections
+from .pool import Connections, pool_of
 from .state import is_open
 from .threads import DatabaseThreads, Job, Worker
 
@@ -20,8 +20,10 @@ class Transaction:
         lock: guards all scopes of this transaction. Re-entrant: to end a scope lets the next one begin, whose
             work is handed to ``put()``.
         threads: the application's.
-        pools: where connections come from and go back to, by alias.
+        pools: where connections come from, by alias.
     """
+
+    ends_thread = False  # whether the thread must not serve another transaction
 
     def __init__(
         self,
@@ -29,13 +31,7 @@ class Transaction:
         pools: Callable[[str], Connections],
         lock: "threading.RLock | None" = None,
     ) -> None:
-        """Take nothing yet.
-
-        Args:
-            threads: where to take the thread.
-            pools: where to take connections, by alias.
-            lock: one that is shared with another transaction.
-        """
+        """Take nothing yet; share the lock of another transaction, if it is given."""
         self.lock = lock or threading.RLock()
         self.threads = threads
         self.pools = pools
@@ -47,11 +43,14 @@ class Transaction:
         return Transaction(self.threads, self.pools, self.lock)
 
     def put(self, job: Job) -> None:
-        """Have the transaction's thread run the job, or one more while that one waits for this very job."""
+        """Have the transaction's thread run the job, or one more while that one waits for this very job.
+
+        The lock is held meanwhile, or ``end()`` could give the thread back between the question and the put.
+        """
         with self.lock:
             try:
                 if self._worker is None:
-                    self._worker = self.take_worker()
+                    self._worker = self.threads.take_worker(ends=self.ends_thread)
                 if not self._waits:
                     self._worker.jobs.put(job)
                 else:
@@ -86,32 +85,21 @@ class Transaction:
         """Give the thread back. The lock is held; the thread may still be at the end of its last job."""
         worker, self._worker = self._worker, None
         if worker is not None:
-            self.give_back_worker(worker)
-
-    def take_worker(self) -> Worker:
-        """A thread that runs nothing else meanwhile."""
-        return self.threads.take_worker()
-
-    def give_back_worker(self, worker: Worker) -> None:
-        """Let other transactions have the thread."""
-        self.threads.give_back_worker(worker)
+            self.threads.give_back_worker(worker)
 
 
-def release(pools: Callable[[str], Connections], held: dict[str, BaseDatabaseWrapper]) -> None:
+def release(held: dict[str, BaseDatabaseWrapper]) -> None:
     """Give connections back that a transaction has used, on a thread that may close them."""
     while held:
-        alias, connection = held.popitem()
+        _, connection = held.popitem()
         if connection.connection is None or is_open(connection):
-            pools(alias).discard(connection)
+            pool_of(connection).discard(connection)
         else:
-            pools(alias).give_back(connection)
+            pool_of(connection).release(connection)
 
 
 def new_transaction(pools: Callable[[str], Connections] | None = None) -> Transaction:
-    """A transaction of the application that this code runs under.
-
-    Args:
-        pools: where its connections go back to, if these are not the application's.
+    """A transaction of the application that this code runs under, with its connections or others.
 
     Raises:
         NotStarted: it runs under none.

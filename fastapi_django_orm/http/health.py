@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from .. import running
 from ..coherence.link import Link
 from ..coherence.service import Coherence
-from ..database.reachable import check_reachable
+from ..database.startup_checks import check_reachable
 from ..errors import DatabaseUnreachable
 from ..reading.refresh import Refresher
 

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections
 from django.db.models import CompositePrimaryKey
 
-from ..database.reachable import table_explained
+from ..database.startup_checks import table_explained
 from ..rows.codec import RowCodec
 from ..snapshots.changing import Changing, NewRow, new_rows
 from ..snapshots.pages import Chunk

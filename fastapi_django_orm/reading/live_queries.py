@@ -9,8 +9,8 @@ from django.core.exceptions import FieldDoesNotExist
 from django.db import Error
 from django.db.models import Field, Model, QuerySet
 
-from ..database.carrying import take_over
-from ..database.reachable import table_explained
+from ..database.calls import take_over
+from ..database.startup_checks import table_explained
 from ..errors import DjangoORMError, InvalidRepository, InvalidRow, NotUnique, nearest
 from ..rows.encoding import CLOSING, opening
 from ..snapshots.changing import NewRow, new_rows

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import connections
 
-from ..database.reachable import table_explained
+from ..database.startup_checks import table_explained
 from ..rows.codec import RowCodec
 from ..snapshots.key_index import KeyIndex
 from ..snapshots.page_list import PageList

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
 
 from ....database.engines import kind_of
-from ....database.reachable import check_reachable
+from ....database.startup_checks import check_reachable
 from ....errors import DatabaseUnreachable, DjangoORMError, TableMissing
 from ... import leftovers, selection, triggers
 from ...tables import AnnouncedTable

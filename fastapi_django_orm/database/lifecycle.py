@@ -16,8 +16,7 @@ from django.db import connections
 from ..clock import monotonic
 from ..events import logger
 from ..shared import SharedContext
-from . import atomic_scope, calls
-from .atomic_scope import break_off_all
+from . import calls, scopes
 from .connections import lending
 from .contexts import contexts_instrumented
 from .executor import DatabaseExecutor
@@ -69,10 +68,7 @@ class _Process:
 
     @contextmanager
     def bounded(self, limit: int, timeout: float, *, timed: bool) -> Iterator[None]:
-        """Let an application use the pools; the last one to go closes them.
-
-        The largest bound counts, and the patience of the application that came last.
-        """
+        """Let an application use the pools, with the largest bound of all; the last one closes them."""
         with self._shared.entered():
             self.limit, self.timeout, self.timed = max(self.limit, limit), timeout, self.timed or timed
             for pool in self.pools():
@@ -96,7 +92,7 @@ class _Process:
         The connections are kept, because a driver that finalises one would say goodbye to the server on the
         socket that the parent still uses.
         """
-        self._forgotten.append((self._pools, calls.forget_all(), atomic_scope.forget_all()))
+        self._forgotten.append((self._pools, calls.forget_all(), scopes.forget_all()))
         self._pools, self._lock = {}, threading.Lock()
         forget_threads()
 
@@ -140,7 +136,7 @@ async def database_service(
 def _shut_down(every: tuple[DatabaseThreads, ...], shared: ExitStack) -> None:
     deadline = monotonic() + SHUTDOWN_TIMEOUT
     for threads in every:
-        break_off_all(threads, deadline)
+        scopes.break_off_all(threads, deadline)
     for threads in every:
         threads.shutdown(deadline)
     if hanging := [name for threads in every for name in threads.hanging]:
