@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
-from fastapi_django_orm.context import RequestContext
 from fastapi_django_orm.errors import InvalidRow, NotStarted, UnknownFastAPI
+from fastapi_django_orm.instrumentation.asgi_layer import RequestContext
 from tests.project.board.models import Topic
 from tests.projects import Project
 from tests.servers import PostgreSQL

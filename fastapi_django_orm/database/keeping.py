@@ -22,13 +22,14 @@ from typing import Protocol
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import DatabaseBusy
+from ..shared import renewed_at_fork
 from .pool import Connections, Pool
 from .scopes import Scope, State
 from .state import left_behind
 from .threads import MOST_KEPT, DatabaseThreads, Worker
 from .transaction import Transaction, release
 
-_lock = threading.Lock()  # guards what requests have kept; taken after a transaction's
+_lock = renewed_at_fork(threading.Lock())  # guards what requests have kept; taken after a transaction's
 
 
 class _Kept(Transaction):

@@ -1,25 +1,32 @@
-"""``django.db.connections``, which first looks for a transaction or a call that the running code is in.
+"""Django: which connection code finds, and what ``transaction.atomic()`` says on an event loop.
 
-Django looks its connections up by thread. Here a thread serves many calls, and a transaction many threads.
+Django looks its connections up by thread: ``connections[alias]`` and ``connections.all()`` of
+``django.db.connections``, which everybody has imported by name, so that the object has to stay and only its
+class can be another. Here a thread serves many calls, and a transaction many threads.
+
+Django refuses to open a transaction on an event loop, and Python refuses ``async with atomic()``. Neither can
+say what to write instead.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
+from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.transaction import Atomic
 from django.db.utils import ConnectionHandler
 
-from . import calls
-from .reentrancy import transaction_connection, transaction_connection_on_loop
+from ..database import calls
+from ..database.reentrancy import transaction_connection, transaction_connection_on_loop
+from .replacing import Replacement
 
 
 class LentConnections(ConnectionHandler):
-    """The connection handler while a lifespan is open.
+    """Django's connection handler, which first looks for a transaction or a call of the running code.
 
     Code outside of all calls (a management command, a thread of the application's own) has Django's own
-    connections, as ever.
+    connections.
     """
 
     def __getitem__(self, alias: str) -> BaseDatabaseWrapper:
@@ -40,12 +47,34 @@ class LentConnections(ConnectionHandler):
         return list((of_transaction | call.held).values())
 
 
-@contextmanager
-def lending() -> Iterator[None]:
-    """Let ``django.db.connections`` lend, for the length of the block."""
-    before = type(connections)
-    connections.__class__ = LentConnections  # the object stays: everybody has imported it by name
-    try:
-        yield
-    finally:
-        connections.__class__ = before
+HOW_TO_BEGIN = (
+    "In an `async def` function write `async with atomic():`, with atomic from fastapi_django_orm; or put "
+    "`with transaction.atomic():` into a function that runs on a thread: a `def` handler, or one for run()."
+)
+
+
+def _enter(original: Callable[[Atomic], Any]) -> Callable[[Atomic], Any]:
+    def enter(atomic: Atomic) -> Any:
+        try:
+            return original(atomic)
+        except SynchronousOnlyOperation as error:
+            error.add_note(HOW_TO_BEGIN)
+            raise
+
+    return enter
+
+
+async def _aenter(atomic: Atomic) -> NoReturn:
+    raise TypeError(f"Django's transaction.atomic() is not asynchronous. {HOW_TO_BEGIN}")
+
+
+async def _aexit(atomic: Atomic, *how: object) -> None: ...
+
+
+REPLACED = (
+    Replacement(connections, "__class__", lambda _: LentConnections, is_function=False),
+    Replacement(Atomic, "__enter__", _enter),
+    # Added, unless Django has them by then.
+    Replacement(Atomic, "__aenter__", lambda own: own or _aenter, is_function=False),
+    Replacement(Atomic, "__aexit__", lambda own: own or _aexit, is_function=False),
+)

@@ -1,48 +1,51 @@
-"""What FastAPI does around a handler, made fit for the ORM while a lifespan is open.
+"""FastAPI: what it does around a handler, made fit for the ORM.
 
 A handler may return a repository, of which rows are sent. An ``async def`` handler may return a model
 instance or a query: FastAPI would validate it on the event loop, where Django refuses to query. And
-``ATOMIC_REQUESTS`` means for a handler what it means for a view. FastAPI offers no place to say either, so
-two functions of ``fastapi.routing`` that it looks up for each request are instrumented, as tracers do.
+``ATOMIC_REQUESTS`` means for a handler what it means for a view. FastAPI has no hook for any of this. It
+looks the two functions up in ``fastapi.routing`` for each request, and the table of encoders in
+``fastapi.encoders`` for each value that it does not know.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from contextvars import Context, copy_context
+from types import MethodType
 from typing import Any
 
+import fastapi.encoders
 import fastapi.routing
 from django.db.models import Model, QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
+from fastapi.encoders import jsonable_encoder
+from starlette.responses import Response
 
-from .database.atomic import atomic, atomic_aliases, nothing_left_open
-from .database.carrying import give_over, take_over
-from .database.misuse import atomic_explained
-from .database.scopes import Scope, current_scope, enter_scope, entered_scope
-from .errors import LazyAnswer, UnknownFastAPI
-from .returned import KINDS, encoder_instrumented, rows_in
-from .rows.encoding import in_forms_of_rows
-from .rows.row import SCALARS
+from ..database.atomic import atomic, atomic_aliases, nothing_left_open
+from ..database.carrying import give_over, take_over
+from ..database.scopes import Scope, current_scope, enter_scope, entered_scope
+from ..errors import LazyAnswer, UnknownFastAPI
+from ..repository import Repository
+from ..rows.encoding import in_forms_of_rows
+from ..rows.row import SCALARS
+from ..snapshots.snapshot import Snapshot
+from .replacing import Replacement
+from .returned import KINDS, rows_in
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
 _LOOKED_AT = (*_LAZY, *KINDS)
 
 
-@contextmanager
-def handlers_instrumented() -> Iterator[None]:
-    """Run and answer handlers as the ORM needs it, for the length of the block."""
-    serialize, run = _of_fastapi("serialize_response"), _of_fastapi("run_endpoint_function")
-
+def _serialize_response(serialize: Callable[..., Any]) -> Callable[..., Any]:
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
         where = options.get("endpoint_ctx") or {}
+        field = options.get("field")
         if _has(_LOOKED_AT, response_content):
             response_content = rows_in(response_content, _handler(where))
-        if options.get("field") is None:
+        if field is None:
             response_content = in_forms_of_rows(response_content)
         if not _has(_LAZY, response_content):
             return await serialize(response_content=response_content, **options)
-        field = options.get("field")
         if field is None or field.field_info.annotation is Any:  # what `-> Any` makes
             raise _lazy_answer(response_content, where)
         # As if a `def` handler had returned it: FastAPI validates it on a thread, in one call.
@@ -53,48 +56,34 @@ def handlers_instrumented() -> Iterator[None]:
         finally:
             reading.bring_back()
 
+    return serialize_response
+
+
+def _run_endpoint_function(run: Callable[..., Any]) -> Callable[..., Any]:
     async def run_endpoint_function(*, dependant: Any, **options: Any) -> Any:
-        aliases = atomic_aliases(dependant.call)
-        if not aliases:
-            before = current_scope()
-            try:
-                answer = await run(dependant=dependant, **options)
-            except BaseException as error:
-                await _end_left_open(before, error)
-                raise
+        if aliases := atomic_aliases(dependant.call):
+            async with AsyncExitStack() as stack:
+                for alias in aliases:
+                    await stack.enter_async_context(atomic(using=alias))
+                return await run(dependant=dependant, **options)
+        # Not `async with nothing_left_open()`, which few handlers need and all would pay for.
+        before = current_scope()
+        try:
+            answer = await run(dependant=dependant, **options)
+        except BaseException as error:
             if current_scope() is not before:
-                await _end_left_open(before)
-            return answer
-        async with AsyncExitStack() as stack:
-            for alias in aliases:
-                await stack.enter_async_context(atomic(using=alias))
-            return await run(dependant=dependant, **options)
+                await _end_left_open(before, error)
+            raise
+        if current_scope() is not before:
+            await _end_left_open(before)
+        return answer
 
-    fastapi.routing.serialize_response = serialize_response
-    fastapi.routing.run_endpoint_function = run_endpoint_function
-    try:
-        with encoder_instrumented(), atomic_explained():
-            yield
-    finally:
-        fastapi.routing.serialize_response = serialize
-        fastapi.routing.run_endpoint_function = run
-
-
-def _of_fastapi(name: str) -> Callable[..., Any]:
-    function: Callable[..., Any] | None = getattr(fastapi.routing, name, None)
-    if function is None:
-        raise UnknownFastAPI(
-            f"FastAPI {fastapi.__version__} has no fastapi.routing.{name}(), which handlers are run through "
-            "for the ORM's sake. Upgrade fastapi-django-orm, or install the FastAPI that worked before."
-        )
-    return function
+    return run_endpoint_function
 
 
 async def _end_left_open(before: Scope | None, error: BaseException | None = None) -> None:
-    """Do what ``nothing_left_open()`` around the handler would, at its end alone: few handlers need it."""
+    """Do what ``nothing_left_open()`` around the handler would do at its end."""
     after = current_scope()
-    if after is before:
-        return
     enter_scope(before)
     async with nothing_left_open():
         enter_scope(after)
@@ -129,10 +118,10 @@ class _ReadingField:
 
 
 def _read(value: Any) -> Any:
-    if isinstance(value, RawQuerySet):
+    if isinstance(value, QuerySet | RawQuerySet):
         return list(value)
-    if isinstance(value, QuerySet | BaseManager):
-        return list(value if isinstance(value, QuerySet) else value.all())
+    if isinstance(value, BaseManager):
+        return list(value.all())
     if isinstance(value, dict):
         return {key: _read(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -162,3 +151,34 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
         "telling which fields to send. Annotate what it returns (`-> TopicOut`, `-> list[TopicOut]`), give "
         "`response_model=`, or return plain values: `.values()` in a list, a dict."
     )
+
+
+def _with_ours(encoders: dict[Callable[[Any], Any], Any]) -> dict[Callable[[Any], Any], Any]:
+    # A dict of its own, since other threads may be going through the one that is there.
+    return {**encoders, _encoded: (Repository, Snapshot, MethodType, Response)}
+
+
+def _encoded(content: Any) -> Any:
+    rows = rows_in(content)
+    return jsonable_encoder(vars(content) if rows is content else rows)  # vars: what FastAPI would do
+
+
+REPLACED = (
+    Replacement(fastapi.routing, "serialize_response", _serialize_response),
+    Replacement(fastapi.routing, "run_endpoint_function", _run_endpoint_function),
+    Replacement(fastapi.encoders, "encoders_by_class_tuples", _with_ours, is_function=False),
+)
+
+
+def check_fastapi() -> None:
+    """Refuse a FastAPI that runs handlers in another way.
+
+    Raises:
+        UnknownFastAPI: it does.
+    """
+    for each in REPLACED:
+        if not hasattr(each.owner, each.name):
+            raise UnknownFastAPI(
+                f"FastAPI {fastapi.__version__} has no {each}, which handlers are run through for the ORM's "
+                "sake. Upgrade fastapi-django-orm, or install the FastAPI that worked before."
+            )

@@ -4,20 +4,16 @@ FastAPI sends of an object that it does not know what ``dict()`` or ``vars()`` m
 ``{"id": "comment"}`` for a repository of two columns, and ``{}`` for a method.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import BuiltinMethodType, CoroutineType, MethodType
 from typing import Any
 
-import fastapi.encoders
-from fastapi.encoders import jsonable_encoder
 from starlette.responses import Response
 
-from .cached import CachedRepository
-from .errors import LazyAnswer
-from .repository import Repository
-from .rows.row import Row
-from .snapshots.snapshot import Snapshot
+from ..cached import CachedRepository
+from ..errors import LazyAnswer
+from ..repository import Repository
+from ..rows.row import Row
+from ..snapshots.snapshot import Snapshot
 
 # Looked for in everything that is returned, so that there should be few.
 KINDS = (Repository, Snapshot, MethodType, BuiltinMethodType, CoroutineType, type, Response)
@@ -34,7 +30,7 @@ def rows_in(content: Any, handler: str = "A handler") -> Any:
         handler: which handler, for the message.
 
     Raises:
-        LazyAnswer: it is no answer, such as a method that was not called.
+        LazyAnswer: it cannot be sent, such as a method that was not called.
     """
     if isinstance(content, dict):
         return {key: rows_in(value, handler) for key, value in content.items()}
@@ -48,7 +44,7 @@ def rows_in(content: Any, handler: str = "A handler") -> Any:
 
 
 def _mistake(content: Any) -> str | None:
-    """What was returned that is no answer, and what to write."""
+    """What was returned that cannot be sent, and what to write instead."""
     match content:
         case Repository():
             return f"{content!r}, which has no rows in memory. Write `await topics.fetch(pk)` for one of them"
@@ -67,21 +63,3 @@ def _mistake(content: Any) -> str | None:
         case Response():
             return f"a {type(content).__name__} inside of something else. Return it alone, or write {_ROWS}"
     return None
-
-
-@contextmanager
-def encoder_instrumented() -> Iterator[None]:
-    """Have ``jsonable_encoder`` treat what is of this package likewise, for the length of the block."""
-    before = getattr(fastapi.encoders, "encoders_by_class_tuples", {})
-    module: Any = fastapi.encoders
-    # A dict of its own, since other threads may be going through the one that is there.
-    module.encoders_by_class_tuples = {**before, _encoded: (Repository, Snapshot, MethodType, Response)}
-    try:
-        yield
-    finally:
-        module.encoders_by_class_tuples = before
-
-
-def _encoded(content: Any) -> Any:
-    rows = rows_in(content)
-    return jsonable_encoder(vars(content) if rows is content else rows)  # vars: what FastAPI would do

@@ -15,9 +15,9 @@ from weakref import WeakKeyDictionary
 from fastapi import FastAPI
 from starlette.routing import Host, Match
 
+from ..application import Application
 from ..events import logger
 from ..responses.representation import READING
-from ..running import Running
 from .route import PublishedRoute
 from .sources import Question
 
@@ -31,18 +31,18 @@ class Directory:
     """Finds what a URL of one application asks for.
 
     Attributes:
-        running: what the plugin holds for the application; it counts its requests.
+        application: what the plugin holds for the application; it counts its requests.
     """
 
-    def __init__(self, app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> None:
+    def __init__(self, app: FastAPI, routes: Sequence[PublishedRoute], application: Application) -> None:
         """Look at the routes, which are in the application's router already.
 
         Args:
             app: the application.
             routes: what it publishes.
-            running: what the plugin holds for it.
+            application: what the plugin holds for it.
         """
-        self.running = running
+        self.application = application
         self._app = app
         self._routes = app.router.routes
         self._number = len(self._routes)
@@ -121,7 +121,9 @@ def place_of(served: Any) -> Place:
 
 
 @contextmanager
-def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> Iterator[None]:
+def answered_below(
+    app: FastAPI, routes: Sequence[PublishedRoute], application: Application
+) -> Iterator[None]:
     """Let a server protocol answer for these routes, for the length of the block.
 
     Not where something in the application decides on each request: dependencies that all routes have, and
@@ -130,7 +132,7 @@ def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Runn
     Args:
         app: the application.
         routes: what it publishes.
-        running: what the plugin holds for it.
+        application: what the plugin holds for it.
     """
     guarded = any(route.is_guarded for route in routes)
     if not routes or guarded or any(isinstance(route, Host) for route in app.router.routes):
@@ -143,7 +145,7 @@ def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Runn
             middleware=[getattr(each.cls, "__name__", repr(each.cls)) for each in app.user_middleware],
         )
     place = place_of(app)
-    place.directory = Directory(app, routes, running)
+    place.directory = Directory(app, routes, application)
     try:
         yield
     finally:

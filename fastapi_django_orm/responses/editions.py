@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ..errors import InvalidWindow
 from ..rows.encoding import tag_of
+from ..shared import renewed_at_fork
 from ..snapshots.snapshot import JOINED, Snapshot
 from ..snapshots.table import Table
 from .compression import MINIMUM, Variants
@@ -239,7 +240,7 @@ class Edition:
         self._rows: dict[Hashable, Content] = {}
         self._pieces: dict[Hashable, Content] = {}  # by their span, or as rows by their key
         self._kept = 0  # bytes of these
-        self._lock = Lock()  # handlers on threads make pieces, too
+        self._lock = renewed_at_fork(Lock())  # handlers on threads make pieces, too
 
     @classmethod
     def of(cls, snapshot: Snapshot[Any]) -> "Edition":

@@ -11,12 +11,13 @@ from typing import Any, Literal
 from asgiref.sync import sync_to_async
 from pydantic import BaseModel, Field
 
-from .. import running
+from .. import application
 from ..coherence.link import Link
 from ..coherence.service import Coherence
 from ..database.reachable import check_reachable
 from ..errors import DatabaseUnreachable
 from ..reading.refresh import Refresher
+from ..repository import Repository
 
 DATABASE_TIMEOUT = 2.0  # seconds that a database has to answer
 
@@ -103,8 +104,8 @@ async def report(
     probes, refreshers = dict(probes), list(refreshers)  # an application that ends forgets them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
     databases = dict(zip(probes, answers, strict=True))
-    here = running.find("The health route")
-    coherence = here.coherence
+    here = application.find("The health route")
+    coherence = here.get(Coherence)
     repositories = {refresher.name: _state(refresher, coherence) for refresher in refreshers}
     status: Literal["ok", "degraded", "unavailable"] = "ok"
     links = coherence.links if coherence is not None else []
@@ -119,7 +120,7 @@ async def report(
         databases=databases,
         repositories=repositories,
         transports=transports,
-        not_taken={of.name: of.reasons for of in here.repositories.values() if of.reasons},
+        not_taken={of.name: of.reasons for of in here.all_of(Repository) if of.reasons},
     )
 
 

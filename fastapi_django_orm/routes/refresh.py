@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from pydantic import BaseModel, Field, SecretStr
 
-from .. import running
+from .. import application
 from ..coherence.hints import READ_LIMIT, VERSION, Hint, decode
 from ..coherence.roll_call import Attendance
 from ..coherence.service import Coherence
@@ -180,7 +180,7 @@ def _all_of(label: str) -> Hint:
 
 
 def _coherence() -> Coherence:
-    coherence = running.find("The refresh route").coherence
+    coherence = application.find("The refresh route").get(Coherence)
     if coherence is None:
         raise NotStarted("The application ends.")
     return coherence

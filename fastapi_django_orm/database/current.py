@@ -1,0 +1,120 @@
+"""The executor of the application that the running code belongs to.
+
+Each application has its own threads and repositories, so that two in one process (tests, a service beside
+another) do not share data. Code under a request finds its application's executor through a context variable;
+code elsewhere finds the only one there is.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar, Token
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from ..errors import NotStarted
+from .pool import Pool
+from .threads import DatabaseThreads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+WRITE = "Write FastAPI(lifespan=DjangoORM.lifespan)"
+
+
+class CurrentExecutor(Protocol):
+    """What runs an application's calls; ``executor.DatabaseExecutor`` is one."""
+
+    threads: DatabaseThreads
+    pools: Callable[[str], Pool]
+
+    async def run(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a synchronous function as a call."""
+
+
+_current: ContextVar[CurrentExecutor] = ContextVar("fastapi_django_orm_executor")
+_open: list[CurrentExecutor] = []
+
+
+@contextmanager
+def announced(executor: CurrentExecutor) -> Iterator[None]:
+    """Have code find an executor, for the length of the block."""
+    _open.append(executor)
+    token = _current.set(executor)
+    try:
+        yield
+    finally:
+        _open.remove(executor)
+        with suppress(ValueError):  # left in another task than it was entered in
+            _current.reset(token)
+
+
+def enter(executor: CurrentExecutor) -> Token[CurrentExecutor]:
+    """Have this context belong to an executor's application, until ``leave()``."""
+    return _current.set(executor)
+
+
+def leave(entered: Token[CurrentExecutor]) -> None:
+    """Have this context belong to what it belonged to before."""
+    _current.reset(entered)
+
+
+def entered() -> CurrentExecutor | None:
+    """The executor that this context has entered, if its application has not ended."""
+    executor = _current.get(None)
+    return executor if executor in _open else None
+
+
+def find(owner: str) -> CurrentExecutor:
+    """The executor of the application that the caller runs under.
+
+    Args:
+        owner: what asks, for the message.
+
+    Raises:
+        NotStarted: there is none, or several and the context does not say which.
+    """
+    executor = _current.get(None)
+    if executor in _open:
+        return executor
+    if len(_open) == 1:
+        return _open[0]
+    if _open:
+        raise NotStarted(
+            f"{owner}: {len(_open)} applications run in this process, and this code runs under none of them."
+        )
+    raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {how_to_start()}")
+
+
+def how_to_start() -> str:
+    """The end of a message: what to do, for the request that the calling code answers, if it answers one."""
+    scope = _request_of_caller()
+    if scope is None or "router" not in scope:
+        return f"{WRITE}; in a test, enter the client: `with TestClient(app)`."
+    router = scope["app"].router
+    if scope["router"] is not router:
+        return (
+            f"This application is mounted in another one, at {scope.get('root_path', '')!r}, and a server "
+            "runs the lifespan of the outermost application only. Write that one as "
+            "FastAPI(lifespan=DjangoORM.lifespan), or put `async with DjangoORM.lifespan(mounted_app):` into "
+            "its own lifespan."
+        )
+    if hasattr(router.lifespan_context, "_router"):  # FastAPI's default
+        return f"{WRITE}."
+    if tuple(scope.get("client") or ())[:1] == ("testclient",):
+        return "A test client runs the lifespan when it is entered: write `with TestClient(app) as client:`."
+    return (
+        "The server has not run this application's lifespan: start it without `--lifespan off`. "
+        "(httpx.ASGITransport runs none: enter `async with app.router.lifespan_context(app):` around it. A "
+        "lifespan of your own must contain `async with DjangoORM.lifespan(app):`.)"
+    )
+
+
+def _request_of_caller() -> Any:
+    """The ASGI scope of that request; None where it cannot be seen, as from a thread."""
+    frame = sys._getframe()
+    while frame is not None:
+        scope = frame.f_locals.get("scope")
+        if isinstance(scope, dict) and scope.get("type") in ("http", "websocket") and "app" in scope:
+            return scope
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
