@@ -93,7 +93,7 @@ def how_to_get(owner: str) -> str:
         owner: the repository's class.
     """
     if not _applications:
-        return current.how_to_start()
+        return current.HOW_TO_START
     return (
         "It was made by hand, and the application that runs has one of its own: write "
         f"Depends({owner}.current) in a handler, and `await {owner}.current()` elsewhere."

@@ -5,11 +5,10 @@ another) do not share data. Code under a request finds its application's executo
 code elsewhere finds the only one there is.
 """
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, Token
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from ..errors import NotStarted
 from .pool import Pool
@@ -18,7 +17,13 @@ from .threads import DatabaseThreads
 P = ParamSpec("P")
 T = TypeVar("T")
 
-WRITE = "Write FastAPI(lifespan=DjangoORM.lifespan)"
+HOW_TO_START = (
+    "Write FastAPI(lifespan=DjangoORM.lifespan). If that is written, nothing has run it: start the server "
+    "without `--lifespan off`; in a test write `with TestClient(app) as client:`, or `async with "
+    "app.router.lifespan_context(app):` around httpx.ASGITransport. A server runs the lifespan of the "
+    "outermost application only: put `async with DjangoORM.lifespan(mounted_app):` into that one, or into "
+    "any lifespan of your own."
+)
 
 
 class CurrentExecutor(Protocol):
@@ -82,39 +87,4 @@ def find(owner: str) -> CurrentExecutor:
         raise NotStarted(
             f"{owner}: {len(_open)} applications run in this process, and this code runs under none of them."
         )
-    raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {how_to_start()}")
-
-
-def how_to_start() -> str:
-    """The end of a message: what to do, for the request that the calling code answers, if it answers one."""
-    scope = _request_of_caller()
-    if scope is None or "router" not in scope:
-        return f"{WRITE}; in a test, enter the client: `with TestClient(app)`."
-    router = scope["app"].router
-    if scope["router"] is not router:
-        return (
-            f"This application is mounted in another one, at {scope.get('root_path', '')!r}, and a server "
-            "runs the lifespan of the outermost application only. Write that one as "
-            "FastAPI(lifespan=DjangoORM.lifespan), or put `async with DjangoORM.lifespan(mounted_app):` into "
-            "its own lifespan."
-        )
-    if hasattr(router.lifespan_context, "_router"):  # FastAPI's default
-        return f"{WRITE}."
-    if tuple(scope.get("client") or ())[:1] == ("testclient",):
-        return "A test client runs the lifespan when it is entered: write `with TestClient(app) as client:`."
-    return (
-        "The server has not run this application's lifespan: start it without `--lifespan off`. "
-        "(httpx.ASGITransport runs none: enter `async with app.router.lifespan_context(app):` around it. A "
-        "lifespan of your own must contain `async with DjangoORM.lifespan(app):`.)"
-    )
-
-
-def _request_of_caller() -> Any:
-    """The ASGI scope of that request; None where it cannot be seen, as from a thread."""
-    frame = sys._getframe()
-    while frame is not None:
-        scope = frame.f_locals.get("scope")
-        if isinstance(scope, dict) and scope.get("type") in ("http", "websocket") and "app" in scope:
-            return scope
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    raise NotStarted(f"{owner} is used, but no lifespan of DjangoORM runs. {HOW_TO_START}")

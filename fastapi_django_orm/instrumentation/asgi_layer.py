@@ -28,7 +28,7 @@ from ..application import Application
 from ..database import current
 from ..database.keeping import RequestConnections
 from ..database.requests import current_request
-from .replacing import function_replaced
+from .replacing import Replacement
 
 HOW_TO_QUERY = (
     "In an `async def` function write `await Topic.objects.aget(…)`, `async for topic in queryset`, or "
@@ -118,7 +118,7 @@ def layer_added(app: FastAPI, here: Application) -> Iterator[None]:
         return lambda: added(build())
 
     app.middleware_stack = added(app.middleware_stack or app.build_middleware_stack())
-    with function_replaced(app, "build_middleware_stack", building):
+    with Replacement(app, "build_middleware_stack", building).open():
         try:
             yield
         finally:

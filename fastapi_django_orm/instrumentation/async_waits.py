@@ -201,7 +201,7 @@ def _busy(timeout: float) -> DatabaseBusy:
 
 
 REPLACED = (
-    Replacement(asgiref.sync, "CurrentThreadExecutor", lambda _: WaitingThread, is_function=False),
+    Replacement(asgiref.sync, "CurrentThreadExecutor", lambda _: WaitingThread),
     # Two names of one function.
     Replacement(asyncio, "run_coroutine_threadsafe", _threadsafe),
     Replacement(asyncio.tasks, "run_coroutine_threadsafe", _threadsafe),

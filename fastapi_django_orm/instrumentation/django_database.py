@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from django.core.exceptions import SynchronousOnlyOperation
-from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.transaction import Atomic
 from django.db.utils import ConnectionHandler
@@ -72,9 +71,9 @@ async def _aexit(atomic: Atomic, *how: object) -> None: ...
 
 
 REPLACED = (
-    Replacement(connections, "__class__", lambda _: LentConnections, is_function=False),
+    Replacement("django.db:connections", "__class__", lambda _: LentConnections),
     Replacement(Atomic, "__enter__", _enter),
     # Added, unless Django has them by then.
-    Replacement(Atomic, "__aenter__", lambda own: own or _aenter, is_function=False),
-    Replacement(Atomic, "__aexit__", lambda own: own or _aexit, is_function=False),
+    Replacement(Atomic, "__aenter__", lambda own: own or _aenter),
+    Replacement(Atomic, "__aexit__", lambda own: own or _aexit),
 )

@@ -26,7 +26,7 @@ REPLACED_ELSEWHERE = (
     "matches",  # of the plugin's routes: routes.added
 )
 
-_shared = SharedContext(*(replacement.replaced for replacement in REPLACED))
+_shared = SharedContext(*(replacement.open for replacement in REPLACED))
 
 
 @contextmanager

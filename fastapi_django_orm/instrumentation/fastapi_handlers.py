@@ -153,9 +153,9 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
     )
 
 
-def _with_ours(encoders: dict[Callable[[Any], Any], Any]) -> dict[Callable[[Any], Any], Any]:
+def _with_ours(encoders: dict[Any, Any] | None) -> dict[Any, Any]:
     # A dict of its own, since other threads may be going through the one that is there.
-    return {**encoders, _encoded: (Repository, Snapshot, MethodType, Response)}
+    return {**(encoders or {}), _encoded: (Repository, Snapshot, MethodType, Response)}
 
 
 def _encoded(content: Any) -> Any:
@@ -166,7 +166,7 @@ def _encoded(content: Any) -> Any:
 REPLACED = (
     Replacement(fastapi.routing, "serialize_response", _serialize_response),
     Replacement(fastapi.routing, "run_endpoint_function", _run_endpoint_function),
-    Replacement(fastapi.encoders, "encoders_by_class_tuples", _with_ours, is_function=False),
+    Replacement(fastapi.encoders, "encoders_by_class_tuples", _with_ours),
 )
 
 
@@ -177,7 +177,7 @@ def check_fastapi() -> None:
         UnknownFastAPI: it does.
     """
     for each in REPLACED:
-        if not hasattr(each.owner, each.name):
+        if each.owner is fastapi.routing and not hasattr(each.owner, each.name):
             raise UnknownFastAPI(
                 f"FastAPI {fastapi.__version__} has no {each}, which handlers are run through for the ORM's "
                 "sake. Upgrade fastapi-django-orm, or install the FastAPI that worked before."

@@ -8,9 +8,6 @@ the same whatever name a function was imported by:
   ``to_thread.run_sync``, which asks its asyncio backend: ``run_sync_in_worker_thread()``.
 - ``asyncio.to_thread``, ``loop.run_in_executor`` and ``sync_to_async(thread_sensitive=False)`` go through
   ``ThreadPoolExecutor.submit``.
-
-It relies besides on how FastAPI and Starlette use AnyIO: the ``__enter__`` of a dependency and Starlette's
-``_next(iterator)`` are calls of their own (see ``_manager_of()`` and ``_close_of()``).
 """
 
 import asyncio
@@ -23,8 +20,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-import anyio.to_thread
-from anyio import CancelScope, CapacityLimiter
+from anyio import CapacityLimiter
 from anyio._core._eventloop import get_async_backend
 from asgiref.sync import SyncToAsync
 
@@ -71,11 +67,9 @@ def _run_sync(original: RunSync) -> RunSync:
             # transaction that holds one would wait for a thread.
             run = partial(run, limiter=limiter or CapacityLimiter(1))
             return await _in_its_turn(run, parent, partial(func, *args))
-        call = _OnThread(_close_of(args))
-        work = run(call.run, (func, *args), limiter=limiter)
-        manager = _manager_of(func)
+        call = _OnThread(_close_of(func, args))
         try:
-            return await (work if manager is None else _enter_whole(work, call, manager))
+            return await run(call.run, (func, *args), limiter=limiter)
         except BaseException:
             call.abandon()
             raise
@@ -173,50 +167,28 @@ class _OnThread(Call):
             self._abandoned = True
 
 
-def _close_of(args: tuple[Any, ...]) -> Callable[[], None] | None:
-    """What closes the streaming handler, if the call is a step of one: Starlette's ``_next(iterator)``."""
-    if len(args) == 1 and inspect.isgenerator(args[0]):
-        return partial(copy_context().run, args[0].close)
-    return None
+def _close_of(func: Any, args: tuple[Any, ...]) -> Callable[[], None] | None:
+    """What ends the code that the call is a step of, if the steps that follow may never come.
 
-
-def _manager_of(func: Any) -> Any:
-    """The context manager, if the function is the ``__enter__`` of one, as FastAPI calls a dependency's."""
-    method = getattr(func, "func", func)  # Starlette wraps it in a partial
-    return method.__self__ if getattr(method, "__name__", None) == "__enter__" else None
-
-
-async def _enter_whole(work: Awaitable[Any], call: _OnThread, manager: Any) -> Any:
-    """Enter a context manager on a thread, and leave it again if the task is cancelled meanwhile.
-
-    FastAPI does not leave what it has not seen entered. The generator would end where it is collected, and
-    its transaction with it: on no connection, or on another call's.
+    FastAPI enters a ``def`` dependency that yields by a call of its ``__enter__``, and does not leave it if
+    the task was cancelled meanwhile. Starlette reads a streaming handler by calls of its ``_next(iterator)``.
+    Both would end where they are collected, and their transaction with them: on no connection, or on another
+    call's.
     """
-    entering = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(entering)
-    except asyncio.CancelledError as cancelled:
-        with CancelScope(shield=True):
-            await _to_its_end(entering)
-            if not entering.cancelled() and entering.exception() is None:
-                await _to_its_end(asyncio.ensure_future(_leave(manager, call.left_open, cancelled)))
-                call.left_open = None
-        raise
+    method = getattr(func, "func", func)  # Starlette wraps it in a partial
+    if getattr(method, "__name__", None) == "__enter__":
+        close: Callable[[], None] = partial(_leave, method.__self__)
+    elif len(args) == 1 and inspect.isgenerator(args[0]):
+        close = args[0].close
+    else:
+        return None
+    return partial(copy_context().run, close)
 
 
-async def _to_its_end(task: asyncio.Future[Any]) -> None:
-    """Wait for a task, however often this one is cancelled."""
-    while not task.done():
-        with suppress(asyncio.CancelledError):
-            await asyncio.wait([task])
-
-
-async def _leave(manager: Any, scope: Scope | None, cancelled: BaseException) -> None:
-    enter_scope(scope)
-    with suppress(BaseException):  # the cancellation, which comes back, or what the manager's end raises
-        await anyio.to_thread.run_sync(
-            manager.__exit__, type(cancelled), cancelled, None, limiter=CapacityLimiter(1)
-        )
+def _leave(manager: Any) -> None:
+    cancelled = asyncio.CancelledError()
+    with suppress(BaseException):  # the cancellation, which may come back, or what the manager's end raises
+        manager.__exit__(asyncio.CancelledError, cancelled, None)
 
 
 # asyncio
