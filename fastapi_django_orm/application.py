@@ -47,15 +47,6 @@ class Application:
         """The instances of a class and of those derived from it, in the order in which they were made."""
         return [each for each in self._held.values() if isinstance(each, cls)]
 
-    def requests_so_far(self) -> int:
-        """How many requests have come so far."""
-        return self.requests
-
-    def end(self) -> None:
-        """Forget everything: contexts of tasks that somebody remembers may have this object."""
-        self._held.clear()
-        self.shared = None
-
 
 _applications: dict[object, Application] = {}  # by executor
 
@@ -68,17 +59,16 @@ def running(executor: DatabaseExecutor, loop: asyncio.AbstractEventLoop) -> Iter
         yield here
     finally:
         del _applications[executor]
-        here.end()
+        # Contexts of tasks that somebody remembers may have it, and nobody needs the rows any more.
+        here._held.clear()
+        here.shared = None
 
 
 def find(owner: str) -> Application:
     """The application that the caller runs under.
 
-    Args:
-        owner: what asks, for the message.
-
     Raises:
-        NotStarted: there is none, or several and the context does not say which.
+        NotStarted: there is none, or several and the context does not say which; ``owner`` asks for it.
     """
     here = _applications.get(current.find(owner))
     if here is None:
@@ -86,30 +76,21 @@ def find(owner: str) -> Application:
     return here
 
 
-def how_to_get(owner: str) -> str:
-    """What to write instead of using an instance that no application has made: the end of a message.
-
-    Args:
-        owner: the repository's class.
-    """
+def how_to_get(repository: str) -> str:
+    """What to write instead of using an instance that no application has made: the end of a message."""
     if not _applications:
         return current.HOW_TO_START
     return (
         "It was made by hand, and the application that runs has one of its own: write "
-        f"Depends({owner}.current) in a handler, and `await {owner}.current()` elsewhere."
+        f"Depends({repository}.current) in a handler, and `await {repository}.current()` elsewhere."
     )
 
 
 async def on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], owner: str) -> T:
     """Run a coroutine on the loop of an application, for a caller on another.
 
-    Args:
-        loop: the application's.
-        work: what to run there.
-        owner: what asks, for the message.
-
     Raises:
-        NotStarted: that loop does not run, and so the work would never end.
+        NotStarted: that loop does not run, and so the work would never end; ``owner`` asks for it.
     """
     if not loop.is_running():
         work.close()

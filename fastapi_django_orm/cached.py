@@ -96,7 +96,7 @@ class CachedRepository(Repository[RowT]):
             name=self.name,
             indexes=self.indexes,
             rows_kept=self.rows_kept,
-            pace=Pace(here.requests_so_far),
+            pace=Pace(lambda: here.requests),
         )
         loader: RowLoader[RowT] = own
         if here.shared is not None:

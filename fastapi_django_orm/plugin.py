@@ -21,7 +21,7 @@ from . import application, repository
 from .application import Application
 from .cached import CachedRepository
 from .coherence.service import Coherence
-from .database import current
+from .database.current import current_executor
 from .database.driver_pool import fit_driver_pools
 from .database.engines import is_configured
 from .database.executor import DatabaseExecutor
@@ -242,7 +242,7 @@ def _left_as_entered(executor: DatabaseExecutor) -> Iterator[None]:
             # As fixtures of tests do. asgiref resets the variable, and can only where it was set.
             for context in executor.own.context, executor.context:
                 context.token = SyncToAsync.thread_sensitive_context.set(context)
-            current.enter(executor)
+            current_executor.set(executor)
 
 
 def _set_up_by(settings: ORMSettings) -> None:

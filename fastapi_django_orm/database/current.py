@@ -7,7 +7,7 @@ code elsewhere finds the only one there is.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import ParamSpec, Protocol, TypeVar
 
 from ..errors import NotStarted
@@ -36,49 +36,36 @@ class CurrentExecutor(Protocol):
         """Run a synchronous function as a call."""
 
 
-_current: ContextVar[CurrentExecutor] = ContextVar("fastapi_django_orm_executor")
-_open: list[CurrentExecutor] = []
+current_executor: ContextVar[CurrentExecutor] = ContextVar("fastapi_django_orm_executor")
+_open: list[CurrentExecutor] = []  # of all applications
 
 
 @contextmanager
 def announced(executor: CurrentExecutor) -> Iterator[None]:
     """Have code find an executor, for the length of the block."""
     _open.append(executor)
-    token = _current.set(executor)
+    token = current_executor.set(executor)
     try:
         yield
     finally:
         _open.remove(executor)
         with suppress(ValueError):  # left in another task than it was entered in
-            _current.reset(token)
-
-
-def enter(executor: CurrentExecutor) -> Token[CurrentExecutor]:
-    """Have this context belong to an executor's application, until ``leave()``."""
-    return _current.set(executor)
-
-
-def leave(entered: Token[CurrentExecutor]) -> None:
-    """Have this context belong to what it belonged to before."""
-    _current.reset(entered)
+            current_executor.reset(token)
 
 
 def entered() -> CurrentExecutor | None:
     """The executor that this context has entered, if its application has not ended."""
-    executor = _current.get(None)
+    executor = current_executor.get(None)
     return executor if executor in _open else None
 
 
 def find(owner: str) -> CurrentExecutor:
     """The executor of the application that the caller runs under.
 
-    Args:
-        owner: what asks, for the message.
-
     Raises:
-        NotStarted: there is none, or several and the context does not say which.
+        NotStarted: there is none, or several and the context does not say which; ``owner`` asks for it.
     """
-    executor = _current.get(None)
+    executor = current_executor.get(None)
     if executor in _open:
         return executor
     if len(_open) == 1:

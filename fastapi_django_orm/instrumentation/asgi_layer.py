@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import logs
 from ..application import Application
-from ..database import current
+from ..database.current import current_executor
 from ..database.keeping import RequestConnections
 from ..database.requests import current_request
 from .replacing import Replacement
@@ -50,30 +50,20 @@ _threads = SyncToAsync.thread_sensitive_context
 
 
 class RequestContext:
-    """Runs an ASGI application's requests under the plugin."""
+    """Runs the requests of an application, with its middleware, under the plugin."""
 
     def __init__(self, app: ASGIApp, here: Application) -> None:
-        """Wrap an application.
-
-        Args:
-            app: the application with its middleware.
-            here: what the plugin holds for it.
-        """
         self.app = app
         self._here = here
         self._executor = here.executor
-        self._passes = False
+        self.has_ended = False  # when the lifespan has; another layer may have been put around this one
         # Ids are not random, which would cost a system call each.
         self._prefix = secrets.token_hex(8)
         self._numbers = count()
 
-    def pass_through(self) -> None:
-        """Do nothing from now on: the lifespan has ended, and another layer was put around this one."""
-        self._passes = True
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run a request under the application's context, with its id bound for the logs."""
-        if scope["type"] == "lifespan" or self._passes:
+        if scope["type"] == "lifespan" or self.has_ended:
             await self.app(scope, receive, send)
             return
         request_id: str | None = None
@@ -84,7 +74,7 @@ class RequestContext:
         # and to call structlog's bind_contextvars() would do the same and cost more.
         self._here.requests += 1
         connections = RequestConnections(self._executor)
-        entered = current.enter(self._executor)
+        entered = current_executor.set(self._executor)
         kept = current_request.set(connections)
         selected = _threads.set(self._executor.context)
         bound = _request_id.set(request_id or f"{self._prefix}-{next(self._numbers):x}")
@@ -102,7 +92,7 @@ class RequestContext:
             _threads.reset(selected)
             current_request.reset(kept)
             connections.end()
-            current.leave(entered)
+            current_executor.reset(entered)
 
 
 @contextmanager
@@ -123,6 +113,6 @@ def layer_added(app: FastAPI, here: Application) -> Iterator[None]:
             yield
         finally:
             for layer in layers:
-                layer.pass_through()
+                layer.has_ended = True
             if isinstance(app.middleware_stack, RequestContext):
                 app.middleware_stack = app.middleware_stack.app

@@ -98,11 +98,6 @@ class WaitingThread(CurrentThreadExecutor):
     """
 
     def __init__(self, old_executor: Any) -> None:
-        """Have the code that will be waited for be inside of the running call's transactions.
-
-        Args:
-            old_executor: the one around it.
-        """
         super().__init__(old_executor)
         self._broken = True  # asgiref would walk up to this one otherwise, and put work where none looks
         self._call = calls.current()
@@ -110,16 +105,13 @@ class WaitingThread(CurrentThreadExecutor):
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waits = True
-        # asgiref copies the context next. Of an error until then nothing is left but the call's own scope.
+        # asgiref copies the context next, so that the code that is waited for is inside of the call's
+        # transactions. Of an error until then nothing is left but the call's own scope.
         if self._call is not None and (scope := scope_of_waiting(self._call)) is not None:
             enter_scope(scope)
 
     def run_until_future(self, future: "Future[Any]") -> None:
-        """Run calls until the future is done.
-
-        Raises:
-            RuntimeError: the event loop has ended that was to do it.
-        """
+        """Run calls until the future is done; RuntimeError if the event loop that was to do it has ended."""
         future.add_done_callback(lambda _: self._jobs.put(None))
         try:
             with nullcontext() if self._call is None else lent(self._call):
@@ -177,11 +169,7 @@ class WaitingThread(CurrentThreadExecutor):
             return self._waits
 
     def _put_around(self, job: Job) -> None:
-        """Run the job here, or on the thread that waits around this one.
-
-        Raises:
-            RuntimeError: none waits any more.
-        """
+        """Run the job here, or on the thread that waits around this one; RuntimeError if none waits."""
         if self._put(job):
             return
         around: Any = self._old_executor

@@ -10,7 +10,7 @@ looks the two functions up in ``fastapi.routing`` for each request, and the tabl
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from contextvars import Context, copy_context
-from types import MethodType
+from types import BuiltinMethodType, CoroutineType, MethodType
 from typing import Any
 
 import fastapi.encoders
@@ -21,30 +21,36 @@ from django.db.models.query import RawQuerySet
 from fastapi.encoders import jsonable_encoder
 from starlette.responses import Response
 
+from ..cached import CachedRepository
 from ..database.atomic import atomic, atomic_aliases, nothing_left_open
 from ..database.carrying import give_over, take_over
 from ..database.scopes import Scope, current_scope, enter_scope, entered_scope
 from ..errors import LazyAnswer, UnknownFastAPI
 from ..repository import Repository
 from ..rows.encoding import in_forms_of_rows
-from ..rows.row import SCALARS
+from ..rows.row import SCALARS, Row
 from ..snapshots.snapshot import Snapshot
 from .replacing import Replacement
-from .returned import KINDS, rows_in
+
+# Looked for in everything that is returned, so that there should be few.
+_KINDS = (Repository, Snapshot, MethodType, BuiltinMethodType, CoroutineType, type, Response)
+_OURS = (Repository, Snapshot, Row, Response)
+_ROWS = "`return topics` or `return topics.all()` for rows, `return topics.response()` for their bytes"
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
-_LOOKED_AT = (*_LAZY, *KINDS)
+_LOOKED_AT = (*_LAZY, *_KINDS)
 
 
 def _serialize_response(serialize: Callable[..., Any]) -> Callable[..., Any]:
     async def serialize_response(*, response_content: Any, **options: Any) -> Any:
         where = options.get("endpoint_ctx") or {}
         field = options.get("field")
-        if _has(_LOOKED_AT, response_content):
-            response_content = rows_in(response_content, _handler(where))
+        special = _has(_LOOKED_AT, response_content)
+        if special:
+            response_content = _rows_in(response_content, _handler(where))
         if field is None:
             response_content = in_forms_of_rows(response_content)
-        if not _has(_LAZY, response_content):
+        if not special or not _has(_LAZY, response_content):
             return await serialize(response_content=response_content, **options)
         if field is None or field.field_info.annotation is Any:  # what `-> Any` makes
             raise _lazy_answer(response_content, where)
@@ -153,13 +159,56 @@ def _lazy_answer(content: Any, where: Mapping[str, Any]) -> LazyAnswer:
     )
 
 
+# What a handler returns of this package. FastAPI sends of an object that it does not know what dict() or
+# vars() makes of it, such as {"id": "comment"} for a repository of two columns, and {} for a method.
+
+
+def _rows_in(content: Any, handler: str = "A handler") -> Any:
+    """What a handler has returned, with rows in the place of repositories.
+
+    Raises:
+        LazyAnswer: it cannot be sent, such as a method that was not called.
+    """
+    if isinstance(content, dict):
+        return {key: _rows_in(value, handler) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_rows_in(item, handler) for item in content]
+    if isinstance(content, CachedRepository):
+        return list(content.all())
+    if mistake := _mistake(content):
+        raise LazyAnswer(f"{handler} returns {mistake}.")
+    return content
+
+
+def _mistake(content: Any) -> str | None:
+    """What was returned that cannot be sent, and what to write instead."""
+    match content:
+        case Repository():
+            return f"{content!r}, which has no rows in memory. Write `await topics.fetch(pk)` for one of them"
+        case Snapshot():
+            return f"{content!r}. Write `topics.response()`, or `list(topics.snapshot.rows)`"
+        case MethodType() | BuiltinMethodType() if isinstance(content.__self__, _OURS):
+            name, owner = content.__name__, content.__self__
+            # A row is not shown: the message is logged.
+            whose = repr(owner) if isinstance(owner, Repository | Snapshot) else f"a {type(owner).__name__}"
+            return f"the method {name} of {whose} without calling it. Write `{name}(…)`"
+        case CoroutineType():
+            content.close()  # or Python warns of it where it is collected
+            return f"{content.__qualname__}(…) without having awaited it. Write `return await …`"
+        case type() if issubclass(content, _OURS):
+            return f"the class {content.__qualname__}. Write {_ROWS}"
+        case Response():
+            return f"a {type(content).__name__} inside of something else. Return it alone, or write {_ROWS}"
+    return None
+
+
 def _with_ours(encoders: dict[Any, Any] | None) -> dict[Any, Any]:
     # A dict of its own, since other threads may be going through the one that is there.
     return {**(encoders or {}), _encoded: (Repository, Snapshot, MethodType, Response)}
 
 
 def _encoded(content: Any) -> Any:
-    rows = rows_in(content)
+    rows = _rows_in(content)
     return jsonable_encoder(vars(content) if rows is content else rows)  # vars: what FastAPI would do
 
 

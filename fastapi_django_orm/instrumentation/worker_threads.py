@@ -27,6 +27,7 @@ from asgiref.sync import SyncToAsync
 from ..database import current
 from ..database.atomic_scope import AdoptedScope, end_abandoned
 from ..database.calls import Call, run_call
+from ..database.current import current_executor
 from ..database.reentrancy import ReentrantScope, job_inside
 from ..database.requests import current_request
 from ..database.scopes import (
@@ -215,9 +216,8 @@ class _OfExecutor(Call):
     def transaction_to_join(self) -> Scope | None:
         """The scope around the function.
 
-        Raises:
-            TransactionManagementError: the block in which it was started has ended. Its task was given up,
-                and what it writes now would be kept though the block may have been rolled back.
+        If the block that it was started in has ended, its task was given up, and what it writes now would be
+        kept though the block may have been rolled back: TransactionManagementError.
         """
         scope, inside = current_scope(), self._inside  # in this order: the block may end in between
         if isinstance(inside, ReentrantScope) and inside.outlived(self._innermost):
@@ -253,7 +253,7 @@ def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[]
     def run() -> T:
         if executor is None or threads is None:
             return call()
-        before, entered, selected = entered_scope(), current.enter(executor), _threads.set(threads)
+        before, entered, selected = entered_scope(), current_executor.set(executor), _threads.set(threads)
         kept = current_request.set(request)
         enter_scope(scope)
         try:
@@ -262,7 +262,7 @@ def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[]
             enter_scope(before)
             current_request.reset(kept)
             _threads.reset(selected)
-            current.leave(entered)
+            current_executor.reset(entered)
 
     return run
 
