@@ -8,7 +8,8 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel
 
-from . import running
+from . import application
+from .application import Application
 from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
 from .reading import declaration
@@ -68,17 +69,17 @@ class CachedRepository(Repository[RowT]):
         self.observed = Observed()
         self._refresher: Refresher[RowT] | None = None
 
-    def prepare(self) -> None:
+    def prepare(self, here: Application) -> None:
         """Check the declaration and get ready to load. The plugin calls it, on a database thread.
+
+        Args:
+            here: the application whose instance this is.
 
         Raises:
             InvalidRepository: the declaration does not fit the models.
         """
-        super().prepare()
-        assert self._reader is not None, "made by what is called above"
-        assert self._on_loop is not None, "as well"
+        super().prepare(here)
         declaration.check_cached(self, self._reader)
-        here = running.find(self.label)
         own = Loader(
             self.ordered_queryset,
             self._reader,
@@ -86,7 +87,7 @@ class CachedRepository(Repository[RowT]):
             name=self.name,
             indexes=self.indexes,
             max_decoded_rows=self.max_decoded_rows,
-            pace=Pace(here.requests_so_far),
+            pace=Pace(lambda: here.requests),
         )
         loader: RowLoader[RowT] = own
         if here.shared is not None:
@@ -104,7 +105,7 @@ class CachedRepository(Repository[RowT]):
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
         """
         if self._refresher is None:
-            raise NotStarted(f"{self.label} holds no data. {running.how_to_get(self.label)}")
+            raise NotStarted(f"{self.label} holds no data. {application.how_to_get(self.label)}")
         return self._refresher
 
     @property
@@ -156,7 +157,7 @@ class CachedRepository(Repository[RowT]):
         """
         snapshot = self.snapshot
         indexes = snapshot.indexes
-        names = self._reader.names if self._reader is not None else ()
+        names = self._reader.names
         if unknown := [name for name in values if name not in names]:
             raise UnknownField(
                 f"{self.label}.find(): its rows have no field {unknown[0]!r}. " + nearest(unknown[0], names)
@@ -257,7 +258,7 @@ class CachedRepository(Repository[RowT]):
             InvalidKey: no row can have one of the keys. In a handler: 404.
         """
         if self._refresher is None:
-            raise NotStarted(f"{self.label} cannot refresh. {running.how_to_get(self.label)}")
+            raise NotStarted(f"{self.label} cannot refresh. {application.how_to_get(self.label)}")
         wanted = [self.live.key(key) for key in keys] or None
         return (await self._refresher.refresh("call", wanted)).snapshot
 

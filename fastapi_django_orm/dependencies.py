@@ -15,13 +15,9 @@ from .errors import InvalidHandler
 
 
 async def in_transaction(connection: HTTPConnection) -> AsyncIterator[None]:
-    """Open a transaction on the default database for the rest of the handler's work.
-
-    Raises:
-        InvalidHandler: the handler yields, and was added after the application had started.
-    """
+    """Open a transaction on the default database for the rest of the handler's work."""
     handler = getattr(connection.scope.get("route"), "endpoint", None)
-    if _yields(handler):
+    if _yields(handler):  # check_streams() has not seen one that was added after the application had started
         raise InvalidHandler(_refusal(handler, connection.url.path, "depends on InTransaction", ""))
     async with atomic():
         yield

@@ -20,8 +20,7 @@ Handlers = list[Callable[[], Any]]
 async def event_handlers_run(app: FastAPI) -> AsyncIterator[None]:
     """Run an application's ``startup`` handlers, and at the end of the block its ``shutdown`` handlers.
 
-    Args:
-        app: the application. As in FastAPI's default lifespan, a plain function runs on the event loop.
+    As in FastAPI's default lifespan, a plain function runs on the event loop.
     """
     await _run(_left_to_us(app, "on_startup"))
     try:

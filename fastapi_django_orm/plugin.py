@@ -12,15 +12,15 @@ from contextlib import (
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from asgiref.sync import SyncToAsync, ThreadSensitiveContext, sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from django.db import DEFAULT_DB_ALIAS
 from fastapi import FastAPI
-from starlette.types import ASGIApp
 
-from . import repository, running
+from . import application, repository
+from .application import Application
 from .cached import CachedRepository
 from .coherence.service import Coherence
-from .context import RequestContext
+from .database.current import current_executor
 from .database.engines import fit_driver_pools, is_configured, notice_dead_networks
 from .database.executor import DatabaseExecutor
 from .database.lifecycle import database_service
@@ -30,23 +30,21 @@ from .dependencies import check_streams, dependencies_of
 from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
-from .handlers import handlers_instrumented
 from .http.directory import answered_below
 from .http.health import DatabaseProbe
 from .http.publication import publications
 from .http.publishing import published
 from .http.routing import documented, in_front, plugin_routes
+from .instrumentation.asgi_layer import layer_added
+from .instrumentation.everything import instrumented
 from .reading.refresh import Refresher
 from .reading.windows import Windows
 from .repository import Repository
 from .settings import ORMSettings, read_settings, where_written
 from .setup import set_up_django
-from .shared import SharedContext
 from .shared_loads.choice import shared_snapshots
 
 FIRST_LOADS_PATIENCE = 10.0  # seconds
-
-_handlers = SharedContext(handlers_instrumented)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -131,13 +129,12 @@ class DjangoORM:
         loop = _asyncio_loop()
         settings = self._settings or read_settings()
         async with AsyncExitStack() as stack:
-            here = stack.enter_context(running.running())
+            stack.enter_context(instrumented())
             executor = await stack.enter_async_context(
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
-            here.executor, here.loop = executor, loop
-            here.windows = Windows(executor.own, loop, settings.thread_timeout)
-            stack.enter_context(_handlers.entered())
+            here = stack.enter_context(application.running(executor, loop))
+            here.hold(Windows(executor.own, loop, settings.thread_timeout))
             # All that starts here reads for everybody: on threads of its own.
             await stack.enter_async_context(executor.own.context)
             await sync_to_async(_set_up_by)(settings)
@@ -148,7 +145,7 @@ class DjangoORM:
             refreshers, aliases = await sync_to_async(self._prepare)(here, app)
             # FastAPI remembers handlers for longer than their routes, and all that ours can reach.
             stack.callback(refreshers.clear)
-            found = await sync_to_async(publications)(here.repositories.values())
+            found = await sync_to_async(publications)(here.all_of(Repository))
             for refresher in refreshers.values():
                 refresher.start()
                 stack.push_async_callback(refresher.stop)
@@ -165,13 +162,13 @@ class DjangoORM:
             if settings.include_in_schema:
                 stack.enter_context(documented(app, own))
             await stack.enter_async_context(executor.context)
-            stack.enter_context(_layer_added(app, here, executor.context))
-            stack.enter_context(_left_as_entered(here, executor))
+            stack.enter_context(layer_added(app, here))
+            stack.enter_context(_left_as_entered(executor))
             await stack.enter_async_context(event_handlers_run(app))
             yield
         logger.info("shut_down")
 
-    def _prepare(self, here: running.Running, app: FastAPI) -> tuple[dict[str, Refresher[Any]], list[str]]:
+    def _prepare(self, here: Application, app: FastAPI) -> tuple[dict[str, Refresher[Any]], list[str]]:
         """Make an instance of every repository, and check it. On a database thread.
 
         Returns:
@@ -194,10 +191,10 @@ class DjangoORM:
                     f"{cls.__module__}.{instance.label}: another repository is called "
                     f"{instance.name!r} already. Give one of them a `name` of its own."
                 )
-            here.repositories[cls] = instance
+            here.hold(instance)
             names.add(instance.name)
             with repository.naming_errors(instance):
-                instance.prepare()
+                instance.prepare(here)
                 aliases.add(instance.queryset().db)
             if isinstance(instance, CachedRepository):
                 refreshers[instance.name] = instance.refresher
@@ -218,7 +215,7 @@ def _asyncio_loop() -> asyncio.AbstractEventLoop:
 
 
 @contextmanager
-def _left_as_entered(here: running.Running, executor: DatabaseExecutor) -> Iterator[None]:
+def _left_as_entered(executor: DatabaseExecutor) -> Iterator[None]:
     """Run what ends the application under it, also in another task than the one that has started it."""
     try:
         yield
@@ -227,7 +224,7 @@ def _left_as_entered(here: running.Running, executor: DatabaseExecutor) -> Itera
             # As fixtures of tests do. asgiref resets the variable, and can only where it was set.
             for context in executor.own.context, executor.context:
                 context.token = SyncToAsync.thread_sensitive_context.set(context)
-            running.enter(here)
+            current_executor.set(executor)
 
 
 def _set_up_by(settings: ORMSettings) -> None:
@@ -236,11 +233,11 @@ def _set_up_by(settings: ORMSettings) -> None:
 
 @asynccontextmanager
 async def _coherence(
-    here: running.Running, settings: ORMSettings, refreshers: Mapping[str, Refresher[Any]]
+    here: Application, settings: ORMSettings, refreshers: Mapping[str, Refresher[Any]]
 ) -> AsyncIterator[None]:
-    cached = [each for each in here.repositories.values() if isinstance(each, CachedRepository)]
-    repositories = {repository.name: repository for repository in cached}
-    here.coherence = coherence = await Coherence.of(settings, repositories)
+    repositories = {repository.name: repository for repository in here.all_of(CachedRepository)}
+    coherence = await Coherence.of(settings, repositories)
+    here.hold(coherence)
     try:
         # Before the first loads, so that nothing which is committed between is lost.
         await coherence.start()
@@ -269,27 +266,3 @@ async def _first_loads(
     for outcome in await loads:
         if isinstance(outcome, BaseException):
             raise outcome.__cause__ or outcome
-
-
-@contextmanager
-def _layer_added(app: FastAPI, here: running.Running, threads: ThreadSensitiveContext) -> Iterator[None]:
-    build, is_own = app.build_middleware_stack, "build_middleware_stack" in vars(app)
-
-    def build_middleware_stack() -> ASGIApp:
-        return build() if here.ended else RequestContext(build(), here, threads)
-
-    # A server has called the application before its lifespan begins, so the stack stands by now. What adds
-    # middleware later, as tracers do, has it built again.
-    before = app.middleware_stack or build()
-    app.middleware_stack = RequestContext(before, here, threads)
-    app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        if vars(app).get("build_middleware_stack") is build_middleware_stack:
-            if is_own:
-                app.build_middleware_stack = build  # type: ignore[method-assign]
-            else:
-                del app.build_middleware_stack
-        stack: Any = app.middleware_stack  # somebody may have built it again
-        app.middleware_stack = stack.app if isinstance(stack, RequestContext) else before

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Generic, Self
 
 from django.db.models import Model, QuerySet
 
-from . import running
+from . import application
+from .application import Application
 from .errors import InvalidRepository, NotFound, NotStarted
 from .reading import choosing, declaration, naming
 from .reading.batching import Absent
@@ -22,6 +23,7 @@ from .reading.models import resolve_model
 from .reading.on_loop import LoopReads, why_not_constant
 from .reading.readers import Reader
 from .reading.spelling import check_spelling, no_model
+from .reading.windows import Windows
 from .snapshots.snapshot import RowT
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
@@ -115,15 +117,19 @@ class Repository(Generic[RowT]):
         if not _names_no_model(cls):
             _declared[_written_at(cls)] = cls
 
+    _reader: Reader  # from prepare() on
+    _on_loop: LoopReads
+
     def __init__(self) -> None:
-        self._reader: Reader | None = None
-        self._on_loop: LoopReads | None = None
         self._live: LiveReads | None = None
 
     # Before it can be read
 
-    def prepare(self) -> None:
+    def prepare(self, here: Application) -> None:
         """Check the declaration and get ready to read. The plugin calls it, on a database thread.
+
+        Args:
+            here: the application whose instance this is.
 
         Raises:
             InvalidRepository: the declaration does not fit the models.
@@ -134,7 +140,6 @@ class Repository(Generic[RowT]):
         queryset = self.queryset()
         naming.check_named(self, queryset)
         self._reader = choosing.choose_reader(self, queryset)
-        here = running.find(self.label)
         self._on_loop = LoopReads(
             lambda: here.executor.on_loop,
             self.model_class._default_manager,
@@ -145,7 +150,15 @@ class Repository(Generic[RowT]):
         queries = LiveQueries(
             self.queryset, self.ordered_queryset, self._reader, name=self.name, label=self.label
         )
-        self._live = LiveReads(queries, self._reader, self._on_loop, name=self.name, label=self.label)
+        self._live = LiveReads(
+            queries,
+            self._reader,
+            self._on_loop,
+            here[Windows],
+            here.executor,
+            name=self.name,
+            label=self.label,
+        )
 
     def _why_not_constant(self) -> str | None:
         """Why a subclass or a manager may make something else of the query, now or later."""
@@ -160,7 +173,7 @@ class Repository(Generic[RowT]):
     @property
     def reasons(self) -> dict[str, str]:
         """Ways of reading that were not taken, and why, for the health report."""
-        return {} if self._reader is None else dict(self._reader.reasons)
+        return {} if self._live is None else dict(self._reader.reasons)
 
     # A coroutine, since FastAPI would spend a thread on each call of anything else.
     @classmethod
@@ -171,7 +184,7 @@ class Repository(Generic[RowT]):
             NotStarted: no lifespan of ``DjangoORM`` runs, or the class was declared after it began.
             InvalidRepository: the class names no model.
         """
-        repository = running.find(cls.__qualname__).repositories.get(cls)
+        repository = application.find(cls.__qualname__).get(cls)
         if repository is None:
             if _names_no_model(cls):
                 raise no_model(cls)
@@ -179,7 +192,7 @@ class Repository(Generic[RowT]):
                 f"{cls.__qualname__} was declared when the application had already started, or is not "
                 f"among its `repositories`. Import the module {cls.__module__} where the application is made."
             )
-        return repository  # type: ignore[return-value]  # made of this class
+        return repository
 
     def __repr__(self) -> str:
         return f"<{self.label} {self.name!r}: {self._state}>"
@@ -218,7 +231,7 @@ class Repository(Generic[RowT]):
             NotStarted: no lifespan of ``DjangoORM`` has made this instance.
         """
         if self._live is None:
-            raise NotStarted(f"{self.label} cannot read. {running.how_to_get(self.label)}")
+            raise NotStarted(f"{self.label} cannot read. {application.how_to_get(self.label)}")
         return self._live
 
     async def fetch(self, *pk: Hashable, **unique: Any) -> RowT:

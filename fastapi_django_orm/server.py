@@ -108,7 +108,7 @@ class Published(HttpToolsProtocol):
             return None
         if (answer := at_once(found, self.headers)) is None:
             return None
-        directory.running.requests += 1
+        directory.application.requests += 1
         return answer, source.cache_control
 
     def _is_free(self) -> bool:

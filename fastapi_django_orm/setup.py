@@ -23,8 +23,9 @@ from django.utils.functional import empty
 from . import logs
 from .errors import ConfigurationError, SettingsModuleBroken, SettingsModuleMissing, SetupFailed
 from .events import logger
+from .shared import renewed_at_fork
 
-_lock = threading.RLock()
+_lock = renewed_at_fork(threading.RLock())
 _failure: ConfigurationError | None = None
 
 

@@ -1,16 +1,37 @@
-"""A context that many enter: the first opens it, the last closes it.
+"""What belongs to the process and not to an application.
 
-Some of what the plugin does is the process's and not an application's: Django's connections, the functions of
-other libraries that are instrumented. Two applications in one process share it, and either may end first.
+Django's connections and the functions of other packages that are replaced are the process's. Two applications
+in one process share them, and either may end first.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+LockT = TypeVar("LockT")
+
+_locks: WeakSet[Any] = WeakSet()
+
+
+def renewed_at_fork(lock: LockT) -> LockT:
+    """Have a lock be free in a forked child, whichever thread of the parent held it at the fork."""
+    _locks.add(lock)
+    return lock
+
+
+def _renew_locks() -> None:
+    for lock in _locks:
+        lock._at_fork_reinit()  # as logging and concurrent.futures do with theirs
+
+
+os.register_at_fork(after_in_child=_renew_locks)
 
 
 class SharedContext:
-    """Opens a context for as long as anybody is inside."""
+    """A context that many enter: the first opens it, the last closes it."""
 
     def __init__(self, *contexts: Callable[[], AbstractContextManager[None]]) -> None:
         """Open nothing yet.
@@ -21,7 +42,7 @@ class SharedContext:
         self._contexts = contexts
         self._stack = ExitStack()
         self._inside = 0
-        self._lock = threading.Lock()  # applications may run on several threads
+        self._lock = renewed_at_fork(threading.Lock())  # applications may run on several threads
 
     @contextmanager
     def entered(self) -> Iterator[None]:

@@ -14,7 +14,8 @@ from django.core.management import call_command
 from django.db import connection, connections, models
 from fastapi import FastAPI
 
-from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run, running
+from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
+from fastapi_django_orm.application import find
 from tests.project import router
 
 BOARD = "board"  # the database's name on every server
@@ -165,7 +166,7 @@ async def sessions(number: int) -> set[int]:
 
 def on_every_thread(function: Callable[[], Any], threads: int) -> list[asyncio.Future[Any]]:
     """Run a function on each of an application's threads: handlers', and those of its own reads."""
-    executor = running.find("a test").executor
+    executor = find("a test").executor
     calls = [asyncio.ensure_future(run(function)) for _ in range(threads)]
     return [*calls, *(asyncio.wrap_future(executor.own.submit(function)) for _ in range(threads))]
 

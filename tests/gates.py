@@ -74,8 +74,8 @@ def gated(gate: Gate, **attributes: Any) -> type[CachedRepository]:
         model = "board.Topic"
         fields = ("id", "comment")
 
-        def prepare(self) -> None:
-            super().prepare()
+        def prepare(self, here: Any) -> None:
+            super().prepare(here)
             put_behind(gate, self)
 
     for name, value in attributes.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from fastapi_django_orm import running
+from fastapi_django_orm import application
 from fastapi_django_orm.coherence.link import Link
 from fastapi_django_orm.coherence.service import Coherence
 from fastapi_django_orm.django import triggers
@@ -52,7 +52,7 @@ async def hearing(*repositories: type[Any], **settings: Any) -> AsyncIterator[tu
     """An application that hears of writes: its first repository, and its coherence."""
     settings.setdefault("coherence", "auto")
     async with asyncio.timeout(3 * DEADLINE), started(*repositories, **settings) as instances:
-        yield instances[0], running.find("a test").coherence
+        yield instances[0], application.find("a test").get(Coherence)
 
 
 def link(coherence: Coherence, kind: str) -> Link:

@@ -13,10 +13,11 @@ from django.db.models.functions import Concat
 from structlog.contextvars import bound_contextvars, get_contextvars
 from structlog.testing import capture_logs
 
-from fastapi_django_orm import DjangoORM, ORMSettings, running
+from fastapi_django_orm import DjangoORM, ORMSettings
+from fastapi_django_orm.application import find
 from fastapi_django_orm.coherence import process
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
-from fastapi_django_orm.coherence.service import seen
+from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.sqlite import SQLitePublisher
 from fastapi_django_orm.errors import InvalidSettings
 from tests.gates import Gate, comments, gated
@@ -442,7 +443,7 @@ def test_health_tells_of_transports(sqlite: str) -> None:
                 assert before["transports"]["sqlite:default"]["connected_since"] is not None
                 assert before["transports"]["sqlite:default"]["last_hint"] is None
                 await write("one")
-                await running.find("a test").coherence.seen("topics")
+                await find("a test").get(Coherence).seen("topics")
                 after = (await client.get("/health/")).json()
                 assert after["transports"]["sqlite:default"]["last_hint"] is not None
 

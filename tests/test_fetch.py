@@ -71,8 +71,8 @@ def behind(gate: Gate, **attributes: Any) -> type[Any]:
     class Pages(Repository):
         model = Page
 
-        def prepare(self) -> None:
-            super().prepare()
+        def prepare(self, here: Any) -> None:
+            super().prepare(here)
             put_behind(gate, self)
 
         def queryset(self) -> Any:  # its own, so that it is read on threads

@@ -998,8 +998,8 @@ def entries_behind(gate: Gate) -> type[Any]:
         model = Entry
         ordering = ("pk",)
 
-        def prepare(self) -> None:
-            super().prepare()
+        def prepare(self, here: Any) -> None:
+            super().prepare(here)
             put_behind(gate, self)
 
     return Entries

@@ -479,14 +479,14 @@ def test_the_access_log_has_uvicorns_lines(rows: None, path: str, caplog: pytest
 
 def test_requests_count_for_health_and_pacing(rows: None) -> None:
     """Answers below ASGI are requests of the application like any other, to which loads give way."""
-    from fastapi_django_orm import running
+    from fastapi_django_orm.application import find
 
     app = application()
     with serving(app, http=BELOW) as client:
-        before = running.find("test").requests
+        before = find("test").requests
         for path in PLAIN:
             client.get(path, headers={"Accept-Encoding": "identity"})
-        assert running.find("test").requests == before + len(PLAIN)
+        assert find("test").requests == before + len(PLAIN)
 
 
 @pytest.mark.parametrize("where", ["tls", "unix"])

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -26,8 +26,10 @@ from django.test.utils import isolate_apps
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import ORMSettings
+from fastapi_django_orm.application import Application
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
 from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.reading.windows import Windows
 from fastapi_django_orm.shared_loads import identity as shared_identity
 from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.shared_loads import store as shared_store
@@ -784,26 +786,21 @@ def test_clocks_that_differ_by_an_hour(processes: Any, valkey: Valkey, broker: r
 def identity(**attributes: Any) -> str | None:
     """The fingerprint of a repository with these attributes."""
     repository = declare(**{"fields": ("id", "comment"), **attributes})()
-    repository.prepare()
+    here = Application(executor=cast("Any", None), loop=cast("Any", None))  # nothing is read
+    here.hold(Windows(here.executor, here.loop, patience=0))
+    repository.prepare(here)
     queryset = repository.ordered_queryset()
     in_sql = repository._reader.database_json(queryset)
     return None if in_sql is None else identity_of(in_sql, queryset)
 
 
-@pytest.fixture
-def _started(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastapi_django_orm.running import Running
-
-    monkeypatch.setattr("fastapi_django_orm.running._all", [Running()])
-
-
-@pytest.mark.usefixtures("_started")
+@pytest.mark.usefixtures("sqlite")
 def test_the_same_question_to_the_same_database_shares() -> None:
     """Two workers that would send the same SQL have one fingerprint, whatever they call the rows."""
     assert identity() == identity() == identity(name="others") is not None
 
 
-@pytest.mark.usefixtures("_started")
+@pytest.mark.usefixtures("sqlite")
 @pytest.mark.parametrize(
     "other",
     [
@@ -821,7 +818,7 @@ def test_another_question_does_not(other: dict[str, Any]) -> None:
     assert identity(**other) not in (identity(**base), None)
 
 
-@pytest.mark.usefixtures("_started")
+@pytest.mark.usefixtures("sqlite")
 def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Another deployment, database, type of a column or version: nothing is shared."""
     found = {identity()}
@@ -911,7 +908,7 @@ def test_rows_in_which_code_has_a_part_are_not_shared(
     assert not list(broker.scan_iter("*"))
 
 
-@pytest.mark.usefixtures("_started")
+@pytest.mark.usefixtures("sqlite")
 def test_connections_that_code_prepares_share_nothing() -> None:
     """What is wrapped around queries may send others; what prepares them may choose another schema."""
 

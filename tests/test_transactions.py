@@ -38,7 +38,7 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, atomic, run
 from fastapi_django_orm.dependencies import in_transaction
 from fastapi_django_orm.errors import DatabaseBusy, InvalidHandler, TransactionLeftOpen
-from tests.databases import set_default
+from tests.databases import set_default, until
 from tests.gates import started
 from tests.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
 from tests.project.board.models import Author, Topic
@@ -1989,7 +1989,7 @@ def test_a_def_dependency_is_left_when_its_request_is_cancelled_on_the_way_in(
         go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert left == ["CancelledError"]
+        await until(lambda: left == ["CancelledError"], "the dependency is left")
         del task
         gc.collect()
         assert await run(stored) == []

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from ..shared import renewed_at_fork
 from .hints import Hint
 from .transport import Receiver
 
-_lock = threading.Lock()
+_lock = renewed_at_fork(threading.Lock())
 _listening: list[tuple[asyncio.AbstractEventLoop, Receiver]] = []
 
 # Called with whether an application listens, when one begins or ends: what is costly to find out is left

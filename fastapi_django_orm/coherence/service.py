@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from asgiref.sync import sync_to_async
 
-from .. import running
+from .. import application
 from ..errors import RefreshFailed
 from ..events import logger
 from ..reading.declaration import DeclaredCached
@@ -183,7 +183,7 @@ class Coherence:
             RefreshFailed: it could not be read.
         """
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
-            return await running.on_loop(self._loop, self.seen(name), f"{name}: wait_until_current()")
+            return await application.on_loop(self._loop, self.seen(name), f"{name}: wait_until_current()")
         follower, link = self._followers[name], self._orderly(name)
         if link is not None and await link.listener.caught_up() and link is self._orderly(name):
             await follower.settle()
@@ -307,7 +307,7 @@ async def seen(name: str) -> None:
         NotStarted: no lifespan of ``DjangoORM`` runs.
         RefreshFailed: it could not be read.
     """
-    coherence = running.find("wait_until_current()").coherence
+    coherence = application.find("wait_until_current()").get(Coherence)
     if coherence is None:
         raise RefreshFailed(f"{name} cannot be refreshed: the application is still starting.")
     await coherence.seen(name)

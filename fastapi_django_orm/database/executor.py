@@ -19,8 +19,8 @@ from django.db.models import QuerySet
 from django.db.models.manager import BaseManager
 from django.db.models.query import RawQuerySet
 
-from .. import running
 from ..errors import LazyValue
+from . import current
 from .loop_queries import LoopQueries
 from .pool import Pool
 from .reentrancy import submit_call
@@ -86,8 +86,7 @@ async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
         DatabaseBusy: no thread or connection came free within ``DJANGO_ORM_THREAD_TIMEOUT``.
         NotStarted: no lifespan of ``DjangoORM`` runs.
     """
-    executor: DatabaseExecutor = running.find("run()").executor
-    return await executor.run(function, *args, **kwargs)
+    return await current.find("run()").run(function, *args, **kwargs)
 
 
 def _plain_result(function: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:

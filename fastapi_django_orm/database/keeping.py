@@ -24,6 +24,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..errors import DatabaseBusy
 from ..events import logger
+from ..shared import renewed_at_fork
 from .atomic_scope import AtomicScope
 from .calls import Call
 from .pool import Connections, Pool
@@ -34,7 +35,7 @@ from .transaction import Transaction, new_transaction, release
 
 # Guards what requests have kept. Taken after a transaction's lock; none is taken under it but those of
 # DatabaseThreads.
-_lock = threading.Lock()
+_lock = renewed_at_fork(threading.Lock())
 
 
 class _Kept(Transaction):

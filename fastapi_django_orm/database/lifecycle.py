@@ -15,14 +15,10 @@ from django.db import connections
 
 from ..clock import monotonic
 from ..events import logger
-from ..shared import SharedContext
-from . import calls, scopes
-from .connections import lending
-from .contexts import contexts_instrumented
+from ..shared import SharedContext, renewed_at_fork
+from . import calls, current, scopes
 from .executor import DatabaseExecutor
 from .housekeeping import keep_house
-from .instruments import calls_instrumented
-from .mounts import mounts_instrumented
 from .pool import Pool
 from .threads import DatabaseThreads, forget_threads
 
@@ -30,21 +26,15 @@ SHUTDOWN_TIMEOUT = 10.0  # seconds that queries have to end before their threads
 
 
 class _Process:
-    """What all applications of the process share: the pools, and the ways that lead to them."""
+    """The pools, which all applications of the process share."""
 
     def __init__(self) -> None:
         self.limit = 0
         self.timeout = 0.0
         self.timed = False
-        self._shared = SharedContext(
-            lending,
-            lambda: calls_instrumented(self.pool),
-            contexts_instrumented,
-            lambda: mounts_instrumented(self.pool),
-            self._open,
-        )
+        self._shared = SharedContext(self._open)
         self._pools: dict[str, Pool] = {}
-        self._lock = threading.Lock()
+        self._lock = renewed_at_fork(threading.Lock())
         self._forgotten: list[Any] = []
 
     def pool(self, alias: str) -> Pool:
@@ -93,11 +83,12 @@ class _Process:
         socket that the parent still uses.
         """
         self._forgotten.append((self._pools, calls.forget_all(), scopes.forget_all()))
-        self._pools, self._lock = {}, threading.Lock()
+        self._pools = {}
         forget_threads()
 
 
 _process = _Process()
+pool = _process.pool
 os.register_at_fork(after_in_child=_process.forget)
 
 
@@ -124,7 +115,8 @@ async def database_service(
     own = DatabaseExecutor(own_threads, _process.pool)
     executor = DatabaseExecutor(database_threads, _process.pool, own)
     try:
-        yield executor
+        with current.announced(executor):
+            yield executor
     finally:
         executor.on_loop.close()
         housekeeper.cancel()

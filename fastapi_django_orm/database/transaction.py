@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from .. import running
 from ..errors import DatabaseBusy
 from ..events import logger
+from . import current
 from .pool import Connections, pool_of
 from .state import is_open
 from .threads import DatabaseThreads, Job, Worker
@@ -104,5 +104,5 @@ def new_transaction(pools: Callable[[str], Connections] | None = None) -> Transa
     Raises:
         NotStarted: it runs under none.
     """
-    executor = running.find("atomic()").executor
+    executor = current.find("atomic()")
     return Transaction(executor.threads, pools or executor.pools)

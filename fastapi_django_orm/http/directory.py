@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 from fastapi import FastAPI
 from starlette.routing import Host, Match
 
+from ..application import Application
 from ..events import logger
-from ..running import Running
 from .published_route import PublishedRoute
 from .sources import Question
 
@@ -27,8 +27,8 @@ SERVER = "fastapi_django_orm.server"  # imported by servers that use it, and by 
 class Directory:
     """Finds what a URL of one application asks for. Its routes are in the application's router already."""
 
-    def __init__(self, app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> None:
-        self.running = running
+    def __init__(self, app: FastAPI, routes: Sequence[PublishedRoute], application: Application) -> None:
+        self.application = application
         self._app = app
         self._routes = app.router.routes
         self._number = len(self._routes)
@@ -102,7 +102,9 @@ def directory_of(served: Any) -> Directory | None:
 
 
 @contextmanager
-def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Running) -> Iterator[None]:
+def answered_below(
+    app: FastAPI, routes: Sequence[PublishedRoute], application: Application
+) -> Iterator[None]:
     """Let the server protocol answer for these routes of an application, for the length of the block."""
     # Not if something in the application decides on each request.
     guarded = any(route.is_guarded for route in routes)
@@ -115,7 +117,7 @@ def answered_below(app: FastAPI, routes: Sequence[PublishedRoute], running: Runn
             paths=[route.path for route in routes],
             middleware=[getattr(each.cls, "__name__", repr(each.cls)) for each in app.user_middleware],
         )
-    directory = _directories[app] = Directory(app, routes, running)
+    directory = _directories[app] = Directory(app, routes, application)
     try:
         yield
     finally:

@@ -12,12 +12,13 @@ from asgiref.sync import sync_to_async
 from fastapi import Response
 from pydantic import BaseModel, Field
 
-from .. import running
+from .. import application
 from ..coherence.link import Link
 from ..coherence.service import Coherence
 from ..database.startup_checks import check_reachable
 from ..errors import DatabaseUnreachable
 from ..reading.refresh import Refresher
+from ..repository import Repository
 
 DATABASE_TIMEOUT = 2.0  # seconds that a database has to answer
 
@@ -119,8 +120,8 @@ async def report(
     """The state of the application now."""
     probes, refreshers = dict(probes), list(refreshers)  # an application that ends clears them
     answers = await asyncio.gather(*(probe.answers() for probe in probes.values()))
-    here = running.find("The health route")
-    coherence = here.coherence
+    here = application.find("The health route")
+    coherence = here.get(Coherence)
     repositories = {refresher.name: _state(refresher, coherence) for refresher in refreshers}
     links = coherence.links if coherence is not None else []
     status: Literal["ok", "degraded", "unavailable"] = "ok"
@@ -135,7 +136,7 @@ async def report(
         databases=dict(zip(probes, answers, strict=True)),
         repositories=repositories,
         transports={link.listener.name: _transport(link) for link in links},
-        not_taken={of.name: of.reasons for of in here.repositories.values() if of.reasons},
+        not_taken={of.name: of.reasons for of in here.all_of(Repository) if of.reasons},
     )
 
 

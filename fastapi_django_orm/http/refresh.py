@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import BaseModel, Field, SecretStr
 
-from .. import running
+from .. import application
 from ..coherence.hints import READ_LIMIT, VERSION, Hint, decode
 from ..coherence.roll_call import Attendance
 from ..coherence.service import Coherence
@@ -238,7 +238,7 @@ def _late(attendance: Mapping[str, Attendance]) -> dict[str, str]:
 
 
 def _coherence() -> Coherence:
-    coherence = running.find("The refresh route").coherence
+    coherence = application.find("The refresh route").get(Coherence)
     if coherence is None:
         raise NotStarted("The application ends.")
     return coherence

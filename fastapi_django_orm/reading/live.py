@@ -10,7 +10,8 @@ from typing import Any, TypeVar, cast
 from django.db import router
 from django.db.models import CompositePrimaryKey
 
-from .. import running
+from ..database import current
+from ..database.executor import DatabaseExecutor
 from ..database.reentrancy import is_bound
 from ..errors import InvalidKey
 from ..rows.sharing import copied
@@ -20,7 +21,7 @@ from .batching import Absent, Batcher, Outcomes
 from .live_queries import Asked, LiveQueries, ReadAlone, run_in
 from .on_loop import LoopReads
 from .readers import OF_ONE_KEY, Reader
-from .windows import Found, Listed, Window, WindowRead
+from .windows import Found, Listed, Window, WindowRead, Windows
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -33,7 +34,15 @@ class LiveReads:
     """Reads one repository's rows, in batches where no transaction forbids it."""
 
     def __init__(
-        self, queries: LiveQueries, reader: Reader, on_loop: LoopReads, *, name: str, label: str
+        self,
+        queries: LiveQueries,
+        reader: Reader,
+        on_loop: LoopReads,
+        windows: Windows,
+        executor: DatabaseExecutor,
+        *,
+        name: str,
+        label: str,
     ) -> None:
         """Read nothing yet.
 
@@ -41,6 +50,8 @@ class LiveReads:
             queries: what to ask the database.
             reader: how to read rows.
             on_loop: reads without a thread what can be read so.
+            windows: reads parts of the list.
+            executor: runs what is read alone.
             name: the repository's.
             label: what messages call the repository.
         """
@@ -50,7 +61,9 @@ class LiveReads:
         self._name = name
         self._label = label
         self._model = self._queries.model
-        self._loop = running.find(label).loop
+        self._windows = windows
+        self._loop = windows.loop
+        self._executor = executor
         # By the field, and the database if that is known before the query is made.
         self._rows: dict[tuple[str, str | None], Batcher[Hashable, NewRow]] = {}
         self._asked: dict[str, Batcher[Asked, NewRow]] = {}
@@ -141,11 +154,10 @@ class LiveReads:
         Raises:
             DatabaseBusy: too much was asked for, and was not read in time.
         """
-        here = running.find(self._label)
         if not self._may_share:
-            return await here.executor.run(self._queries.read_window, window)
+            return await self._run(self._queries.read_window, window)
         on_thread = partial(self._in_public, self._queries.read_window, window)
-        return await here.windows.get(
+        return await self._windows.get(
             self, window, WindowRead(on_thread, partial(self._window_on_loop, window))
         )
 
@@ -161,6 +173,10 @@ class LiveReads:
 
     # In a batch, or alone
 
+    async def _run(self, read: Callable[..., T], *args: Any) -> T:
+        current.find(self._label)  # which says so if the application has ended
+        return await self._executor.run(read, *args)
+
     @property
     def _may_share(self) -> bool:
         """Whether what runs may read with others: one in a transaction or async_to_sync has its thread."""
@@ -171,8 +187,7 @@ class LiveReads:
         read: Callable[[Sequence[K]], Outcomes[K, V]],
         on_loop: Callable[[Sequence[K], Callable[[Outcomes[K, V] | Exception | None], None]], bool],
     ) -> Batcher[K, V]:
-        assert self._loop is not None, "the plugin sets it before there are repositories"
-        return Batcher(read, running.find(self._label).executor.own, self._loop, on_loop)
+        return Batcher(read, self._executor.own, self._loop, on_loop)
 
     def _in_public(self, read: Callable[..., T], *args: Any) -> T:
         return run_in(self._public.copy(), read, *args)
@@ -211,8 +226,7 @@ class LiveReads:
 
     async def _read_alone(self, name: str, value: Hashable) -> NewRow:
         """Read in the caller's context."""
-        executor = running.find(self._label).executor
-        found: Outcomes[Hashable, NewRow] = await executor.run(self._queries.read_rows, name, [value])
+        found: Outcomes[Hashable, NewRow] = await self._run(self._queries.read_rows, name, [value])
         if value not in found:
             raise Absent(value)
         try:

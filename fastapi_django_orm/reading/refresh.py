@@ -18,7 +18,7 @@ import structlog
 from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
-from .. import metrics, running
+from .. import application, metrics
 from ..clock import backoff, monotonic
 from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
 from ..events import logger
@@ -156,7 +156,9 @@ class Refresher(Generic[RowT]):
         if self._loop is None or self._task is None or self._task.done():
             raise self._shut_down()
         if loop is not self._loop:  # asgiref's async_to_sync may run its own
-            return await running.on_loop(self._loop, self.refresh(trigger, keys), f"{self.name}: refreshing")
+            return await application.on_loop(
+                self._loop, self.refresh(trigger, keys), f"{self.name}: refreshing"
+            )
         if self._next is None:
             bound = structlog.contextvars.get_contextvars()
             request = {"request_id": bound["request_id"]} if "request_id" in bound else {}

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from ..errors import InvalidWindow
 from ..rows.encoding import CLOSING, opening, tag_of
+from ..shared import renewed_at_fork
 from ..snapshots.pages import Page
 from ..snapshots.snapshot import JOINED, Snapshot
 from ..snapshots.table import Table
@@ -166,7 +167,7 @@ class Representations:
         # By (first, last) for a window, and by (key,) for a row.
         self._kept: dict[tuple[Hashable, ...], Representation] = {}
         self._bytes = 0
-        self._lock = Lock()  # handlers on threads make them, too
+        self._lock = renewed_at_fork(Lock())  # handlers on threads make them, too
 
     @classmethod
     def of(cls, snapshot: Snapshot[Any]) -> "Representations":

@@ -31,6 +31,7 @@ from ..reading.readers import ColumnReader, Reader
 from ..reading.refresh import RowLoader
 from ..reading.sql_json import DatabaseJSON
 from ..rows.codec import RowCodec
+from ..shared import renewed_at_fork
 from ..snapshots.pages import Page
 from ..snapshots.snapshot import Snapshot
 from .format import SIGNED, Manifest, NotGenuine, NotPortable, digest_of, kind_of, pack, unpack
@@ -56,7 +57,7 @@ class SharedSnapshots:
             ValueError: it cannot be understood.
         """
         self.store = SharedStore(url)
-        self._lock = threading.Lock()
+        self._lock = renewed_at_fork(threading.Lock())
         self._failed_at: float | None = None
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..rows.codec import RowCodec
+from ..shared import renewed_at_fork
 from .pages import Page
 
 
@@ -32,7 +33,7 @@ class RowCache:
         self.codec = codec
         self._kept: deque[tuple[Page, int]] = deque()
         self._count = 0
-        self._lock = threading.Lock()  # handlers read on many threads
+        self._lock = renewed_at_fork(threading.Lock())  # handlers read on many threads
 
     def rows(self, page: Page) -> Sequence[Any]:
         """The rows of a page."""

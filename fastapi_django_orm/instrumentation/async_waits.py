@@ -1,10 +1,11 @@
 """Where calls wait for asynchronous code: ``async_to_sync``, ``anyio.from_thread.run``, ``asyncio.run``.
 
-A call that waits gives its connections back, or lends its transaction's; see ``reentrancy``. Three places are
-instrumented for that, which all such waits go through:
+A call that waits gives its connections back, or lends its transaction's; see ``database.reentrancy``. All
+such waits go through three places:
 
-- asgiref makes a ``CurrentThreadExecutor`` for each ``async_to_sync``. It runs ``sync_to_async`` functions on
-  the thread that waits. asgiref submits them without asking anything; ours lets them wait for their turn.
+- asgiref makes a ``CurrentThreadExecutor`` for each ``async_to_sync``, by the name in ``asgiref.sync``. It
+  runs ``sync_to_async`` functions on the thread that waits, as soon as they are submitted. Ours lets them
+  wait for their turn.
 - AnyIO's ``from_thread.run`` uses ``asyncio.run_coroutine_threadsafe``, as other code does, and waits for the
   future that this returns.
 - ``asyncio.run`` and ``uvloop.run`` use ``asyncio.Runner``, whose loop runs on the thread of the call.
@@ -13,67 +14,29 @@ instrumented for that, which all such waits go through:
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial, wraps
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import asgiref.sync
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync, SyncToAsync
 
-from .. import running
+from ..database import calls, current
+from ..database.reentrancy import entered_for, lend, lent, scope_of_waiting, submit_call, take_back
+from ..database.scopes import Scope, current_scope, enter_scope, entered_scope
+from ..database.threads import Job
 from ..errors import DatabaseBusy
-from . import calls
-from .reentrancy import entered_for, lend, lent, scope_of_waiting, submit_call, take_back
-from .scopes import Scope, current_scope, enter_scope, entered_scope
-from .threads import Job
+from .replacing import Replacement
 
 T = TypeVar("T")
 
-INTERVAL = 1.0  # seconds
-
-
-@contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Replace an attribute for the length of the block; what has replaced it meanwhile stays."""
-    before = vars(owner)[name]
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if vars(owner).get(name) is value:
-            setattr(owner, name, before)
-
-
-@contextmanager
-def waits_instrumented() -> Iterator[None]:
-    """Lend what a call has while it waits for asynchronous code, for the length of the block."""
-    with ExitStack() as stack:
-        stack.enter_context(replaced(asgiref.sync, "CurrentThreadExecutor", WaitingThread))
-        for owner in (asyncio, asyncio.tasks):
-            threadsafe = _run_coroutine_threadsafe(vars(owner)["run_coroutine_threadsafe"])
-            stack.enter_context(replaced(owner, "run_coroutine_threadsafe", threadsafe))
-        stack.enter_context(replaced(asyncio.Runner, "run", _run(asyncio.Runner.run)))
-        stack.enter_context(replaced(asyncio.Runner, "close", _close(asyncio.Runner.close)))
-        yield
-
-
-def _lending(wait: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(wait)
-    def waiting(*args: Any, **options: Any) -> Any:
-        call = calls.current()
-        if call is None:
-            return wait(*args, **options)
-        with lent(call):
-            return wait(*args, **options)
-
-    return waiting
+INTERVAL = 1.0  # seconds between two looks whether the event loop still runs
 
 
 def _run(original: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(original)
     def run(runner: asyncio.Runner, coro: Any, **options: Any) -> Any:
         call = calls.current()
         if call is not None and asyncio.iscoroutine(coro):
@@ -84,8 +47,7 @@ def _run(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _close(original: Callable[..., Any]) -> Callable[..., Any]:
-    # Not before: tasks that are left in the loop, where they cannot go on, end here.
-    @wraps(original)
+    # Taken back here and not at the end of run(): tasks that are left in the loop end in close().
     def close(runner: asyncio.Runner) -> None:
         try:
             original(runner)
@@ -103,8 +65,7 @@ async def _inside(scope: Scope | None, coro: Coroutine[Any, Any, T]) -> T:
     return await coro
 
 
-def _run_coroutine_threadsafe(original: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
-    @wraps(original)
+def _threadsafe(original: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
     def run_coroutine_threadsafe(coro: Any, loop: asyncio.AbstractEventLoop) -> Future[Any]:
         call = calls.current()
         if call is None:
@@ -116,42 +77,41 @@ def _run_coroutine_threadsafe(original: Callable[..., Future[Any]]) -> Callable[
                 future = original(coro, loop)
         finally:
             AsyncToSync.executors.current = around
-        future.result = _lending(future.result)  # type: ignore[method-assign]
+        future.result = partial(_result, future.result)  # type: ignore[method-assign]
         return future
 
     return run_coroutine_threadsafe
+
+
+def _result(wait: Callable[..., T], *args: Any, **options: Any) -> T:
+    call = calls.current()
+    with nullcontext() if call is None else lent(call):
+        return wait(*args, **options)
 
 
 class WaitingThread(CurrentThreadExecutor):
     """A thread that waits in ``async_to_sync``, and runs calls meanwhile.
 
     That thread makes it and waits in it. Event loops submit to it, and in a transaction the thread on which
-    the turn before has ended hands the next job over.
+    the turn before has ended hands the next job over. ``_lock`` is held while a job is put, or the thread
+    stops waiting; it is taken last of all.
     """
 
     def __init__(self, old_executor: Any) -> None:
-        """Have the code that will be waited for be inside of the running call's transactions.
-
-        Args:
-            old_executor: the one around it.
-        """
         super().__init__(old_executor)
         self._broken = True  # asgiref would walk up to this one otherwise, and put work where none looks
         self._call = calls.current()
         self._before = entered_scope()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()  # taken last of all
+        self._lock = threading.Lock()
         self._waits = True
-        # asgiref copies the context next. Of an error until then nothing is left but the call's own scope.
+        # asgiref copies the context next, so that the code that is waited for is inside of the call's
+        # transactions. Of an error until then nothing is left but the call's own scope.
         if self._call is not None and (scope := scope_of_waiting(self._call)) is not None:
             enter_scope(scope)
 
     def run_until_future(self, future: "Future[Any]") -> None:
-        """Run calls until the future is done.
-
-        Raises:
-            RuntimeError: the event loop has ended that was to do it.
-        """
+        """Run calls until the future is done; RuntimeError if the event loop that was to do it has ended."""
         future.add_done_callback(lambda _: self._jobs.put(None))
         try:
             with nullcontext() if self._call is None else lent(self._call):
@@ -198,8 +158,8 @@ class WaitingThread(CurrentThreadExecutor):
             self._put_around(job)
         else:
             job = submit_call(self._call.pools, function, self._put_around)
-        if (here := running.entered()) is not None:
-            here.executor.threads.watch(job, partial(_busy, here.executor.threads.timeout))
+        if (executor := current.entered()) is not None:
+            executor.threads.watch(job, partial(_busy, executor.threads.timeout))
         return job.future
 
     def _put(self, job: Job) -> bool:
@@ -209,11 +169,7 @@ class WaitingThread(CurrentThreadExecutor):
             return self._waits
 
     def _put_around(self, job: Job) -> None:
-        """Run the job here, or on the thread that waits around this one.
-
-        Raises:
-            RuntimeError: none waits any more.
-        """
+        """Run the job here, or on the thread that waits around this one; RuntimeError if none waits."""
         if self._put(job):
             return
         around: Any = self._old_executor
@@ -230,3 +186,13 @@ def _busy(timeout: float) -> DatabaseBusy:
         f"A call has waited for {timeout:g} s for the thread that has to run it, which is in async_to_sync "
         "and does something else. Look for `call_does_not_end` in the log."
     )
+
+
+REPLACED = (
+    Replacement(asgiref.sync, "CurrentThreadExecutor", lambda _: WaitingThread),
+    # Two names of one function.
+    Replacement(asyncio, "run_coroutine_threadsafe", _threadsafe),
+    Replacement(asyncio.tasks, "run_coroutine_threadsafe", _threadsafe),
+    Replacement(asyncio.Runner, "run", _run),
+    Replacement(asyncio.Runner, "close", _close),
+)

@@ -1,34 +1,37 @@
 """Where calls begin and end: in AnyIO's threads, and in those that asyncio uses.
 
-All ``def`` handlers, dependencies, background tasks and streaming generators go through AnyIO's
-``to_thread.run_sync``, which asks the backend; ``asyncio.to_thread``, ``loop.run_in_executor`` and
-``sync_to_async(thread_sensitive=False)`` go through ``ThreadPoolExecutor.submit``. Both are instrumented
-while a lifespan is open, as tracers do, at the place that is the same whatever name the function was imported
-by. That is what tells where such a call ends. (A lease kept in the context copy of the thread outlives a call
-that raises: the traceback holds the copy.)
+A call gets connections, and gives them back when it ends. That end has to be seen: a lease kept in the
+context copy of the thread would outlive a call that raises, whose traceback holds the copy. Both places are
+the same whatever name a function was imported by:
+
+- All ``def`` handlers, dependencies, background tasks and streaming generators go through AnyIO's
+  ``to_thread.run_sync``, which asks its asyncio backend: ``run_sync_in_worker_thread()``.
+- ``asyncio.to_thread``, ``loop.run_in_executor`` and ``sync_to_async(thread_sensitive=False)`` go through
+  ``ThreadPoolExecutor.submit``.
 """
 
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import partial
 from typing import Any, TypeVar
 
-import anyio.to_thread
-from anyio import CancelScope, CapacityLimiter
+from anyio import CapacityLimiter
 from anyio._core._eventloop import get_async_backend
 from asgiref.sync import SyncToAsync
 
-from .. import running
-from .calls import Call, run_call
-from .keeping import AdoptedScope, end_abandoned
-from .pool import Pool, current_request
-from .reentrancy import ReentrantScope, job_inside
-from .scopes import (
+from ..database import current
+from ..database.calls import Call, run_call
+from ..database.current import current_executor
+from ..database.keeping import AdoptedScope, end_abandoned
+from ..database.lifecycle import pool
+from ..database.pool import current_request
+from ..database.reentrancy import ReentrantScope, job_inside
+from ..database.scopes import (
     Scope,
     State,
     current_scope,
@@ -38,8 +41,8 @@ from .scopes import (
     rolled_back_before,
     scope_to_ask,
 )
-from .threads import Job
-from .waits import replaced, waits_instrumented
+from ..database.threads import Job
+from .replacing import Replacement
 
 T = TypeVar("T")
 
@@ -48,28 +51,10 @@ RunSync = Callable[..., Awaitable[Any]]
 _threads = SyncToAsync.thread_sensitive_context
 
 
-@contextmanager
-def calls_instrumented(pools: Callable[[str], Pool]) -> Iterator[None]:
-    """Give each call on those threads its connections, for the length of the block.
-
-    Args:
-        pools: the connections, by alias.
-    """
-    backend = get_async_backend("asyncio")
-    on_anyio = _of_anyio(backend.run_sync_in_worker_thread, pools)
-    on_executors = _of_executors(ThreadPoolExecutor.submit, pools)
-    with (
-        waits_instrumented(),
-        replaced(backend, "run_sync_in_worker_thread", staticmethod(on_anyio)),
-        replaced(ThreadPoolExecutor, "submit", on_executors),
-    ):
-        yield
-
-
 # AnyIO
 
 
-def _of_anyio(original: RunSync, pools: Callable[[str], Pool]) -> RunSync:
+def _run_sync(original: RunSync) -> RunSync:
     async def run_sync_in_worker_thread(
         func: Callable[..., Any],
         args: tuple[Any, ...],
@@ -82,12 +67,10 @@ def _of_anyio(original: RunSync, pools: Callable[[str], Pool]) -> RunSync:
             # A limiter of its own: with all threads of the common one waiting for connections, the
             # transaction that holds one would wait for a thread.
             run = partial(run, limiter=limiter or CapacityLimiter(1))
-            return await _in_its_turn(run, parent, partial(func, *args), pools)
-        call = _OnThread(pools, _close_of(args))
-        work = run(call.run, (func, *args), limiter=limiter)
-        manager = _entered_by(func)
+            return await _in_its_turn(run, parent, partial(func, *args))
+        call = _OnThread(_close_of(func, args))
         try:
-            return await (work if manager is None else _enter_whole(work, call, manager))
+            return await run(call.run, (func, *args), limiter=limiter)
         except BaseException:
             call.abandon()
             raise
@@ -98,10 +81,8 @@ def _of_anyio(original: RunSync, pools: Callable[[str], Pool]) -> RunSync:
     return run_sync_in_worker_thread
 
 
-async def _in_its_turn(
-    run: RunSync, parent: Scope, function: Callable[[], Any], pools: Callable[[str], Pool]
-) -> Any:
-    """Wait for the turn on the event loop, and have a thread run the function then."""
+async def _in_its_turn(run: RunSync, parent: Scope, function: Callable[[], Any]) -> Any:
+    """Wait for the turn on the event loop, and only then occupy a thread."""
     turn: Future[None] = Future()
 
     def begin(job: Job) -> bool:
@@ -114,7 +95,7 @@ async def _in_its_turn(
 
     job = job_inside(
         parent,
-        lambda scope: run_call(_InTransaction(pools, scope), function),
+        lambda scope: run_call(_InTransaction(scope), function),
         outside,
         begin,
         asyncio.get_running_loop(),
@@ -130,12 +111,12 @@ async def _in_its_turn(
 
 
 class _InTransaction(Call):
-    """A call in a transaction; what it leaves open on other connections is part of that from then on."""
+    """A call in a transaction. What it leaves open on other connections is part of that from then on."""
 
     __slots__ = ()
 
-    def __init__(self, pools: Callable[[str], Pool], scope: ReentrantScope) -> None:
-        super().__init__(pools)
+    def __init__(self, scope: ReentrantScope) -> None:
+        super().__init__(pool)
         self.scope = scope
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
@@ -152,60 +133,17 @@ class _InTransaction(Call):
                     around.connections[alias] = self.held.pop(alias)
 
 
-def _entered_by(func: Any) -> Any:
-    """The context manager, if the function is the ``__enter__`` of one, as FastAPI calls a dependency's."""
-    method = getattr(func, "func", func)  # Starlette wraps it in a partial
-    return method.__self__ if getattr(method, "__name__", None) == "__enter__" else None
-
-
-def _close_of(args: tuple[Any, ...]) -> Callable[[], None] | None:
-    """What closes the streaming handler, if the call is a step of one: Starlette's ``_next(iterator)``."""
-    if len(args) == 1 and inspect.isgenerator(args[0]):
-        return partial(copy_context().run, args[0].close)
-    return None
-
-
-async def _enter_whole(work: Awaitable[Any], call: "_OnThread", manager: Any) -> Any:
-    """Enter a context manager on a thread, and leave it again if the task is cancelled meanwhile.
-
-    FastAPI does not leave what it has not seen entered. The generator would end where it is collected, and
-    its transaction with it: on no connection, or on somebody else's.
-    """
-    entering = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(entering)
-    except asyncio.CancelledError as cancelled:
-        with CancelScope(shield=True):
-            while not entering.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait([entering])
-            if not entering.cancelled() and entering.exception() is None:
-                leaving = asyncio.ensure_future(_leave(manager, call.left_open, cancelled))
-                while not leaving.done():
-                    with suppress(asyncio.CancelledError):
-                        await asyncio.wait([leaving])
-                call.left_open = None
-        raise
-
-
-async def _leave(manager: Any, scope: Scope | None, cancelled: BaseException) -> None:
-    enter_scope(scope)
-    with suppress(BaseException):  # the cancellation that it is told of comes back, or what its end raises
-        await anyio.to_thread.run_sync(
-            manager.__exit__, type(cancelled), cancelled, None, limiter=CapacityLimiter(1)
-        )
-
-
 class _OnThread(Call):
     """A call whose open transaction is joined by what follows in the task; see ``AdoptedScope``.
 
-    This is seen to on the thread, at the end of the call: the task may have been cancelled while it ran.
+    The thread sees to this at the end of the call, when the task may have been cancelled. ``_lock`` is held
+    while one of the two decides: the call adopts what is open, or the task has given it up.
     """
 
     __slots__ = ("_abandoned", "_close", "_lock", "left_open")
 
-    def __init__(self, pools: Callable[[str], Pool], close: Callable[[], None] | None) -> None:
-        super().__init__(pools)
+    def __init__(self, close: Callable[[], None] | None) -> None:
+        super().__init__(pool)
         self._close = close
         self.left_open: AdoptedScope | None = None
         self._abandoned = False
@@ -236,6 +174,30 @@ class _OnThread(Call):
             self._abandoned = True
 
 
+def _close_of(func: Any, args: tuple[Any, ...]) -> Callable[[], None] | None:
+    """What ends the code that the call is a step of, if the steps that follow may never come.
+
+    FastAPI enters a ``def`` dependency that yields by a call of its ``__enter__``, and does not leave it if
+    the task was cancelled meanwhile. Starlette reads a streaming handler by calls of its ``_next(iterator)``.
+    Both would end where they are collected, and their transaction with them: on no connection, or on another
+    call's.
+    """
+    method = getattr(func, "func", func)  # Starlette wraps it in a partial
+    if getattr(method, "__name__", None) == "__enter__":
+        close: Callable[[], None] = partial(_leave, method.__self__)
+    elif len(args) == 1 and inspect.isgenerator(args[0]):
+        close = args[0].close
+    else:
+        return None
+    return partial(copy_context().run, close)
+
+
+def _leave(manager: Any) -> None:
+    cancelled = asyncio.CancelledError()
+    with suppress(BaseException):  # the cancellation, which may come back, or what the manager's end raises
+        manager.__exit__(asyncio.CancelledError, cancelled, None)
+
+
 # asyncio
 
 
@@ -248,21 +210,20 @@ class _OfExecutor(Call):
 
     __slots__ = ("_innermost", "_inside")
 
-    def __init__(self, pools: Callable[[str], Pool], inside: Scope | None) -> None:
-        super().__init__(pools)
+    def __init__(self, inside: Scope | None) -> None:
+        super().__init__(pool)
         self._inside = inside
         self._innermost = inside.innermost if isinstance(inside, ReentrantScope) else {}
 
     def borrows(self) -> bool:
         """Whether the function runs in a context of the application: ``Context().run`` leads out of it."""
-        return super().borrows() and running.entered() is not None
+        return super().borrows() and current.entered() is not None
 
     def transaction_to_join(self) -> Scope | None:
         """The scope around the function.
 
-        Raises:
-            TransactionManagementError: the block in which it was started has ended. Its task was given up,
-                and what it writes now would be kept though the block may have been rolled back.
+        If the block that it was started in has ended, its task was given up, and what it writes now would be
+        kept though the block may have been rolled back: TransactionManagementError.
         """
         scope, inside = current_scope(), self._inside  # in this order: the block may end in between
         if isinstance(inside, ReentrantScope) and inside.outlived(self._innermost):
@@ -274,8 +235,7 @@ class _OfExecutor(Call):
         return scope
 
 
-def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], Pool]) -> Any:
-    @wraps(original)
+def _submit(original: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
     def submit(self: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         # What synchronous code submits may be waited for with a connection in hand, and may never end.
         if asyncio._get_running_loop() is None:
@@ -283,7 +243,7 @@ def _of_executors(original: Callable[..., Future[Any]], pools: Callable[[str], P
         scope = entered_scope()
         while scope is not None and scope.state is State.ENDED and not scope.broken:
             scope = scope.parent
-        call = partial(run_call, _OfExecutor(pools, scope), partial(fn, *args, **kwargs))
+        call = partial(run_call, _OfExecutor(scope), partial(fn, *args, **kwargs))
         return original(self, _with_application(call, scope))
 
     return submit
@@ -294,12 +254,12 @@ def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[]
 
     Not the whole context: a pool's initializer may have set variables (``decimal``'s) in the thread's own.
     """
-    here, threads, request = running.entered(), _threads.get(None), current_request.get()
+    executor, threads, request = current.entered(), _threads.get(None), current_request.get()
 
     def run() -> T:
-        if here is None or threads is None:
+        if executor is None or threads is None:
             return call()
-        before, entered, selected = entered_scope(), running.enter(here), _threads.set(threads)
+        before, entered, selected = entered_scope(), current_executor.set(executor), _threads.set(threads)
         kept = current_request.set(request)
         enter_scope(scope)
         try:
@@ -308,6 +268,12 @@ def _with_application(call: Callable[[], T], scope: Scope | None) -> Callable[[]
             enter_scope(before)
             current_request.reset(kept)
             _threads.reset(selected)
-            running.leave(entered)
+            current_executor.reset(entered)
 
     return run
+
+
+REPLACED = (
+    Replacement(get_async_backend("asyncio"), "run_sync_in_worker_thread", _run_sync),
+    Replacement(ThreadPoolExecutor, "submit", _submit),
+)
