@@ -1,26 +1,28 @@
 """``CachedRepository``: the rows of a model in memory."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from enum import Enum
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+from django.db import connections
 from pydantic import BaseModel
 
 from . import running
 from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
-from .reading import declaration
+from .reading import validation
 from .reading.loading import Loader
-from .reading.observed import Observed, ObservingLoader
+from .reading.observed import Observed
 from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
 from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
 from .responses.representation import RepositoryResponse
-from .snapshots.snapshot import RowT, Snapshot, value_of
+from .rows.codec import value_of
+from .snapshots.snapshot import RowT, Snapshot
 
 FoundT = TypeVar("FoundT")
 
@@ -86,8 +88,12 @@ class CachedRepository(Repository[RowT]):
         super().prepare()
         assert self._reader is not None, "made by what is called above"
         assert self._on_loop is not None, "as well"
-        declaration.check_cached(self, self._reader)
+        validation.check_cached(self, self._reader)
         here = running.find(self.label)
+        queryset = self.queryset()
+        # Code that makes rows, or a query that is not Django's own, may query as it likes.
+        is_watched = self._reader.own_code is not None or not_djangos(queryset) is not None
+        alias = queryset.db
         own = Loader(
             self.ordered_queryset,
             self._reader,
@@ -96,13 +102,11 @@ class CachedRepository(Repository[RowT]):
             indexes=self.indexes,
             rows_kept=self.rows_kept,
             pace=Pace(here.requests_so_far),
+            watch=lambda: connections[alias].execute_wrapper(self.observed) if is_watched else nullcontext(),
         )
         loader: RowLoader[RowT] = own
         if here.shared is not None:
             loader = here.shared.loader(own, self.ordered_queryset, self._reader)
-        queryset = self.queryset()
-        if self._reader.own_code is not None or not_djangos(queryset) is not None:  # which may query
-            loader = ObservingLoader(loader, self.observed, queryset.db)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

@@ -23,8 +23,8 @@ from psycopg.types.datetime import TimestamptzLoader
 from psycopg.types.numeric import FloatLoader
 
 from fastapi_django_orm import CachedRepository, Repository, atomic, run
-from fastapi_django_orm.reading.choosing import choose_reader
-from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
+from fastapi_django_orm.reading.reader_factory import choose_reader
 from tests.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, values
 from tests.conftest import add_database
 from tests.databases import created

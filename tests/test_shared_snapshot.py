@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -27,14 +26,15 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import ORMSettings
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
-from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
+from fastapi_django_orm.rows.codec import Chunk
 from fastapi_django_orm.shared_loads import identity as shared_identity
 from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.shared_loads import store as shared_store
 from fastapi_django_orm.shared_loads.format import Manifest, NotGenuine, NotPortable, kind_of, pack, unpack
 from fastapi_django_orm.shared_loads.identity import identity_of
 from fastapi_django_orm.shared_loads.store import Room
-from fastapi_django_orm.snapshots.pages import Chunk, Page, cut
+from fastapi_django_orm.snapshots.pages import Page, cut
 from tests.databases import created
 from tests.gates import Gate, add_topics, comments, started
 from tests.hearing import eventually, write
@@ -64,12 +64,13 @@ def proxy(valkey: Valkey) -> Iterator[TCPProxy]:
         proxy.resume()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def board(request: pytest.FixtureRequest, _databases: Any) -> Iterator[str]:
-    """A database with empty tables, chosen for every query."""
-    router.choose(_databases(request.param))
+@pytest.fixture
+def board(_databases: Any) -> Iterator[str]:
+    """The alias of a database with empty tables, chosen for every query."""
+    alias = _databases("postgresql")
+    router.choose(alias)
     Topic.objects.all().delete()
-    yield request.param
+    yield alias
     connections.close_all()
     router.choose("default")
 
@@ -674,7 +675,7 @@ class Skewed(real):
 
 loading.datetime = shared_loader.datetime = Skewed
 DjangoORM.setup()
-from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
 
 read = DatabaseJSON.read
 
@@ -791,7 +792,7 @@ def identity(**attributes: Any) -> str | None:
 
 
 @pytest.fixture
-def _started(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def _started(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastapi_django_orm.running import Running
 
     monkeypatch.setattr("fastapi_django_orm.running._all", [Running()])
@@ -822,7 +823,7 @@ def test_another_question_does_not(other: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("_started")
-def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_settings_and_versions_do_not(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another deployment, database, type of a column or version: nothing is shared."""
     found = {identity()}
     with override_settings(SECRET_KEY="another"):
@@ -832,7 +833,7 @@ def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp
             patch.setattr(shared_identity, *change)
             found.add(identity())
     with monkeypatch.context() as patch:
-        patch.setitem(connections.settings["default"], "NAME", tmp_path / "another")
+        patch.setitem(connections.settings[board], "NAME", "another")
         found.add(identity())
     with monkeypatch.context() as patch:
         of = DatabaseJSON.of
@@ -912,13 +913,13 @@ def test_rows_in_which_code_has_a_part_are_not_shared(
 
 
 @pytest.mark.usefixtures("_started")
-def test_connections_that_code_prepares_share_nothing() -> None:
+def test_connections_that_code_prepares_share_nothing(board: str) -> None:
     """What is wrapped around queries may send others; what prepares them may choose another schema."""
 
     def prepare(**_: Any) -> None:
         pass
 
-    with connections["default"].execute_wrapper(lambda execute, *arguments: execute(*arguments)):
+    with connections[board].execute_wrapper(lambda execute, *arguments: execute(*arguments)):
         assert identity() is None
     connection_created.connect(prepare)
     try:

@@ -1,40 +1,31 @@
 """A load of everything: rows are read and encoded chunk by chunk, and become a snapshot."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
 from django.db import connections
 
 from ..database.reachable import table_explained
-from ..rows.codec import RowCodec
-from ..snapshots.key_index import KeyIndex
-from ..snapshots.page_list import PageList
-from ..snapshots.pages import Chunk, Page, cut, cut_evenly
-from ..snapshots.reuse import known_index, known_page
-from ..snapshots.row_cache import RowCache
-from ..snapshots.snapshot import Snapshot, value_of
+from ..rows.codec import Chunk, RowCodec, value_of
+from ..snapshots.key_index import KeyIndex, ValueIndex, check_values
+from ..snapshots.pages import Page, cut
+from ..snapshots.snapshot import RowCache, Snapshot
 from ..snapshots.table import Table
-from ..snapshots.value_index import ValueIndex, lookup_pairs
-from .key_columns import AnyQuerySet
 from .keyed_loading import KeyedLoader
+from .keys import AnyQuerySet
 from .on_loop import LoopReads
 from .own_ways import pinned
 from .pacing import Pace
+from .postgresql_json import DatabaseJSON, NotExpressible
 from .readers import CHUNK, ColumnReader, Reader
-from .sql_json import DatabaseJSON, NotExpressible
 
 STEP = 8  # pages: half a millisecond
 
 
 class Loader:
-    """Loads one repository: one load at a time, on a database thread.
-
-    Attributes:
-        load_keys: loads some rows.
-        load_keys_on_loop: loads a few rows without a thread, if that can be done.
-    """
+    """Loads one repository: one load at a time, on a database thread."""
 
     def __init__(
         self,
@@ -46,45 +37,40 @@ class Loader:
         indexes: Sequence[str],
         rows_kept: int,
         pace: Pace,
+        watch: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Load nothing yet.
-
-        Args:
-            queryset: gives what to read, ordered.
-            reader: how to read it.
-            on_loop: reads without a thread what can be read so.
-            name: the key of the list in the JSON.
-            indexes: fields to look rows up by.
-            rows_kept: how many rows to keep as Python objects.
-            pace: lets others go first between two steps.
-        """
+        """Load what ``queryset`` returns, ordered; ``watch`` is entered around each load."""
         self._queryset = queryset
         self._reader = reader
         self._name = name
         self._indexes = indexes
         self._rows_kept = rows_kept
         self._pace = pace
-        keyed = KeyedLoader(queryset, reader, on_loop, self._snapshot)
-        self.load_keys, self.load_keys_on_loop = keyed.load, keyed.load_on_loop
+        self._watch = watch
+        self._keyed = KeyedLoader(queryset, reader, on_loop, self._snapshot)
+        self.load_keys_on_loop = self._keyed.load_on_loop
 
     def load(self, before: Snapshot[Any] | None) -> Snapshot[Any]:
         """Read all rows.
-
-        Args:
-            before: the snapshot that there is.
 
         Raises:
             InvalidRow: the schema refuses a row, or JSON cannot carry it.
             LazyValue: a row holds something that would query later.
             DatabaseError: as Django raises it.
         """
-        snapshot, _ = self.read(self._queryset(), before)
+        with self._watch():
+            snapshot, _ = self.read(self._queryset(), before)
         return snapshot
+
+    def load_keys(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
+        """Read the rows with these keys; returns None if that needs a load of all."""
+        with self._watch():
+            return self._keyed.load(before, keys)
 
     def read(
         self, queryset: AnyQuerySet, before: Snapshot[Any] | None
     ) -> tuple[Snapshot[Any], DatabaseJSON | None]:
-        """The same of this query, which the repository has made.
+        """Read all rows of this query, which the repository has made.
 
         Returns:
             The snapshot, and how the database has made the JSON of all of its rows; None if Python has.
@@ -103,50 +89,22 @@ class Loader:
         return self._made(table, codec, before, began), in_sql
 
     def take(
-        self,
-        pages: Iterable[Page],
-        codec: RowCodec,
-        before: Snapshot[Any] | None,
-        loaded_at: datetime,
+        self, pages: Iterable[Page], codec: RowCodec, before: Snapshot[Any] | None, loaded_at: datetime
     ) -> Snapshot[Any]:
         """Make a snapshot of rows that another process has read, and whose JSON the database has made.
 
         Args:
             pages: all of them, cut as this process would have.
-            codec: reads their JSON, once they are here.
-            before: the snapshot that there is.
+            codec: reads their JSON.
+            before: the current snapshot.
             loaded_at: a time by this process's clock at which the other had not begun to read.
 
         Raises:
             InvalidRow: ``indexes`` name a field whose values cannot be looked up by.
         """
         self._pace.begin()
-        known = None if before is None else before.table
-        listed = PageList(self._taken(pages, known))
-        return self._made(Table(listed, self._where(listed.pages, known)), codec, before, loaded_at)
-
-    def _taken(self, pages: Iterable[Page], known: Table | None) -> Iterator[Page]:
-        for number, page in enumerate(pages):
-            yield known_page(page, known)
-            if number % STEP == 0:
-                self._pace.rest()
-
-    def _made(
-        self, table: Table, codec: RowCodec | None, before: Snapshot[Any] | None, began: datetime
-    ) -> Snapshot[Any]:
-        same_types = before is not None and _types(before.cache.codec) == _types(codec)
-        cache = before.cache if before is not None and same_types else RowCache(codec, self._rows_kept)
-        if before is not None and not same_types:
-            # A migration has changed a column. Pages that are shared with the rows before have rows that were
-            # decoded by the types that these had.
-            table = Table(PageList(page.apart() for page in table.pages), table.where)
-        if before is not None and same_types and before.table.has_same_pages(table):
-            # Nothing has changed: what was made of these rows (decoded, joined, compressed) is still good.
-            table, indexes = before.table, before.keys_by_value
-        else:
-            indexes = self._index(table, cache)
-        self._pace.end()
-        return self._snapshot(table, cache, indexes, before, began, began)
+        table = self._table_of(self._paced(pages), None if before is None else before.table)
+        return self._made(table, codec, before, loaded_at)
 
     def let_go(self, pieces: list[Any]) -> None:
         """Free what a table was made of: a large one in one go would stop everybody for that time."""
@@ -159,44 +117,57 @@ class Loader:
     def _read_table(
         self, queryset: AnyQuerySet, before: Snapshot[Any] | None, in_sql: DatabaseJSON | None
     ) -> tuple[Table, RowCodec | None]:
-        rows, codec = self._rows(queryset, in_sql)
-        # Writers of SQLite wait while its rows are being read, which come one by one: it must be done soon.
-        holds_up_others = connections[queryset.db].vendor == "sqlite"
-        # Closed here if a row cannot be kept: the error's traceback would keep the rows open, on a connection
-        # that others borrow next.
-        with closing(rows):
-            return self._table_of(rows if holds_up_others else self._paced(rows), before), codec
-
-    def _rows(self, queryset: AnyQuerySet, in_sql: DatabaseJSON | None) -> tuple[Any, RowCodec | None]:
         if in_sql is not None and isinstance(self._reader, ColumnReader):
-            codec = RowCodec(self._reader.names, in_sql.kinds)
-            return self._reader.read(queryset, codec=codec, in_sql=in_sql), codec
-        learning = RowCodec(self._reader.names) if self._reader.as_json else None
-        return self._reader.read(queryset, in_python=True, codec=learning), learning
+            codec: RowCodec | None = RowCodec(self._reader.names, in_sql.kinds)
+            rows: Any = self._reader.read(queryset, codec=codec, in_sql=in_sql)
+        else:
+            codec = RowCodec(self._reader.names) if self._reader.as_json else None
+            rows = self._reader.read(queryset, in_python=True, codec=codec)
+        # Closed here if a row cannot be kept: the error's traceback would keep the rows open, on a connection
+        # that others acquire next.
+        with closing(rows):
+            # Writers of SQLite wait while its rows are being read, so it must be done soon.
+            paced = rows if connections[queryset.db].vendor == "sqlite" else self._with_rests(rows)
+            pages = cut(paced if self._reader.keyed else _numbered(paced))
+            return self._table_of(pages, None if before is None else before.table), codec
 
-    def _table_of(self, chunks: Iterable[Chunk], before: Snapshot[Any] | None) -> Table:
-        known = None if before is None else before.table
-        if not self._reader.keyed:
-            return Table(PageList(known_page(page, known) for page in cut_evenly(chunks)), None)
-        listed = PageList(known_page(page, known) for page in cut(chunks))
-        return Table(listed, self._where(listed.pages, known))
-
-    def _paced(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    def _with_rests(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:
             yield chunk
             if len(chunk) == CHUNK:  # or it was the last
                 self._pace.rest()
 
-    def _where(self, pages: Sequence[Page], known: Table | None) -> KeyIndex[Hashable]:
-        """Where each key is: the index before, changed, if few keys differ; else a new one."""
-        where = None if known is None else known_index(pages, known)
-        return KeyIndex.of(sum(map(len, pages)), self._keys(pages)) if where is None else where
-
-    def _keys(self, pages: Sequence[Page]) -> Iterator[tuple[Sequence[Hashable], Hashable]]:
+    def _paced(self, pages: Iterable[Page]) -> Iterator[Page]:
         for number, page in enumerate(pages):
+            yield page
             if number % STEP == 0:
                 self._pace.rest()
-            yield page.keys, page.start
+
+    def _table_of(self, read: Iterable[Page], known: Table | None) -> Table:
+        pages = [page if known is None else known.known(page) for page in read]
+        if not self._reader.keyed:
+            return Table(pages, None)
+        if known is not None and known.where is not None and known.where.fits and known.has_keys_of(pages):
+            return Table(pages, known.where)
+        keys = ((page.keys, page.start) for page in self._paced(pages))
+        return Table(pages, KeyIndex.of(sum(map(len, pages)), keys))
+
+    def _made(
+        self, table: Table, codec: RowCodec | None, before: Snapshot[Any] | None, began: datetime
+    ) -> Snapshot[Any]:
+        same_types = before is not None and _types(before.cache.codec) == _types(codec)
+        cache = before.cache if before is not None and same_types else RowCache(codec, self._rows_kept)
+        if before is not None and not same_types:
+            # A migration has changed a column. Pages that are shared with the rows before have rows that were
+            # decoded by the types that these had.
+            table = Table((page.apart() for page in table.pages), table.where)
+        if before is not None and same_types and before.table.has_same_pages(table):
+            # Nothing has changed: what was made of these rows (decoded, joined, compressed) is still good.
+            table, indexes = before.table, before.keys_by_value
+        else:
+            indexes = self._index(table, cache)
+        self._pace.end()
+        return self._snapshot(table, cache, indexes, before, began, began)
 
     def _index(self, table: Table, cache: RowCache) -> dict[str, ValueIndex]:
         if not self._indexes:
@@ -206,7 +177,7 @@ class Loader:
             rows = cache.rows(page)
             for field, keys in found.items():
                 pairs = zip((value_of(row, field) for row in rows), page.keys, strict=True)
-                for value, key in lookup_pairs(field, list(pairs)):
+                for value, key in check_values(field, list(pairs)):
                     keys.setdefault(value, []).append(key)
             self._pace.rest()
         return {field: ValueIndex.of(keys) for field, keys in found.items()}
@@ -237,9 +208,18 @@ class Loader:
             loaded_at=loaded_at,
             modified_at=modified_at,
             date_is_exact=exact,
-            indexes=indexes,
+            keys_by_value=indexes,
         )
 
 
-def _types(codec: RowCodec | None) -> Mapping[str, type | None] | None:
-    return None if codec is None else codec.types
+def _numbered(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """Give rows without keys their numbers for keys."""
+    number = 0
+    for chunk in chunks:
+        chunk.keys = list(range(number, number + len(chunk)))
+        number += len(chunk)
+        yield chunk
+
+
+def _types(codec: RowCodec | None) -> object:
+    return None if codec is None else (codec.names, codec.types)

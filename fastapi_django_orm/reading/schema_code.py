@@ -22,7 +22,7 @@ from django.db.models.signals import post_init
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from .key_columns import AnyQuerySet
+from .keys import AnyQuerySet
 
 # Attributes that are the column's value, and those of relations, whose value is the other row's key.
 _PLAIN = (DeferredAttribute, ForeignKeyDeferredAttribute)

@@ -15,8 +15,8 @@ from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_ROLL_CALL
 from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
-from ..reading.models import model_named
 from ..reading.refresh import Load, Refresher
+from ..reading.resolve import model_named
 from ..rows.encoding import combine
 from .access import may_refresh
 

@@ -1,16 +1,17 @@
-"""Rows that are kept as their JSON, and become values again when somebody reads them.
+"""Rows on their way from the database into memory, and back into Python when they are read.
 
-A row of Python objects takes three times the memory of its JSON. The JSON is needed anyhow, and for plain
-values it says all: a column of datetimes is a column of texts of which each gives the same datetime
-again. A row with anything else in it (a list, bytes, NaN, which JSON lacks) is kept as it came.
+A row of Python objects takes three times the memory of its JSON. The JSON is needed anyway, and for plain
+values it is enough: a column of datetimes is a column of texts, each of which gives the same datetime again.
+A row with anything else in it (a list, bytes, NaN, which JSON lacks) is kept as it came.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
+from itertools import repeat
 from math import isfinite
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pydantic_core import from_json
@@ -19,7 +20,8 @@ from .row import Row
 
 Parse = Callable[[str], Any]
 
-# What has to be made of the JSON's value; None where it is the value.
+# What has to be made of the JSON's value; None where it is the value. It is made at import, since under a
+# frozen clock `datetime` means another class later.
 PARSERS: dict[type, Parse | None] = {
     int: None,
     str: None,
@@ -31,94 +33,82 @@ PARSERS: dict[type, Parse | None] = {
     time: time.fromisoformat,
     datetime: datetime.fromisoformat,
 }
-
-
-# Of which JSON does not say all. Made here, since under a frozen clock `datetime` means another class later.
-_OF_MORE_THAN_JSON = frozenset({float, datetime, time})
+_MAY_NOT_SURVIVE = frozenset({float, datetime, time})  # values of these types that JSON does not keep whole
 
 
 class RowCodec:
-    """Knows which type each column of a repository has, and so how to read its rows' JSON.
+    """The types of a repository's columns, and with them how to read its rows' JSON.
 
-    The first value of a column decides; rows that differ from it later are not exact.
+    The first value of a column decides its type; a row with a value of another type is not exact.
 
     Attributes:
-        names: the columns'.
+        names: the columns' names.
+        types: for each column the type of its values, None if there was none yet.
         surprises: how often a column that had values got one of a type that it had not had.
     """
 
-    def __init__(self, names: Sequence[str], types: Sequence[type] | None = None) -> None:
-        """Read rows with these columns.
-
-        Args:
-            names: the columns' names, in order.
-            types: of their values, if all are known; else they are learned.
-        """
+    def __init__(self, names: Sequence[str], types: Sequence[type | None] | None = None) -> None:
         self.names = tuple(names)
-        self._types: list[type | None] = [None] * len(self.names) if types is None else [*types]
-        self._exact: set[tuple[type, ...]] = set()
+        self.types: list[type | None] = [None] * len(self.names) if types is None else [*types]
+        self.surprises = 0
+        self._seen: list[set[type]] = [set() if kind is None else {kind} for kind in self.types]
+        self._exact: dict[tuple[type, ...], bool] = {}
         self._watched: list[int] = []
         self._parsers: list[tuple[str, Parse]] = []
-        self._kinds: list[set[type]] = [set() if kind is None else {kind} for kind in self._types]
-        self._inexact: set[tuple[type, ...]] = set()
-        self.surprises = 0
-        self._learn()
-
-    @property
-    def types(self) -> dict[str, type | None]:
-        """For each column the type of its values, None if there was none yet."""
-        return dict(zip(self.names, self._types, strict=True))
+        self._update()
 
     def expect(self, types: Sequence[type | None]) -> bool:
-        """Take these for the columns' types, None for one that is not known; False if others are known."""
-        if len(types) != len(self._types):
+        """Take these for the columns' types, None for an unknown one; False if others are known."""
+        if len(types) != len(self.types):
             return False
-        for known, kinds, kind in zip(self._types, self._kinds, types, strict=True):
-            if kind is not None and (kind is not known if known is not None else kinds and kind not in kinds):
-                return False
-        self._types = [kind or known for known, kind in zip(self._types, types, strict=True)]
-        for kinds, kind in zip(self._kinds, types, strict=True):
-            kinds.update(() if kind is None else (kind,))
-        self._learn()
+        if any(None not in (known, kind) and known is not kind for known, kind in self._pairs(types)):
+            return False
+        self.types = [kind or known for known, kind in self._pairs(types)]
+        for seen, kind in zip(self._seen, self.types, strict=True):
+            seen.update(() if kind is None else (kind,))
+        self._update()
         return True
+
+    def _pairs(self, types: Sequence[type | None]) -> Iterator[tuple[type | None, type | None]]:
+        return zip(self.types, types, strict=True)
 
     def is_exact(self, values: Sequence[Any]) -> bool:
         """Whether the JSON of these values gives the same values again."""
         signature = tuple(map(type, values))
-        if signature not in self._exact and not self._admit(signature):
-            return False
-        return all(_survives(values[position]) for position in self._watched)
+        exact = self._exact.get(signature)
+        if exact is None:
+            exact = self._exact[signature] = self._learn(signature)
+        return exact and all(_survives(values[position]) for position in self._watched)
 
-    def _admit(self, signature: tuple[type, ...]) -> bool:
-        if signature in self._inexact:
-            return False
+    def _learn(self, signature: tuple[type, ...]) -> bool:
         exact = True
         for position, kind in enumerate(signature):
-            kinds = self._kinds[position]
-            if kind is NoneType or kind in kinds:
-                exact &= kind is NoneType or kind is self._types[position]
-            elif kinds or kind not in PARSERS:
-                self.surprises += bool(kinds)
-                kinds.add(kind)
-                exact = False
-            else:
-                kinds.add(kind)
-                self._types[position] = kind
-                self._learn()
-        (self._exact if exact else self._inexact).add(signature)
+            if kind is NoneType:
+                continue
+            seen = self._seen[position]
+            if not seen:
+                self.types[position] = kind
+            elif kind not in seen:
+                self.surprises += 1
+            seen.add(kind)
+            exact &= kind is self.types[position] and kind in PARSERS
+        self._update()
         return exact
 
-    def _learn(self) -> None:
-        self._watched = [position for position, kind in enumerate(self._types) if kind in _OF_MORE_THAN_JSON]
-        parsers = ((name, PARSERS[kind]) for name, kind in self.types.items() if kind is not None)
+    def _update(self) -> None:
+        self._watched = [position for position, kind in enumerate(self.types) if kind in _MAY_NOT_SURVIVE]
+        parsers = [
+            (name, None if kind is None else PARSERS.get(kind))
+            for name, kind in zip(self.names, self.types, strict=True)
+        ]
         self._parsers = [(name, parse) for name, parse in parsers if parse is not None]
 
     def decode(self, row: bytes) -> Row:
-        """The row that this JSON was made of."""
+        """Return the row that this JSON was made of."""
         return self._row(from_json(row))
 
     def decode_list(self, rows: bytes) -> list[Row]:
-        """The rows that this JSON was made of, comma between."""
+        """Return the rows that this JSON was made of, with commas between them."""
         return list(map(self._row, from_json(b"[" + rows + b"]")))
 
     def _row(self, values: dict[str, Any]) -> Row:
@@ -134,3 +124,68 @@ def _survives(value: Any) -> bool:
     if type(value) is float:
         return isfinite(value)
     return value is None or ((value.tzinfo is None or value.tzinfo is UTC) and not value.fold)
+
+
+class EncodedRow(NamedTuple):
+    """A row that was read.
+
+    Attributes:
+        key: its primary key, or the value that it was asked for by.
+        json: its JSON.
+        row: the Python object; None if the JSON gives it.
+        codec: reads that JSON.
+    """
+
+    key: Hashable
+    json: bytes
+    row: Any
+    codec: RowCodec | None = None
+
+
+class Chunk:
+    """Some rows on their way into pages, as three lists of one length.
+
+    Attributes:
+        keys: the primary keys.
+        json: the JSON of each row.
+        objects: each row in Python; None where the JSON gives it.
+        codec: reads such JSON; None if there is none.
+    """
+
+    __slots__ = ("codec", "json", "keys", "objects")
+
+    def __init__(
+        self, keys: list[Hashable], json: list[bytes], objects: list[Any], codec: RowCodec | None = None
+    ) -> None:
+        self.keys = keys
+        self.json = json
+        self.objects = objects
+        self.codec = codec
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def rows(self) -> list[EncodedRow]:
+        """Return the rows one by one."""
+        return list(map(EncodedRow, self.keys, self.json, self.objects, repeat(self.codec)))
+
+    def append(self, key: Hashable, json: bytes, row: Any) -> None:
+        """Add a row."""
+        self.keys.append(key)
+        self.json.append(json)
+        self.objects.append(row)
+
+    def extend(self, other: "Chunk") -> None:
+        """Append the other's rows."""
+        self.keys += other.keys
+        self.json += other.json
+        self.objects += other.objects
+
+    def part(self, first: int, last: int | None = None) -> "Chunk":
+        """Return the rows from ``first`` up to ``last``."""
+        return Chunk(self.keys[first:last], self.json[first:last], self.objects[first:last])
+
+
+def value_of(row: Any, field: str) -> Any:
+    """Return a row's field, whether the row is a dict or a schema's instance."""
+    return row[field] if isinstance(row, Mapping) else getattr(row, field)

@@ -5,27 +5,25 @@ handler that appends to the list would change what the next request sees.
 """
 
 import enum
-from collections.abc import Iterator
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
-from types import NoneType, UnionType, new_class
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from types import UnionType, new_class
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
 from .row import SCALARS
 
-RowT = TypeVar("RowT")
-
-_IMMUTABLE = SCALARS | {NoneType, IPv4Address, IPv6Address}
+_IMMUTABLE = SCALARS | {IPv4Address, IPv6Address}
 
 
 def frozen_type(schema: type[BaseModel]) -> type[BaseModel]:
-    """The model itself if it is frozen, else a frozen subclass with the same name."""
+    """Return the model itself if it is frozen, else a frozen subclass of the same name.
+
+    Copies would need no such class, and a list of a thousand rows would cost milliseconds for each reader.
+    """
     if schema.model_config.get("frozen"):
         return schema
-    namespace: dict[str, Any] = {"__module__": schema.__module__, "__qualname__": schema.__qualname__}
-    namespace["__doc__"] = schema.__doc__ or ""
 
     def equals(self: BaseModel, other: object) -> bool:
         if not isinstance(other, BaseModel) or type(other) is not schema:
@@ -38,7 +36,12 @@ def frozen_type(schema: type[BaseModel]) -> type[BaseModel]:
 
     # A row equals an instance of the schema with the same values, and is pickled as one: by its name a
     # pickle finds the schema, not this class.
-    namespace["__reduce__"] = reduce
+    namespace: dict[str, Any] = {
+        "__module__": schema.__module__,
+        "__qualname__": schema.__qualname__,
+        "__doc__": schema.__doc__ or "",
+        "__reduce__": reduce,
+    }
     if schema.__eq__ is BaseModel.__eq__:
         namespace["__eq__"] = equals
         if schema.__hash__ is not None:  # Python drops it where __eq__ is written
@@ -46,49 +49,20 @@ def frozen_type(schema: type[BaseModel]) -> type[BaseModel]:
     return new_class(schema.__name__, (schema,), {"frozen": True}, lambda body: body.update(namespace))
 
 
-def is_shareable(schema: type[BaseModel]) -> bool:
-    """Whether no reader could change an instance of the frozen model."""
-    return _is_shareable(schema, ())
-
-
-class CopiedRows(tuple[RowT, ...]):
-    """Rows that each reader gets copies of."""
-
-    __slots__ = ()
-
-    def __iter__(self) -> Iterator[RowT]:
-        return map(copied, super().__iter__())
-
-    def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        return CopiedRows(found) if isinstance(index, slice) else copied(found)
-
-    def __add__(self, other: Any) -> Any:
-        return tuple(self) + tuple(other)
-
-    def __mul__(self, times: Any) -> Any:
-        return tuple(self) * times
-
-    __rmul__ = __mul__
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return tuple, (list(self),)
-
-
 def copied(row: Any) -> Any:
-    """A row of one's own, to change at will."""
+    """Return a copy that its reader may change."""
     return row.model_copy(deep=True)
 
 
-def _is_shareable(schema: type[BaseModel], within: tuple[type[BaseModel], ...]) -> bool:
-    if schema in within:  # a tree; the schema that it is within decides
+def is_shareable(schema: type[BaseModel], within: tuple[type[BaseModel], ...] = ()) -> bool:
+    """Whether no reader could change an instance of the frozen model."""
+    if schema in within:  # a tree: the schema that it is within decides
         return True
     # Frozen models let private attributes and cached properties be set.
-    kept = any(isinstance(value, cached_property) for cls in schema.__mro__ for value in vars(cls).values())
-    if kept or schema.__private_attributes__ or schema.model_config.get("extra") == "allow":
+    cached = any(isinstance(value, cached_property) for cls in schema.__mro__ for value in vars(cls).values())
+    if cached or schema.__private_attributes__ or schema.model_config.get("extra") == "allow":
         return False
-    within = (*within, schema)
-    return all(_is_immutable(field.annotation, within) for field in schema.model_fields.values())
+    return all(_is_immutable(field.annotation, (*within, schema)) for field in schema.model_fields.values())
 
 
 def _is_immutable(annotation: Any, within: tuple[type[BaseModel], ...]) -> bool:
@@ -101,6 +75,6 @@ def _is_immutable(annotation: Any, within: tuple[type[BaseModel], ...]) -> bool:
         return all(item is Ellipsis or _is_immutable(item, within) for item in arguments)
     if not isinstance(annotation, type):
         return False
-    if issubclass(annotation, BaseModel):  # nested, so nobody has made it frozen but its author
-        return bool(annotation.model_config.get("frozen")) and _is_shareable(annotation, within)
+    if issubclass(annotation, BaseModel):  # a nested one is frozen only if its author has made it so
+        return bool(annotation.model_config.get("frozen")) and is_shareable(annotation, within)
     return annotation in _IMMUTABLE or issubclass(annotation, enum.Enum)

@@ -24,12 +24,12 @@ from ..clock import monotonic
 from ..database import calls
 from ..errors import text_of
 from ..events import logger
-from ..reading.key_columns import AnyQuerySet
+from ..reading.keys import AnyQuerySet
 from ..reading.loading import Loader
 from ..reading.own_ways import pinned
+from ..reading.postgresql_json import DatabaseJSON
 from ..reading.readers import ColumnReader, Reader
 from ..reading.refresh import RowLoader
-from ..reading.sql_json import DatabaseJSON
 from ..rows.codec import RowCodec
 from ..snapshots.pages import Page
 from ..snapshots.snapshot import Snapshot

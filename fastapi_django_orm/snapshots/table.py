@@ -1,6 +1,6 @@
 """All rows of a repository as pages, and where each row is. Never changed: a refresh makes another one.
 
-Whatever does not change is shared between the two, so that a table with one changed row costs one page.
+Whatever stays the same is shared between the two, so that a table with one changed row costs one page.
 """
 
 from array import array
@@ -9,49 +9,67 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
+from uuid import UUID
 
-from ..rows.encoding import digest
+from ..rows.encoding import DIGEST_SIZE, digest
 from .key_index import KeyIndex
-from .page_list import PageList
 from .pages import Page
+
+# Equal keys of these types are the same; 1.0 and 1.00 would begin other pages.
+_WRITTEN_ONE_WAY = frozenset({int, str, UUID})
 
 
 class Table:
-    """Pages in order.
+    """Pages in order, with what is summed up over all of them.
 
     Attributes:
-        listed: the pages, with their sums.
-        pages: the pages alone.
-        where: for each key the ``start`` of its page; None where rows have no keys.
+        pages: the pages.
+        where: for each key the ``start`` of its page; None where rows have no keys and are numbered instead.
+        size: the length of all rows' JSON with the commas between, in bytes.
         rows: the Python objects of all rows, once a snapshot has made them and may keep them.
         json: the bytes of the whole list, likewise.
     """
 
-    def __init__(self, listed: PageList, where: KeyIndex[Hashable] | None) -> None:
-        """Take these pages, which nobody changes any more."""
-        self.listed = listed
-        self.pages: Sequence[Page] = listed.pages
+    def __init__(self, pages: Iterable[Page], where: KeyIndex[Hashable] | None) -> None:
+        self.pages = list(pages)
         self.where = where
+        self.size = sum(len(page.json) for page in self.pages) + max(0, len(self.pages) - 1)
         self.rows: tuple[Any, ...] | None = None
         self.json: bytes | None = None
+        self._length = sum(map(len, self.pages))
+        self._digests = bytearray(b"".join([page.digest for page in self.pages]))
+
+    def replaced(self, changes: Iterable[tuple[int, Sequence[Page]]], where: KeyIndex[Hashable]) -> "Table":
+        """Return a table of unique keys with other pages in the places of some, from the last to the first.
+
+        A table of a million rows has four thousand pages: the sums are brought up to date with those that are
+        replaced, without a look at the others.
+        """
+        table = Table((), where)
+        table.pages, table._digests = self.pages.copy(), self._digests.copy()
+        size, length = self.size - max(0, len(self.pages) - 1), len(self)
+        in_place = True
+        for position, new in changes:
+            old = self.pages[position]
+            table.pages[position : position + 1] = new
+            length += sum(map(len, new)) - len(old)
+            size += sum(len(page.json) for page in new) - len(old.json)
+            digests = b"".join([page.digest for page in new])
+            table._digests[position * DIGEST_SIZE : (position + 1) * DIGEST_SIZE] = digests
+            in_place &= [page.start for page in new] == [old.start]
+        table.size, table._length = size + max(0, len(table.pages) - 1), length
+        table.has_unique_keys = True  # each of these saves a look at all pages
+        if in_place:
+            table.positions = self.positions
+        return table
 
     def __len__(self) -> int:
-        return self.listed.rows
-
-    @property
-    def size(self) -> int:
-        """The length of all rows' JSON with the commas between, in bytes."""
-        return self.listed.size
+        return self._length
 
     @cached_property
     def digest(self) -> bytes:
-        """A fingerprint of all rows' JSON, the same in every process that has the same rows."""
-        return digest(self.listed.digests)
-
-    def has_same_pages(self, other: "Table") -> bool:
-        """Whether the other table is made of this one's pages."""
-        same = (one is another for one, another in zip(self.pages, other.pages, strict=False))
-        return len(self.pages) == len(other.pages) and all(same)
+        """A digest of all rows' JSON, the same in every process that has the same rows."""
+        return digest(self._digests)
 
     @cached_property
     def positions(self) -> dict[Hashable, int]:
@@ -67,46 +85,65 @@ class Table:
     def _ends(self) -> "array[int]":
         return array("Q", accumulate(map(len, self.pages)))
 
-    def has_positions_of(self, other: "Table", changed: Iterable[Page]) -> bool:
-        """Whether the other table's pages are where this one's are, given those that it has changed."""
-        places = [(self.positions.get(page.start), page) for page in changed]
-        return len(self.pages) == len(other.pages) and all(
-            place is not None and other.pages[place] is page for place, page in places
-        )
+    def has_same_pages(self, other: "Table") -> bool:
+        """Whether the other table is made of this one's pages."""
+        same = (one is another for one, another in zip(self.pages, other.pages, strict=False))
+        return len(self.pages) == len(other.pages) and all(same)
 
     def page(self, start: Hashable) -> Page | None:
-        """The page of this name."""
+        """Return the page of this name."""
         position = self.positions.get(start)
         return None if position is None else self.pages[position]
 
+    def known(self, page: Page) -> Page:
+        """Return the page of this table that equals a new one; else the new one, with this table's keys.
+
+        Both tables are in memory until the new one is served, and what was made of a page is still good.
+        """
+        old = self.page(page.start)
+        # The keys are compared as well as the JSON, since they need not be among the fields.
+        if old is None or old.keys != page.keys:
+            return page
+        if old.objects is None and page.objects is None and old.digest == page.digest:
+            return old
+        if _WRITTEN_ONE_WAY.issuperset(map(type, old.keys)):
+            page.keys = old.keys
+        return page
+
+    def has_keys_of(self, pages: Sequence[Page]) -> bool:
+        """Whether these pages, each from ``known()``, have the keys of this table's pages."""
+        return len(pages) == len(self.pages) and all(
+            page.start == old.start and page.keys is old.keys
+            for page, old in zip(pages, self.pages, strict=True)
+        )
+
     def pieces(self) -> list[Any]:
-        """All that it is made of, to be let go piece by piece."""
+        """Return all that it is made of, to be freed piece by piece."""
         return [*self.pages, *(() if self.where is None else self.where.shards)]
 
     def locate(self, key: Hashable) -> tuple[int, int]:
-        """The position of the key's page, and that of its row in there.
+        """Return the position of the key's page, and that of its row in there.
 
         Raises:
             KeyError: there is no such row.
             TypeError: no key is of this kind (it cannot be hashed).
         """
-        if self.where is None:  # a row's number
-            return self.at(key) if type(key) is int else self._no(key)
+        if self.where is None:
+            if type(key) is not int:
+                raise KeyError(key)
+            return self.at(key)
         position = self.positions[self.where[key]]
         return position, self.pages[position].keys.index(key)
 
-    def _no(self, key: Hashable) -> tuple[int, int]:
-        raise KeyError(key)
-
     def at(self, number: int) -> tuple[int, int]:
-        """The same for the row with this number, counted from 0."""
+        """Return the same for the row with this number, counted from 0."""
         if not 0 <= number < len(self):
             raise KeyError(number)
         position = bisect_right(self._ends, number)
         return position, number - (self._ends[position - 1] if position else 0)
 
     def row_json(self, key: Hashable) -> bytes:
-        """The JSON of the row with this key.
+        """Return the JSON of the row with this key.
 
         Raises:
             KeyError: there is no such row.
@@ -115,16 +152,15 @@ class Table:
         return self.pages[position].row_json(index)
 
     def slice_json(self, offset: int, limit: int) -> Iterator[bytes]:
-        """The JSON of some consecutive rows, in parts that want a comma between."""
+        """Yield the JSON of some consecutive rows, in parts that want a comma between."""
         return (page.slice_json(first, last) for page, first, last in self._slices(offset, limit))
 
     def slice_size(self, offset: int, limit: int) -> int:
-        """How many bytes that is, with the commas."""
+        """Return how many bytes that is, with the commas."""
         sizes = [page.slice_size(first, last) for page, first, last in self._slices(offset, limit)]
         return sum(sizes) + max(0, len(sizes) - 1)
 
     def _slices(self, offset: int, limit: int) -> Iterator[tuple[Page, int, int]]:
-        """The pages that these rows are in, and where in each."""
         last = min(len(self), offset + limit)
         if offset >= last:
             return
