@@ -143,10 +143,6 @@ class DatabaseJSON:
     def of(cls, queryset: AnyQuerySet, names: Sequence[str]) -> "DatabaseJSON | str":
         """Return how to read these columns of the query, or why that cannot be done in SQL.
 
-        Args:
-            queryset: the query, for which ``not_in_sql()`` has found no reason.
-            names: its columns.
-
         Raises:
             EmptyResultSet: the query can have no rows, so its columns cannot be described.
             DatabaseError: as Django raises it.
@@ -260,12 +256,7 @@ class DatabaseJSON:
 
 
 def not_in_sql(queryset: AnyQuerySet, connection: Any) -> str | None:
-    """Return why a query is not one of columns alone, in Django's own way; None if it is.
-
-    Args:
-        queryset: the query.
-        connection: the one to read it with.
-    """
+    """Return why a query is not one of columns alone, read in Django's own way; None if it is."""
     query = queryset.query
     if reason := not_djangos(queryset, connection):
         return reason

@@ -140,9 +140,6 @@ class ColumnReader(Reader):
     def database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         """Return how the database makes the JSON of this query's rows, here and now; None if Python has to.
 
-        Args:
-            queryset: the query, at one database.
-
         Raises:
             DatabaseError: as Django raises it.
         """

@@ -9,11 +9,7 @@ from ..errors import InvalidRepository, UnknownField, UnknownModel, nearest
 
 
 def resolve_model(where: str, model: str | type[Model]) -> type[Model]:
-    """Return the model class that a repository means.
-
-    Args:
-        where: the attribute that names it, with the repository's name, for the message.
-        model: a label such as ``"bbs.Topic"``, or the class.
+    """Return the model class that a repository means; ``where`` names the attribute, for the message.
 
     Raises:
         UnknownModel: no installed app has it; the message has the nearest labels.

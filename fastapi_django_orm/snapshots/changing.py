@@ -54,11 +54,7 @@ class Changing:
         self._gone: set[Hashable] = set()
 
     def changed(self, asked: Collection[Hashable], read: Mapping[Hashable, EncodedRow]) -> Table:
-        """Return the table as it is now.
-
-        Args:
-            asked: the keys that were read again.
-            read: those of their rows that exist.
+        """Return the table as it is now; of the keys that were read again, ``read`` has the rows that exist.
 
         Raises:
             NotComparable: a row's new place cannot be told.

@@ -44,12 +44,7 @@ class KeyIndex(Generic[V]):
 
     @classmethod
     def of(cls, size: int, groups: Iterable[tuple[Iterable[Hashable], V]]) -> "KeyIndex[V]":
-        """Make an index.
-
-        Args:
-            size: about how many keys there are.
-            groups: keys, and the value that they share.
-        """
+        """Make an index of about so many keys, given in groups that share a value."""
         count = 1 << max(0, size // _SHARD).bit_length()
         shards: tuple[dict[Hashable, V], ...] = tuple({} for _ in range(count))
         mask = count - 1
