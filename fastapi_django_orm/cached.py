@@ -13,16 +13,16 @@ from pydantic import BaseModel
 from . import running
 from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
+from .memory.loading import Loader
+from .memory.observed import Observed
+from .memory.refreshing import Refresher, RowLoader
+from .memory.snapshot import RowT, Snapshot
 from .reading import validation
-from .reading.loading import Loader
-from .reading.observed import Observed
+from .reading.codec import value_of
 from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
-from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
 from .responses.representation import RepositoryResponse
-from .rows.codec import value_of
-from .snapshots.snapshot import RowT, Snapshot
 
 FoundT = TypeVar("FoundT")
 

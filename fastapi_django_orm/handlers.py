@@ -21,9 +21,9 @@ from .database.carrying import give_over, take_over
 from .database.misuse import atomic_explained
 from .database.scopes import Scope, current_scope, enter_scope, entered_scope
 from .errors import LazyAnswer, UnknownFastAPI
+from .reading.encoding import in_forms_of_rows
+from .reading.row import SCALARS
 from .returned import KINDS, encoder_instrumented, rows_in
-from .rows.encoding import in_forms_of_rows
-from .rows.row import SCALARS
 
 _LAZY = (Model, QuerySet, RawQuerySet, BaseManager)
 _LOOKED_AT = (*_LAZY, *KINDS)

@@ -34,9 +34,9 @@ from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
 from .handlers import handlers_instrumented
+from .memory.refreshing import Refresher
 from .publishing.directory import answered_below
 from .publishing.routes import publications, published
-from .reading.refresh import Refresher
 from .reading.windows import Windows
 from .repository import Repository
 from .routes.added import build_router, routes_added, routes_documented

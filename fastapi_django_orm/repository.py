@@ -15,6 +15,7 @@ from django.db.models import Model, QuerySet
 
 from . import running
 from .errors import InvalidRepository, NotFound, NotStarted
+from .memory.snapshot import RowT
 from .reading import naming, reader_factory, validation
 from .reading.batching import Absent
 from .reading.live import LiveReads
@@ -23,7 +24,6 @@ from .reading.on_loop import LoopReads, why_not_constant
 from .reading.readers import Reader
 from .reading.resolve import resolve_model
 from .reading.validation import check_spelling, no_model
-from .snapshots.snapshot import RowT
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.

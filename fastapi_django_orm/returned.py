@@ -15,9 +15,9 @@ from starlette.responses import Response
 
 from .cached import CachedRepository
 from .errors import LazyAnswer
+from .memory.snapshot import Snapshot
+from .reading.row import Row
 from .repository import Repository
-from .rows.row import Row
-from .snapshots.snapshot import Snapshot
 
 # Looked for in everything that is returned, so that there should be few.
 KINDS = (Repository, Snapshot, MethodType, BuiltinMethodType, CoroutineType, type, Response)

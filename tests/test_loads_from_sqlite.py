@@ -11,8 +11,8 @@ import pytest
 from django.db import connections
 
 from fastapi_django_orm.errors import RefreshFailed
+from fastapi_django_orm.memory.table import Table
 from fastapi_django_orm.reading.pacing import Pace
-from fastapi_django_orm.snapshots.table import Table
 from tests.databases import default_changed
 from tests.gates import started
 from tests.playing import outside

@@ -26,15 +26,15 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import ORMSettings
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
+from fastapi_django_orm.memory.pages import Page, cut
+from fastapi_django_orm.reading.codec import Chunk
 from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
-from fastapi_django_orm.rows.codec import Chunk
 from fastapi_django_orm.shared_loads import identity as shared_identity
 from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.shared_loads import store as shared_store
 from fastapi_django_orm.shared_loads.format import Manifest, NotGenuine, NotPortable, kind_of, pack, unpack
 from fastapi_django_orm.shared_loads.identity import identity_of
 from fastapi_django_orm.shared_loads.store import Room
-from fastapi_django_orm.snapshots.pages import Page, cut
 from tests.databases import created
 from tests.gates import Gate, add_topics, comments, started
 from tests.hearing import eventually, write
@@ -663,7 +663,7 @@ from datetime import datetime as real, timedelta
 from fastapi import FastAPI
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from fastapi_django_orm.shared_loads import loader as shared_loader
-from fastapi_django_orm.reading import loading
+from fastapi_django_orm.memory import loading
 
 SKEW = timedelta(seconds=float(os.environ.get("SKEW", "0")))
 loads = 0

@@ -11,7 +11,7 @@ from asgiref.sync import sync_to_async
 from .. import running
 from ..errors import RefreshFailed
 from ..events import logger
-from ..reading.refresh import Refresher
+from ..memory.refreshing import Refresher
 from ..reading.validation import DeclaredCached
 from ..settings import ORMSettings
 from .choice import is_named, is_told_by_django, listeners

@@ -16,12 +16,12 @@ from starlette.types import Receive
 from ..cached import CachedRepository
 from ..errors import NotFound, NotLoaded, ReadFailed, without_values
 from ..events import logger
+from ..memory.snapshot import Snapshot
 from ..reading.batching import Absent
 from ..reading.windows import Listed, Window, is_large
 from ..repository import Repository
 from ..responses.editions import Content, Edition, Header, Stamp, cache_control_header
 from ..responses.representation import RepositoryResponse
-from ..snapshots.snapshot import Snapshot
 
 T = TypeVar("T")
 

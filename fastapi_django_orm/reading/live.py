@@ -12,13 +12,13 @@ from django.db import router
 from .. import running
 from ..database.reentrancy import is_bound
 from ..errors import InvalidKey
-from ..rows.codec import Chunk, EncodedRow
-from ..rows.sharing import copied
 from .batching import Absent, Batcher, Outcomes
+from .codec import Chunk, EncodedRow
 from .keys import OF_ONE_KEY, as_in_rows, prepared
 from .live_queries import Asked, LiveQueries, ReadAlone, run_in
 from .on_loop import LoopReads
 from .readers import Reader
+from .sharing import copied
 from .windows import Listed, Window
 
 T = TypeVar("T")

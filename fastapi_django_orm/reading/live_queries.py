@@ -12,9 +12,9 @@ from django.db.models import Field, Model, QuerySet
 from ..database.carrying import take_over
 from ..database.reachable import table_explained
 from ..errors import DjangoORMError, InvalidRepository, InvalidRow, NotUnique, nearest
-from ..rows.codec import EncodedRow
-from ..rows.encoding import CLOSING, opening
 from .batching import Outcomes
+from .codec import EncodedRow
+from .encoding import CLOSING, opening
 from .keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
 from .own_ways import TOGETHER, not_djangos, not_djangos_lookups, note, pinned
 from .pacing import switching_sooner

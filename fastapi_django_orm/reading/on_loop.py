@@ -16,7 +16,7 @@ from django.db.models.lookups import In
 from django.db.models.manager import BaseManager
 
 from ..database.loop_queries import Answer, LoopQueries
-from ..rows.codec import Chunk
+from .codec import Chunk
 from .keys import AnyQuerySet, is_loose
 from .own_ways import ON_LOOP, not_djangos, note
 from .postgresql_json import DatabaseJSON, NotExpressible, not_in_sql

@@ -22,7 +22,7 @@ from django.db.models.expressions import Col
 from django.db.models.query import ModelIterable
 from pydantic_core import to_json
 
-from ..rows.codec import RowCodec
+from .codec import RowCodec
 from .keys import AnyQuerySet, with_key
 from .own_ways import not_djangos
 

@@ -19,12 +19,12 @@ from django.db import NotSupportedError, connections
 from django.db.models import QuerySet
 
 from ..clock import monotonic
-from ..rows.codec import Chunk, RowCodec
-from ..rows.encoding import Encoder
-from ..rows.row import Row, freeze
+from .codec import Chunk, RowCodec
+from .encoding import Encoder
 from .keys import AnyQuerySet, with_key
 from .own_ways import IN_SQL, code_of_values, not_djangos, note, pinned
 from .postgresql_json import DatabaseJSON, Outdated, not_in_sql
+from .row import Row, freeze
 
 CHUNK = 500  # rows: enough to be cheap, and few enough that no step holds the GIL for long
 

@@ -7,13 +7,13 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import InvalidRow
-from ..rows.encoding import Encoder, not_fitting
-from ..rows.row import freeze
-from ..rows.sharing import frozen_type, is_shareable
+from .encoding import Encoder, not_fitting
 from .keys import AnyQuerySet, with_key
 from .own_ways import COLUMNS, IN_SQL, code_of_values, not_djangos, note
 from .readers import Encoded, Reader, iterated
+from .row import freeze
 from .schema_code import code_of, source_of, why_instances
+from .sharing import frozen_type, is_shareable
 
 
 class SchemaReader(Reader):

@@ -17,7 +17,6 @@ from django.db.models.query import ModelIterable, ValuesIterable
 
 from ..errors import InvalidRepository, UnknownField, nearest
 from .keys import AnyQuerySet
-from .observed import Observed
 from .readers import Reader
 from .resolve import unknown_field
 
@@ -56,7 +55,7 @@ class DeclaredCached(Declared, Protocol):
     @property
     def depends_on(self) -> Sequence[str]: ...  # noqa: D102
     @property
-    def observed(self) -> Observed: ...  # noqa: D102
+    def observed(self) -> Any: ...  # noqa: D102
 
 
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:

@@ -18,8 +18,8 @@ from typing import TypeAlias
 from weakref import finalize
 
 from ..errors import DatabaseBusy
-from ..rows.encoding import tag_of
 from .batching import give, outcome
+from .encoding import tag_of
 
 Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
 

@@ -12,9 +12,9 @@ from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from ..errors import InvalidWindow
-from ..rows.encoding import tag_of
-from ..snapshots.snapshot import JOINED, Snapshot
-from ..snapshots.table import Table
+from ..memory.snapshot import JOINED, Snapshot
+from ..memory.table import Table
+from ..reading.encoding import tag_of
 from .compression import MINIMUM, Variants
 
 ROWS = 10_000  # rows that are kept with their headers,

@@ -12,7 +12,7 @@ from typing import Any
 
 from starlette.types import Scope, Send
 
-from ..snapshots.snapshot import JOINED, Snapshot
+from ..memory.snapshot import JOINED, Snapshot
 from .compression import preferred
 from .editions import Answer, Content, Header, HeaderLines, Headers
 

@@ -15,9 +15,9 @@ from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_ROLL_CALL
 from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
-from ..reading.refresh import Load, Refresher
+from ..memory.refreshing import Load, Refresher
+from ..reading.encoding import combine
 from ..reading.resolve import model_named
-from ..rows.encoding import combine
 from .access import may_refresh
 
 Refreshers = Mapping[str, Refresher[Any]]

@@ -24,15 +24,15 @@ from ..clock import monotonic
 from ..database import calls
 from ..errors import text_of
 from ..events import logger
+from ..memory.loading import Loader
+from ..memory.pages import Page
+from ..memory.refreshing import RowLoader
+from ..memory.snapshot import Snapshot
+from ..reading.codec import RowCodec
 from ..reading.keys import AnyQuerySet
-from ..reading.loading import Loader
 from ..reading.own_ways import pinned
 from ..reading.postgresql_json import DatabaseJSON
 from ..reading.readers import ColumnReader, Reader
-from ..reading.refresh import RowLoader
-from ..rows.codec import RowCodec
-from ..snapshots.pages import Page
-from ..snapshots.snapshot import Snapshot
 from .format import SIGNED, Manifest, NotGenuine, NotPortable, digest_of, kind_of, pack, unpack
 from .identity import identity_of, secret
 from .store import Gone, LoadTurn, Room, SharedStore, Wait, draw

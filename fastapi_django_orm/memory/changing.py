@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any
 
-from ..rows.codec import Chunk, EncodedRow
+from ..reading.codec import Chunk, EncodedRow
 from .key_index import REMOVED, Removed
 from .ordering import Order
 from .pages import HEAD, Page, begins_page, cut

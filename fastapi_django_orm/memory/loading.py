@@ -8,18 +8,18 @@ from typing import Any
 from django.db import connections
 
 from ..database.reachable import table_explained
-from ..rows.codec import Chunk, RowCodec, value_of
-from ..snapshots.key_index import KeyIndex, ValueIndex, check_values
-from ..snapshots.pages import Page, cut
-from ..snapshots.snapshot import RowCache, Snapshot
-from ..snapshots.table import Table
+from ..reading.codec import Chunk, RowCodec, value_of
+from ..reading.keys import AnyQuerySet
+from ..reading.on_loop import LoopReads
+from ..reading.own_ways import pinned
+from ..reading.pacing import Pace
+from ..reading.postgresql_json import DatabaseJSON, NotExpressible
+from ..reading.readers import CHUNK, ColumnReader, Reader
+from .key_index import KeyIndex, ValueIndex, check_values
 from .keyed_loading import KeyedLoader
-from .keys import AnyQuerySet
-from .on_loop import LoopReads
-from .own_ways import pinned
-from .pacing import Pace
-from .postgresql_json import DatabaseJSON, NotExpressible
-from .readers import CHUNK, ColumnReader, Reader
+from .pages import Page, cut
+from .snapshot import RowCache, Snapshot
+from .table import Table
 
 STEP = 8  # pages: half a millisecond
 

@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from ..errors import InvalidRow
-from ..rows.row import Row, RowList
+from ..reading.row import Row, RowList
 
 V = TypeVar("V")
 

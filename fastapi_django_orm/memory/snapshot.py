@@ -16,10 +16,10 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from ..rows.codec import RowCodec
-from ..rows.encoding import CLOSING, digest, opening
-from ..rows.row import Row
-from ..rows.sharing import copied
+from ..reading.codec import RowCodec
+from ..reading.encoding import CLOSING, digest, opening
+from ..reading.row import Row
+from ..reading.sharing import copied
 from .key_index import ValueIndex
 from .pages import Page
 from .table import Table

@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 from uuid import UUID
 
-from ..rows.encoding import DIGEST_SIZE, digest
+from ..reading.encoding import DIGEST_SIZE, digest
 from .key_index import KeyIndex
 from .pages import Page
 

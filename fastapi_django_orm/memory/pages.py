@@ -17,9 +17,9 @@ from typing import Any
 from zlib import crc32
 
 from ..errors import InvalidRow
-from ..rows.codec import Chunk
-from ..rows.encoding import digest
-from ..rows.row import SCALARS
+from ..reading.codec import Chunk
+from ..reading.encoding import digest
+from ..reading.row import SCALARS
 
 ROWS = 256  # in a page, on average
 

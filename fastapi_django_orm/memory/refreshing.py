@@ -23,8 +23,8 @@ from ..backoff import backoff
 from ..clock import monotonic
 from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
 from ..events import logger
-from ..snapshots.snapshot import RowT, Snapshot
-from .pacing import switching_sooner
+from ..reading.pacing import switching_sooner
+from .snapshot import RowT, Snapshot
 
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0

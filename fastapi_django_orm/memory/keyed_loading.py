@@ -9,17 +9,17 @@ from django.db import connections
 from django.db.models import CompositePrimaryKey
 
 from ..database.reachable import table_explained
-from ..rows.codec import Chunk, EncodedRow, RowCodec, value_of
-from ..snapshots.changing import Changing
-from ..snapshots.key_index import ValueIndex, check_values
-from ..snapshots.ordering import NotComparable, Order
-from ..snapshots.snapshot import RowCache, Snapshot
-from ..snapshots.table import Table
-from .keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
-from .on_loop import MOST_BYTES, LoopReads
-from .own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
-from .postgresql_json import NotExpressible
-from .readers import Reader, depends_on_others, is_final
+from ..reading.codec import Chunk, EncodedRow, RowCodec, value_of
+from ..reading.keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
+from ..reading.on_loop import MOST_BYTES, LoopReads
+from ..reading.own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
+from ..reading.postgresql_json import NotExpressible
+from ..reading.readers import Reader, depends_on_others, is_final
+from .changing import Changing
+from .key_index import ValueIndex, check_values
+from .ordering import NotComparable, Order
+from .snapshot import RowCache, Snapshot
+from .table import Table
 
 # Takes the table, what reads its rows, its indexes, the snapshot before, when the rows are from, and when the
 # load began.
