@@ -13,8 +13,7 @@ from pydantic import BaseModel
 from . import running
 from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
-from .memory.loading import Loader
-from .memory.observed import Observed
+from .memory.loading import Loader, Observed
 from .memory.refreshing import Refresher, RowLoader
 from .memory.snapshot import RowT, Snapshot
 from .reading import validation

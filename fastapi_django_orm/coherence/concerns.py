@@ -17,7 +17,7 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 
 from ..errors import InvalidRepository
-from ..memory.observed import Observed
+from ..memory.loading import Observed
 from ..reading.resolve import resolve_model
 from ..reading.validation import DeclaredCached, ordered
 from .hints import Hint

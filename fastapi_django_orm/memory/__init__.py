@@ -1,1 +1,1 @@
-"""What a repository has loaded: pages of rows that are never changed, and what a change makes of them."""
+"""The rows of a repository in memory: snapshots, their parts, and how and when they are loaded."""

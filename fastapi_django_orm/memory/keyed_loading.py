@@ -15,9 +15,8 @@ from ..reading.on_loop import MOST_BYTES, LoopReads
 from ..reading.own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
 from ..reading.postgresql_json import NotExpressible
 from ..reading.readers import Reader, depends_on_others, is_final
-from .changing import Changing
+from .changing import Changing, NotComparable, Order
 from .key_index import ValueIndex, check_values
-from .ordering import NotComparable, Order
 from .snapshot import RowCache, Snapshot
 from .table import Table
 

@@ -18,8 +18,7 @@ from typing_extensions import TypeVar
 
 from ..reading.codec import RowCodec
 from ..reading.encoding import CLOSING, digest, opening
-from ..reading.row import Row
-from ..reading.sharing import copied
+from ..reading.row import Row, copied
 from .key_index import ValueIndex
 from .pages import Page
 from .table import Table

@@ -18,9 +18,10 @@ from .keys import OF_ONE_KEY, as_in_rows, prepared
 from .live_queries import Asked, LiveQueries, ReadAlone, run_in
 from .on_loop import LoopReads
 from .readers import Reader
-from .sharing import copied
+from .row import copied
 from .windows import Listed, Window
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 
@@ -37,9 +38,7 @@ class LiveReads:
         self._name = name
         self._label = label
         self._pk: Any = queries.model._meta.pk
-        here = running.find(label)
-        assert here.loop is not None, "the plugin sets it before there are repositories"
-        self._loop, self._executor = here.loop, here.executor.own
+        self._loop = running.find(label).loop
         # By the field, and the database if that is known before the query is made.
         self._batchers: dict[tuple[str, str | None], Batcher[Hashable, EncodedRow]] = {}
         self._batchers_of_asked: dict[str, Batcher[Asked, EncodedRow]] = {}
@@ -175,14 +174,20 @@ class LiveReads:
         if (batcher := self._batchers.get((name, alias))) is None:
             read = partial(self._in_public, partial(self._queries.read_rows, name, alias=alias))
             on_loop = None if name != "pk" or alias is None else partial(self._rows_on_loop, alias)
-            batcher = self._batchers[name, alias] = Batcher(read, self._executor, self._loop, on_loop)
+            batcher = self._batchers[name, alias] = self._new_batcher(read, on_loop)
         return batcher
 
     def _batcher_of_asked(self, name: str) -> Batcher[Asked, EncodedRow]:
         if (batcher := self._batchers_of_asked.get(name)) is None:
             read = partial(self._queries.read_asked, name)
-            batcher = self._batchers_of_asked[name] = Batcher(read, self._executor, self._loop, None)
+            batcher = self._batchers_of_asked[name] = self._new_batcher(read, None)
         return batcher
+
+    def _new_batcher(
+        self, read: Callable[[Sequence[K]], Outcomes[K, EncodedRow]], on_loop: Any
+    ) -> Batcher[K, EncodedRow]:
+        assert self._loop is not None, "the plugin sets it before there are repositories"
+        return Batcher(read, running.find(self._label).executor.own, self._loop, on_loop)
 
     def _in_public(self, read: Callable[..., T], *args: Any) -> T:
         return run_in(self._public.copy(), read, *args)

@@ -97,3 +97,8 @@ def freeze(value: Any) -> Any:
                 "field with a type of its own (a nested model instead of Any)."
             )
     return value
+
+
+def copied(row: Any) -> Any:
+    """Return a copy that its reader may change."""
+    return row.model_copy(deep=True)

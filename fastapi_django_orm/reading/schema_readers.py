@@ -1,8 +1,15 @@
-"""Rows as instances of a pydantic schema, or as the dicts that a DRF serializer makes."""
+"""Rows as instances of a pydantic schema, or as the dicts that a DRF serializer makes.
 
+A frozen model of immutable values can be handed to every reader. A frozen one that holds a list cannot: a
+handler that appends to the list would change what the next request sees, so each reader gets a copy.
+"""
+
+import enum
 from collections.abc import Hashable, Iterator
 from functools import cached_property
-from typing import Any
+from ipaddress import IPv4Address, IPv6Address
+from types import UnionType, new_class
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
@@ -11,9 +18,10 @@ from .encoding import Encoder, not_fitting
 from .keys import AnyQuerySet, with_key
 from .own_ways import COLUMNS, IN_SQL, code_of_values, not_djangos, note
 from .readers import Encoded, Reader, iterated
-from .row import freeze
+from .row import SCALARS, freeze
 from .schema_code import code_of, source_of, why_instances
-from .sharing import frozen_type, is_shareable
+
+_IMMUTABLE = SCALARS | {IPv4Address, IPv6Address}
 
 
 class SchemaReader(Reader):
@@ -24,11 +32,11 @@ class SchemaReader(Reader):
         self._instances = why_instances(schema, queryset)
         own_code = code_of(schema) or self._instances or code_of_values(queryset, self._sources)
         super().__init__(schema.model_fields, own_code)
-        self.copied = not is_shareable(schema)
+        self.copied = not _is_shareable(schema)
         self.reasons[IN_SQL] = "rows have a schema"
         self._schema = schema
         self._adapter: TypeAdapter[Any] = TypeAdapter(schema)
-        self._frozen = frozen_type(schema)
+        self._frozen = _frozen_type(schema)
         self._encoder = Encoder(schema)
 
     def _encoded(self, queryset: AnyQuerySet, key: str, codec: None) -> Iterator[Encoded]:
@@ -84,6 +92,64 @@ class SchemaReader(Reader):
 def _without_view(value: Any) -> Any:
     # What psycopg2 gives for a BinaryField, and pydantic does not take for bytes.
     return bytes(value) if type(value) is memoryview else value
+
+
+def _frozen_type(schema: type[BaseModel]) -> type[BaseModel]:
+    """Return the model itself if it is frozen, else a frozen subclass of the same name.
+
+    Copies would need no such class, and a list of a thousand rows would cost milliseconds for each reader.
+    """
+    if schema.model_config.get("frozen"):
+        return schema
+
+    def equals(self: BaseModel, other: object) -> bool:
+        if not isinstance(other, BaseModel) or type(other) is not schema:
+            return schema.__eq__(self, other)
+        same = all(getattr(self, name) == getattr(other, name) for name in schema.model_fields)
+        return same and self.model_extra == other.model_extra
+
+    def reduce(self: BaseModel) -> tuple[Any, ...]:
+        return schema.__new__, (schema,), self.__getstate__()
+
+    # A row equals an instance of the schema with the same values, and is pickled as one: by its name a
+    # pickle finds the schema, not this class.
+    namespace: dict[str, Any] = {
+        "__module__": schema.__module__,
+        "__qualname__": schema.__qualname__,
+        "__doc__": schema.__doc__ or "",
+        "__reduce__": reduce,
+    }
+    if schema.__eq__ is BaseModel.__eq__:
+        namespace["__eq__"] = equals
+        if schema.__hash__ is not None:  # Python drops it where __eq__ is written
+            namespace["__hash__"] = schema.__hash__
+    return new_class(schema.__name__, (schema,), {"frozen": True}, lambda body: body.update(namespace))
+
+
+def _is_shareable(schema: type[BaseModel], within: tuple[type[BaseModel], ...] = ()) -> bool:
+    """Whether no reader could change an instance of the frozen model."""
+    if schema in within:  # a tree: the schema that it is within decides
+        return True
+    # Frozen models let private attributes and cached properties be set.
+    cached = any(isinstance(value, cached_property) for cls in schema.__mro__ for value in vars(cls).values())
+    if cached or schema.__private_attributes__ or schema.model_config.get("extra") == "allow":
+        return False
+    return all(_is_immutable(field.annotation, (*within, schema)) for field in schema.model_fields.values())
+
+
+def _is_immutable(annotation: Any, within: tuple[type[BaseModel], ...]) -> bool:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _is_immutable(arguments[0], within)
+    if origin is Literal:
+        return True
+    if origin in (Union, UnionType, tuple, frozenset):
+        return all(item is Ellipsis or _is_immutable(item, within) for item in arguments)
+    if not isinstance(annotation, type):
+        return False
+    if issubclass(annotation, BaseModel):  # a nested one is frozen only if its author has made it so
+        return bool(annotation.model_config.get("frozen")) and _is_shareable(annotation, within)
+    return annotation in _IMMUTABLE or issubclass(annotation, enum.Enum)
 
 
 class SerializerReader(Reader):
