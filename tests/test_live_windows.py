@@ -337,7 +337,6 @@ def test_clients_that_read_slowly_hold_a_bounded_number_of_bytes(
     """Beyond that large windows wait, and end with 503; small ones are served."""
     add_topics(150, "'%%' || hex(zeroblob(50000))")  # 15 MB: more than sockets take
     monkeypatch.setattr(reading_windows, "MOST_BYTES", 10 * 2**20)
-    monkeypatch.setattr(reading_windows, "LOOK_INTERVAL", 0.05)
     with serving(make(live(), thread_timeout=0.3)) as client:
         ask = asking(client)
         slow = ask.ask(120)

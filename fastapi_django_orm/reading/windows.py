@@ -35,8 +35,6 @@ LARGE_AT_ONCE = 2
 MOST_BYTES = 64 * 2**20
 SHORT = 2**16
 
-LOOK_INTERVAL = 1.0  # seconds between two looks at who has waited too long
-
 
 def is_large(window: Window) -> bool:
     """Whether reading this may take long, or much memory."""
@@ -65,7 +63,7 @@ class _Waiting:
 
     on_thread: OnThread
     on_loop: OnLoop
-    since: float
+    timer: asyncio.TimerHandle  # refuses it if its turn does not come in time
     futures: list[asyncio.Future[Listed]] = field(default_factory=list)
 
     def is_wanted(self) -> bool:
@@ -94,7 +92,6 @@ class Windows:
         self._small = _Lane(SMALL_AT_ONCE, 2 * MOST_BYTES)
         self._large = _Lane(LARGE_AT_ONCE, MOST_BYTES)
         self._bytes = 0
-        self._looks = False
         self._reading: set[asyncio.Task[None]] = set()
         # A read belongs to no transaction and to no request.
         self._context = Context()
@@ -113,12 +110,13 @@ class Windows:
             Exception: what the query has raised.
         """
         lane = self._large if is_large(window) else self._small
-        waiting = lane.waiting.get((of, window))
+        key = of, window
+        waiting = lane.waiting.get(key)
         if waiting is None:
-            waiting = lane.waiting[of, window] = _Waiting(on_thread, on_loop, self.loop.time())
+            timer = self.loop.call_later(self._patience, self._too_late, lane, key, context=self._context)
+            waiting = lane.waiting[key] = _Waiting(on_thread, on_loop, timer)
             # Not now: callers that the loop wakes in this iteration may want the same.
             self.loop.call_soon(self._start, lane, context=self._context)
-            self._look_later()
         future: asyncio.Future[Listed] = self.loop.create_future()
         waiting.futures.append(future)
         return await future
@@ -126,6 +124,7 @@ class Windows:
     def _start(self, lane: _Lane) -> None:
         while lane.waiting and lane.running < lane.at_once and self._bytes < lane.most_bytes:
             waiting = lane.waiting.pop(next(iter(lane.waiting)))
+            waiting.timer.cancel()
             if waiting.is_wanted():
                 lane.running += 1
                 task = self.loop.create_task(self._read(lane, waiting), context=self._context)
@@ -153,22 +152,8 @@ class Windows:
         for lane in (self._small, self._large):
             self._start(lane)
 
-    # Who has waited too long
-
-    def _look_later(self) -> None:
-        if not self._looks:
-            self._looks = True
-            self.loop.call_later(LOOK_INTERVAL, self._look, context=self._context)
-
-    def _look(self) -> None:
-        self._looks = False
-        late = self.loop.time() - self._patience
-        for lane in (self._small, self._large):
-            while lane.waiting and (waiting := next(iter(lane.waiting.values()))).since < late:
-                del lane.waiting[next(iter(lane.waiting))]
-                give(waiting.futures, self._busy())
-        if self._small.waiting or self._large.waiting:
-            self._look_later()
+    def _too_late(self, lane: _Lane, key: Hashable) -> None:
+        give(lane.waiting.pop(key).futures, self._busy())
 
     def _busy(self) -> DatabaseBusy:
         return DatabaseBusy(
