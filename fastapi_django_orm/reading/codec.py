@@ -5,7 +5,7 @@ values it is enough: a column of datetimes is a column of texts, each of which g
 A row with anything else in it (a list, bytes, NaN, which JSON lacks) is kept as it came.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from itertools import repeat
@@ -43,7 +43,7 @@ class RowCodec:
 
     Attributes:
         names: the columns' names.
-        types: for each column the type of its values, None if there was none yet.
+        types: for each column the type of its values; None if there was none yet, or JSON does not give it.
         surprises: how often a column that had values got one of a type that it had not had.
     """
 
@@ -61,16 +61,15 @@ class RowCodec:
         """Take these for the columns' types, None for an unknown one; False if others are known."""
         if len(types) != len(self.types):
             return False
-        if any(None not in (known, kind) and known is not kind for known, kind in self._pairs(types)):
-            return False
-        self.types = [kind or known for known, kind in self._pairs(types)]
-        for seen, kind in zip(self._seen, self.types, strict=True):
-            seen.update(() if kind is None else (kind,))
+        for known, seen, kind in zip(self.types, self._seen, types, strict=True):
+            if kind is not None and (kind is not known if known is not None else seen and kind not in seen):
+                return False
+        for position, kind in enumerate(types):
+            if kind is not None:
+                self.types[position] = kind
+                self._seen[position].add(kind)
         self._update()
         return True
-
-    def _pairs(self, types: Sequence[type | None]) -> Iterator[tuple[type | None, type | None]]:
-        return zip(self.types, types, strict=True)
 
     def is_exact(self, values: Sequence[Any]) -> bool:
         """Whether the JSON of these values gives the same values again."""
@@ -87,20 +86,18 @@ class RowCodec:
                 continue
             seen = self._seen[position]
             if not seen:
-                self.types[position] = kind
+                self.types[position] = kind if kind in PARSERS else None
             elif kind not in seen:
                 self.surprises += 1
             seen.add(kind)
-            exact &= kind is self.types[position] and kind in PARSERS
+            exact &= kind is self.types[position]
         self._update()
         return exact
 
     def _update(self) -> None:
         self._watched = [position for position, kind in enumerate(self.types) if kind in _MAY_NOT_SURVIVE]
-        parsers = [
-            (name, None if kind is None else PARSERS.get(kind))
-            for name, kind in zip(self.names, self.types, strict=True)
-        ]
+        typed = zip(self.names, self.types, strict=True)
+        parsers = ((name, PARSERS[kind]) for name, kind in typed if kind is not None)
         self._parsers = [(name, parse) for name, parse in parsers if parse is not None]
 
     def decode(self, row: bytes) -> Row:

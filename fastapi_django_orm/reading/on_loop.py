@@ -133,7 +133,7 @@ class LoopReads:
         if answer is None or isinstance(answer, Exception):
             return answer
         if not answer:
-            return Chunk([], [], [])
+            return Chunk([], [], [], in_sql.codec)
         try:
             return Chunk(*in_sql.taken(answer), [None] * len(answer), in_sql.codec)
         except NotExpressible:
