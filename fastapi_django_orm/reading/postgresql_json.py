@@ -71,8 +71,8 @@ _FORMS: dict[int, tuple[type, str]] = {
 # What a connection reports, by which psycopg reads, and the server reads our literals.
 _SESSION = {b"TimeZone": b"UTC", b"client_encoding": b"UTF8", b"standard_conforming_strings": b"on"}
 
-# Each column makes an expression two deeper, and a table of a thousand columns would be too deep for the
-# server's stack. One chain is the quickest, since it grows in its place.
+# Each column makes an expression deeper, and a server's stack has an end. One chain is the quickest, since it
+# grows in its place. Source: https://www.postgresql.org/docs/current/runtime-config-resource.html#GUC-MAX-STACK-DEPTH
 _MOST_IN_A_CHAIN = 200
 _MEASURED = 1000  # rows: of more, those before these count less and less
 
