@@ -148,8 +148,8 @@ class Loader:
         pages = [page if known is None else known.known(page) for page in read]
         if not self._reader.keyed:
             return Table(pages, None)
-        if known is not None and known.where is not None and known.where.fits and known.has_keys_of(pages):
-            return Table(pages, known.where)
+        if known is not None and (where := known.index_of(pages)) is not None:
+            return Table(pages, where)
         keys = ((page.keys, page.start) for page in self._paced(pages))
         return Table(pages, KeyIndex.of(sum(map(len, pages)), keys))
 

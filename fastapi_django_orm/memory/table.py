@@ -12,11 +12,13 @@ from typing import Any
 from uuid import UUID
 
 from ..reading.encoding import DIGEST_SIZE, digest
-from .key_index import KeyIndex
+from .key_index import REMOVED, KeyIndex, Removed
 from .pages import Page
 
 # Equal keys of these types are the same; 1.0 and 1.00 would begin other pages.
 _WRITTEN_ONE_WAY = frozenset({int, str, UUID})
+
+FEW = 1 / 32  # of the pages: an index is changed by their keys in one step, and made anew in many
 
 
 class Table:
@@ -110,12 +112,26 @@ class Table:
             page.keys = old.keys
         return page
 
-    def has_keys_of(self, pages: Sequence[Page]) -> bool:
-        """Whether these pages, each from ``known()``, have the keys of this table's pages."""
-        return len(pages) == len(self.pages) and all(
-            page.start == old.start and page.keys is old.keys
-            for page, old in zip(pages, self.pages, strict=True)
-        )
+    def index_of(self, pages: Sequence[Page]) -> KeyIndex[Hashable] | None:
+        """Return where each key of other pages is, each from ``known()``, made of this table's index.
+
+        An index of a million keys has 100 MB, and both tables have one until the new one is served. Returns
+        None if too few keys are the same, or if the index would be wrong.
+        """
+        starts = {page.start for page in pages}
+        # A join that has begun to double a row may have made two pages of one start.
+        if self.where is None or not self.has_unique_keys or len(starts) < len(pages):
+            return None
+        new = [page for page in pages if (old := self.page(page.start)) is None or old.keys is not page.keys]
+        if len(new) > len(pages) * FEW:
+            return None
+        kept = starts - {page.start for page in new}
+        gone = (key for page in self.pages if page.start not in kept for key in page.keys)
+        moves: dict[Hashable, Hashable | Removed] = dict.fromkeys(gone, REMOVED)
+        moves |= {key: page.start for page in new for key in page.keys}
+        where = self.where.changed(moves) if moves else self.where
+        # Of a key that two rows have now, the last page counts, as in an index of all pages.
+        return where if where.fits and len(where) == sum(map(len, pages)) else None
 
     def pieces(self) -> list[Any]:
         """Return all that it is made of, to be freed piece by piece."""

@@ -40,11 +40,11 @@ def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
     if repository.fields is not None:
         return
     if schema is not None:
-        unnamed = [*_unnamed_in_schema(schema)]
-        cure = f"list the fields in {schema.__name__}.Meta"
-        if unnamed and repository.publish is not None:
-            raise _published(repository, cure, unnamed[0])
-        _refuse_secrets(repository, list(filter(_SECRET.search, unnamed)), cure)
+        if unnamed := [*_unnamed_in_schema(schema)]:
+            cure = f"list the fields in {schema.__name__}.Meta"
+            if repository.publish is not None:
+                raise _published(repository, cure, unnamed[0])
+            _refuse_secrets(repository, list(filter(_SECRET.search, unnamed)), cure)
         return
     is_values = issubclass(queryset._iterable_class, ValuesIterable)
     if is_values and getattr(queryset, "_fields", None):
