@@ -4,12 +4,12 @@ from .cached import CachedRepository
 from .database.atomic import atomic
 from .database.executor import run
 from .dependencies import InTransaction
+from .memory.snapshot import Snapshot
 from .plugin import DjangoORM
+from .reading.row import Row
 from .repository import Repository
 from .responses.response import RepositoryResponse
-from .rows.row import Row
 from .settings import ORMSettings
-from .snapshots.snapshot import Snapshot
 
 __all__ = [
     "CachedRepository",

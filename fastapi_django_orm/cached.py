@@ -1,26 +1,27 @@
 """``CachedRepository``: the rows of a model in memory."""
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
+from django.db import connections
 from pydantic import BaseModel
 
 from . import application
 from .application import Application
 from .coherence.service import seen
 from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
-from .reading import declaration
-from .reading.loading import Loader
-from .reading.observed import Observed, ObservingLoader
+from .memory.loading import Loader, Observed
+from .memory.refreshing import Refresher, RowLoader
+from .memory.snapshot import RowT, Snapshot
+from .reading import validation
+from .reading.codec import value_of
 from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
-from .reading.refresh import Refresher, RowLoader
 from .repository import Repository, declared
 from .responses.response import RepositoryResponse
-from .snapshots.snapshot import RowT, Snapshot, value_of
 
 FoundT = TypeVar("FoundT")
 
@@ -79,7 +80,11 @@ class CachedRepository(Repository[RowT]):
             InvalidRepository: the declaration does not fit the models.
         """
         super().prepare(here)
-        declaration.check_cached(self, self._reader)
+        validation.check_cached(self, self._reader)
+        queryset = self.queryset()
+        # Code that makes rows, or a query that is not Django's own, may query as it likes.
+        is_watched = self._reader.own_code is not None or not_djangos(queryset) is not None
+        alias = queryset.db
         own = Loader(
             self.ordered_queryset,
             self._reader,
@@ -88,13 +93,11 @@ class CachedRepository(Repository[RowT]):
             indexes=self.indexes,
             max_decoded_rows=self.max_decoded_rows,
             pace=Pace(lambda: here.requests),
+            watch=lambda: connections[alias].execute_wrapper(self.observed) if is_watched else nullcontext(),
         )
         loader: RowLoader[RowT] = own
         if here.shared is not None:
             loader = here.shared.loader(own, self.ordered_queryset, self._reader)
-        queryset = self.queryset()
-        if self._reader.own_code is not None or not_djangos(queryset) is not None:  # which may query
-            loader = ObservingLoader(loader, self.observed, queryset.db)
         self._refresher = Refresher(self.name, loader, self.max_age)
 
     @property

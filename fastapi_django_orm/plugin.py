@@ -37,7 +37,7 @@ from .http.publishing import published
 from .http.routing import documented, in_front, plugin_routes
 from .instrumentation.asgi_layer import layer_added
 from .instrumentation.everything import instrumented
-from .reading.refresh import Refresher
+from .memory.refreshing import Refresher
 from .reading.windows import Windows
 from .repository import Repository
 from .settings import ORMSettings, read_settings, where_written

@@ -15,16 +15,16 @@ from django.db.models import Model, QuerySet
 from . import application
 from .application import Application
 from .errors import InvalidRepository, NotFound, NotStarted
-from .reading import choosing, declaration, naming
+from .memory.snapshot import RowT
+from .reading import naming, reader_factory, validation
 from .reading.batching import Absent
 from .reading.live import LiveReads
 from .reading.live_queries import LiveQueries
-from .reading.models import resolve_model
 from .reading.on_loop import LoopReads, why_not_constant
 from .reading.readers import Reader
-from .reading.spelling import check_spelling, no_model
+from .reading.resolve import resolve_model
+from .reading.validation import check_spelling, no_model
 from .reading.windows import Windows
-from .snapshots.snapshot import RowT
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.
@@ -32,7 +32,7 @@ _declared: dict[tuple[str, str], "type[Repository[Any]]"] = {}
 
 
 def declared() -> "list[type[Repository[Any]]]":
-    """Every repository class that names a model, in the order of declaration."""
+    """Every repository class that names a model, in the order of validation."""
     return list(_declared.values())
 
 
@@ -135,11 +135,11 @@ class Repository(Generic[RowT]):
             InvalidRepository: the declaration does not fit the models.
         """
         check_spelling(type(self))
-        declaration.check_shape(self)
-        declaration.check_ordering(self)
+        validation.check_shape(self)
+        validation.check_ordering(self)
         queryset = self.queryset()
         naming.check_named(self, queryset)
-        self._reader = choosing.choose_reader(self, queryset)
+        self._reader = reader_factory.choose_reader(self, queryset)
         self._on_loop = LoopReads(
             lambda: here.executor.on_loop,
             self.model_class._default_manager,
@@ -219,7 +219,7 @@ class Repository(Generic[RowT]):
 
     def ordered_queryset(self) -> "QuerySet[Any, Any]":
         """What to read, in the order of the list."""
-        return declaration.ordered(self.queryset(), self.ordering)
+        return validation.ordered(self.queryset(), self.ordering)
 
     # Reading from the database
 

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from fastapi_django_orm import DjangoORM, run
-from fastapi_django_orm.snapshots.pages import begins_page
+from fastapi_django_orm.memory.pages import begins_page
 
 DEADLINE = 30.0  # seconds
 

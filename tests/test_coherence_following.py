@@ -8,7 +8,7 @@ import pytest
 
 from fastapi_django_orm.coherence.follower import Follower
 from fastapi_django_orm.errors import RefreshFailed
-from fastapi_django_orm.reading.refresh import Load
+from fastapi_django_orm.memory.refreshing import Load
 
 DEADLINE = 20.0  # seconds
 

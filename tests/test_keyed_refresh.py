@@ -28,7 +28,7 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, run
 from fastapi_django_orm.errors import InvalidKey, NotFound, RefreshFailed
-from fastapi_django_orm.snapshots.key_index import KeyIndex
+from fastapi_django_orm.memory.key_index import KeyIndex
 from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
 from tests.databases import created, default_changed, until
 from tests.gates import Gate, put_behind, started
@@ -962,7 +962,7 @@ def test_more_keys_than_the_database_takes_in_a_query(sqlite: str, most: int, lo
 
 def test_many_keys_of_several_columns(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More of them than fit into one condition, where they become one that has another in it, and so on."""
-    monkeypatch.setattr("fastapi_django_orm.reading.refresh.SHARE_OF_KEYS", 1)
+    monkeypatch.setattr("fastapi_django_orm.memory.refreshing.SHARE_OF_KEYS", 1)
     Seat.objects.bulk_create([Seat(row=row, number=2, guest="-") for row in range(1500)])
 
     async def main() -> None:

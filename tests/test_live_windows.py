@@ -18,7 +18,7 @@ from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Reposit
 from fastapi_django_orm.errors import InvalidRepository
 from fastapi_django_orm.reading import windows as reading_windows
 from fastapi_django_orm.reading.live_queries import LiveQueries
-from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.reading.readers import ColumnReader
 from fastapi_django_orm.reading.windows import LARGE_AT_ONCE, Windows, is_large
 from tests.gates import Gate
 from tests.serving import DEADLINE, serving
@@ -259,22 +259,22 @@ def test_a_window_is_read_no_further_when_its_client_has_gone(
     many: None, monkeypatch: pytest.MonkeyPatch, asking: Ask, reads: list[Windows]
 ) -> None:
     """Between two chunks of rows it is given up."""
-    read, chunks, begun, go_on = DatabaseJSON.read, 0, threading.Event(), threading.Event()
+    read, chunks, begun, go_on = ColumnReader.read, 0, threading.Event(), threading.Event()
 
-    def counted(self: DatabaseJSON, queryset: Any, size: int) -> Iterator[Any]:
+    def counted(self: ColumnReader, *given: Any, **named: Any) -> Iterator[Any]:
         nonlocal chunks
-        for chunk in read(self, queryset, size):
+        for chunk in read(self, *given, **named):
             chunks += 1
             begun.set()
             assert go_on.wait(DEADLINE)
             yield chunk
 
     asked: list[Any] = []
-    submit = Windows._submit
+    read_window = Windows._read
     monkeypatch.setattr(
-        Windows, "_submit", lambda self, *given: asked.append(given[1]) or submit(self, *given)
+        Windows, "_read", lambda self, *given: asked.append(given[1]) or read_window(self, *given)
     )
-    monkeypatch.setattr(DatabaseJSON, "read", counted)
+    monkeypatch.setattr(ColumnReader, "read", counted)
     with serving(plain(live(max_limit=None))) as client:
         connection = asking(client).ask(ROWS)
         assert begun.wait(DEADLINE)
@@ -337,7 +337,6 @@ def test_clients_that_read_slowly_hold_a_bounded_number_of_bytes(
     """Beyond that large windows wait, and end with 503; small ones are served."""
     add_topics(150, "'%%' || hex(zeroblob(50000))")  # 15 MB: more than sockets take
     monkeypatch.setattr(reading_windows, "MOST_BYTES", 10 * 2**20)
-    monkeypatch.setattr(reading_windows, "LOOK_INTERVAL", 0.05)
     with serving(make(live(), thread_timeout=0.3)) as client:
         ask = asking(client)
         slow = ask.ask(120)

@@ -482,7 +482,7 @@ def test_rows_get_old_when_the_clock_is_set_back(monkeypatch: pytest.MonkeyPatch
 
     async def main() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("fastapi_django_orm.reading.loading.datetime", Ahead)
+            patch.setattr("fastapi_django_orm.memory.loading.datetime", Ahead)
             async with started(gated(gate, max_age=timedelta(milliseconds=20)), gate=gate):
                 for _ in range(2):
                     await gate.load_begun()

@@ -28,7 +28,9 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import ORMSettings
 from fastapi_django_orm.application import Application
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
-from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.memory.pages import Page, cut
+from fastapi_django_orm.reading.codec import Chunk
+from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
 from fastapi_django_orm.reading.windows import Windows
 from fastapi_django_orm.shared_loads import identity as shared_identity
 from fastapi_django_orm.shared_loads import loader as shared_loader
@@ -36,7 +38,6 @@ from fastapi_django_orm.shared_loads import store as shared_store
 from fastapi_django_orm.shared_loads.format import Manifest, NotGenuine, NotPortable, kind_of, pack, unpack
 from fastapi_django_orm.shared_loads.identity import identity_of
 from fastapi_django_orm.shared_loads.store import Room
-from fastapi_django_orm.snapshots.pages import Chunk, Page, cut
 from tests.databases import created
 from tests.gates import Gate, add_topics, comments, started
 from tests.hearing import eventually, write
@@ -66,12 +67,13 @@ def proxy(valkey: Valkey) -> Iterator[TCPProxy]:
         proxy.resume()
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def board(request: pytest.FixtureRequest, _databases: Any) -> Iterator[str]:
-    """A database with empty tables, chosen for every query."""
-    router.choose(_databases(request.param))
+@pytest.fixture
+def board(_databases: Any) -> Iterator[str]:
+    """The alias of a database with empty tables, chosen for every query."""
+    alias = _databases("postgresql")
+    router.choose(alias)
     Topic.objects.all().delete()
-    yield request.param
+    yield alias
     connections.close_all()
     router.choose("default")
 
@@ -664,7 +666,7 @@ from datetime import datetime as real, timedelta
 from fastapi import FastAPI
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from fastapi_django_orm.shared_loads import loader as shared_loader
-from fastapi_django_orm.reading import loading
+from fastapi_django_orm.memory import loading
 
 SKEW = timedelta(seconds=float(os.environ.get("SKEW", "0")))
 loads = 0
@@ -676,7 +678,7 @@ class Skewed(real):
 
 loading.datetime = shared_loader.datetime = Skewed
 DjangoORM.setup()
-from fastapi_django_orm.reading.sql_json import DatabaseJSON
+from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
 
 read = DatabaseJSON.read
 
@@ -829,7 +831,7 @@ def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp
             patch.setattr(shared_identity, *change)
             found.add(identity())
     with monkeypatch.context() as patch:
-        patch.setitem(connections.settings["default"], "NAME", tmp_path / "another")
+        patch.setitem(connections.settings[board], "NAME", "another")
         found.add(identity())
     with monkeypatch.context() as patch:
         of = DatabaseJSON.of
@@ -915,7 +917,7 @@ def test_connections_that_code_prepares_share_nothing() -> None:
     def prepare(**_: Any) -> None:
         pass
 
-    with connections["default"].execute_wrapper(lambda execute, *arguments: execute(*arguments)):
+    with connections[board].execute_wrapper(lambda execute, *arguments: execute(*arguments)):
         assert identity() is None
     connection_created.connect(prepare)
     try:

@@ -138,7 +138,7 @@ def test_a_users_module_is_typed_without_plugins(tmp_path: Path) -> None:
         "tuple[user.TopicOut, ...]",
         "tuple[user.TopicOut, ...]",
         "tuple[user.TopicOut, ...]",
-        "fastapi_django_orm.rows.row.Row",
+        "fastapi_django_orm.reading.row.Row",
         "int",
     ], output
 

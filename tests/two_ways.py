@@ -4,8 +4,8 @@ from typing import Any
 
 from django.db.models import QuerySet
 
-from fastapi_django_orm.reading.choosing import choose_reader
-from fastapi_django_orm.reading.sql_json import NotExpressible
+from fastapi_django_orm.reading.postgresql_json import NotExpressible
+from fastapi_django_orm.reading.reader_factory import choose_reader
 from tests.comparing import finish, sent_by_fastapi, typed, values
 from tests.repositories import declare
 

@@ -17,9 +17,9 @@ from django.db.models import Model, QuerySet
 from django.db.models.query import ValuesIterable
 
 from ..errors import InvalidRepository
-from ..reading.declaration import DeclaredCached, ordered
-from ..reading.models import resolve_model
-from ..reading.observed import Observed
+from ..memory.loading import Observed
+from ..reading.resolve import resolve_model
+from ..reading.validation import DeclaredCached, ordered
 from .hints import Hint
 from .relations import children_of, prefetched, related_models
 

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any
 
 from ..clock import monotonic, pause
-from ..reading.refresh import Refresher
+from ..memory.refreshing import Refresher
 from .hints import MOST_KEYS_OF_HINT
 
 PACE = 0.01  # seconds between the beginnings of two refreshes: a burst costs a hundred a second at most

@@ -15,7 +15,7 @@ from django.apps import apps
 from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from ..reading.declaration import DeclaredCached
+from ..reading.validation import DeclaredCached
 from .concerns import Concern, Statement, concern_of, statements_of
 
 NameT = TypeVar("NameT")

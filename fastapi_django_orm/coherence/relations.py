@@ -9,7 +9,7 @@ from django.db.models import Model, Prefetch, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 from pydantic import AliasChoices, AliasPath, BaseModel
 
-from ..reading.declaration import Declared
+from ..reading.validation import Declared
 
 Path = tuple[str, ...]
 

@@ -11,8 +11,8 @@ from asgiref.sync import sync_to_async
 from .. import application
 from ..errors import RefreshFailed
 from ..events import logger
-from ..reading.declaration import DeclaredCached
-from ..reading.refresh import Refresher
+from ..memory.refreshing import Refresher
+from ..reading.validation import DeclaredCached
 from ..settings import ORMSettings
 from .choice import is_named, is_told_by_django, listeners
 from .concerns import Concern, concern_of

@@ -10,7 +10,7 @@ from django.db.models import Model
 from ..cached import CachedRepository, declared_cached
 from ..coherence.planned import concerns_of
 from ..errors import ConfigurationError, nearest
-from ..reading.models import model_named
+from ..reading.resolve import model_named
 from .application import import_application
 from .tables import AnnouncedTable, tables_of
 

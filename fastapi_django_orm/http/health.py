@@ -17,7 +17,7 @@ from ..coherence.link import Link
 from ..coherence.service import Coherence
 from ..database.startup_checks import check_reachable
 from ..errors import DatabaseUnreachable
-from ..reading.refresh import Refresher
+from ..memory.refreshing import Refresher
 from ..repository import Repository
 
 DATABASE_TIMEOUT = 2.0  # seconds that a database has to answer

@@ -21,9 +21,9 @@ from ..coherence.transport import TransportUnavailable
 from ..coherence.workers import LONGEST_ROLL_CALL
 from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
 from ..events import logger
-from ..reading.models import model_named
-from ..reading.refresh import Load, Refresher
-from ..rows.encoding import combine
+from ..memory.refreshing import Load, Refresher
+from ..reading.encoding import combine
+from ..reading.resolve import model_named
 from ..settings import ORMSettings
 
 Refreshers = Mapping[str, Refresher[Any]]

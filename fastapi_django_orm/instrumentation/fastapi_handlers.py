@@ -26,10 +26,10 @@ from ..database.atomic import atomic, atomic_aliases, nothing_left_open
 from ..database.calls import give_over, take_over
 from ..database.scopes import Scope, current_scope, enter_scope, entered_scope
 from ..errors import LazyAnswer, UnknownFastAPI
+from ..memory.snapshot import Snapshot
+from ..reading.encoding import in_forms_of_rows
+from ..reading.row import SCALARS, Row
 from ..repository import Repository
-from ..rows.encoding import in_forms_of_rows
-from ..rows.row import SCALARS, Row
-from ..snapshots.snapshot import Snapshot
 from .replacing import Replacement
 
 # Looked for in everything that is returned, so that there should be few.

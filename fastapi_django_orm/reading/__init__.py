@@ -1,1 +1,1 @@
-"""What a repository reads from the database, how, and when: whole, by key, or live."""
+"""How rows are read from the database, now or for a snapshot, and how they become JSON."""

@@ -8,9 +8,8 @@ that has left, since that one may have read before the caller's commit.
 
 import asyncio
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Executor
 from contextvars import Context
 from functools import partial
 from typing import Generic, TypeVar
@@ -23,10 +22,9 @@ MOST_KEYS_OF_BATCH = 500  # SQLite takes no more than 999 parameters in old vers
 
 
 class Absent(LookupError):
-    """There is nothing under this key. No error of the project's own, as ``KeyError`` could be."""
+    """There is nothing under this key. Not ``KeyError``, which the project's own code could raise."""
 
 
-Waiting = dict[K, list[asyncio.Future[V]]]
 Outcomes = Mapping[K, V | Exception]
 
 
@@ -38,30 +36,30 @@ class Batcher(Generic[K, V]):
         read: Callable[[Sequence[K]], Outcomes[K, V]],
         executor: Executor,
         loop: asyncio.AbstractEventLoop,
-        read_on_loop: Callable[[Sequence[K], Callable[[Outcomes[K, V] | Exception | None], None]], bool],
+        read_on_loop: Callable[[Sequence[K]], Awaitable[Outcomes[K, V] | Exception | None]] | None,
     ) -> None:
-        """Collect no keys yet.
+        """Collect keys.
 
         Args:
-            read: reads these keys on a database thread, and gives what it has found for each: a value, or the
-                error of a key that cannot be read. A key that it does not give is not there.
+            read: reads keys on a database thread; returns for each a value, or the error of a key that cannot
+                be read. A key that it leaves out is not there.
             executor: the database threads.
             loop: the one whose callers will ask.
-            read_on_loop: begins to read without a thread and returns whether it could; calls back with what
-                was found, with one error for all, or with None if a thread is needed.
+            read_on_loop: does the same without a thread; returns None if a thread is needed, or one error
+                for all. None if a thread is always needed.
         """
         self.loop = loop
         self._read = read
         self._read_on_loop = read_on_loop
         self._executor = executor
-        self._waiting: Waiting[K, V] = {}
-        self._running = 0
+        self._waiting: dict[K, list[asyncio.Future[V]]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
         self._scheduled = False
-        # A batch is nobody's own: no transaction, no request's id.
-        self._nobody = Context()
+        # A batch belongs to no transaction and to no request.
+        self._context = Context()
 
     async def get(self, key: K) -> V:
-        """What a query that starts after this call finds.
+        """Return what a query that starts after this call finds.
 
         Raises:
             Absent: it finds nothing.
@@ -69,45 +67,25 @@ class Batcher(Generic[K, V]):
         """
         future: asyncio.Future[V] = self.loop.create_future()
         self._waiting.setdefault(key, []).append(future)
-        if self._running < BATCHES_AT_ONCE and not self._scheduled:
-            # Not now: whoever else the loop wakes in this turn comes along.
+        if len(self._reading) < BATCHES_AT_ONCE and not self._scheduled:
+            # Not now: callers that the loop wakes in this iteration join the batch.
             self._scheduled = True
-            self.loop.call_soon(self._start, context=self._nobody)
+            self.loop.call_soon(self._start, context=self._context)
         try:
             return await future
         finally:
-            del future  # its error's traceback has this frame, and they would hold each other
+            del future  # its error's traceback has this frame, and they would reference each other
 
     def _start(self) -> None:
         self._scheduled = False
-        while self._running < BATCHES_AT_ONCE and (batch := self._next()):
-            self._running += 1
-            if not self._begin_on_loop(batch):
-                self._submit(batch)
+        while len(self._reading) < BATCHES_AT_ONCE and (batch := self._next()):
+            task = self.loop.create_task(self._read_batch(batch), context=self._context)
+            self._reading.add(task)
+            task.add_done_callback(self._ended, context=self._context)
 
-    def _begin_on_loop(self, batch: Waiting[K, V]) -> bool:
-        try:
-            return self._read_on_loop(list(batch), partial(self._answered, batch))
-        except Exception:  # it comes again on a thread, where it can be told to those who ask
-            return False
-
-    def _answered(self, batch: Waiting[K, V], found: Outcomes[K, V] | Exception | None) -> None:
-        if found is None:
-            self._submit(batch)
-        else:
-            self._settle(batch, found)
-
-    def _submit(self, batch: Waiting[K, V]) -> None:
-        try:
-            reading = self._executor.submit(self._read, list(batch))
-        except RuntimeError as error:  # the application has shut down
-            self._settle(batch, error)
-        else:
-            reading.add_done_callback(partial(self._back, batch))
-
-    def _next(self) -> Waiting[K, V]:
-        """The keys that are asked for, as many as one query takes, without those that nobody waits for."""
-        batch: Waiting[K, V] = {}
+    def _next(self) -> "dict[K, list[asyncio.Future[V]]]":
+        """Take keys, as many as one query takes, without those that nobody waits for any more."""
+        batch: dict[K, list[asyncio.Future[V]]] = {}
         while self._waiting and len(batch) < MOST_KEYS_OF_BATCH:
             key = next(iter(self._waiting))
             futures = self._waiting.pop(key)
@@ -115,41 +93,59 @@ class Batcher(Generic[K, V]):
                 batch[key] = futures
         return batch
 
-    def _back(self, batch: Waiting[K, V], done: "Future[Outcomes[K, V]]") -> None:
-        # On the thread that has read.
-        if done.cancelled():
-            found: Outcomes[K, V] | BaseException = RuntimeError(
-                "The application has shut down; its database threads have ended."
-            )
-        else:
-            found = done.result() if (error := done.exception()) is None else error
-        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
-            self.loop.call_soon_threadsafe(self._settle, batch, found, context=self._nobody)
-
-    def _settle(self, batch: Waiting[K, V], found: Outcomes[K, V] | BaseException) -> None:
-        self._running -= 1
-        if isinstance(found, BaseException):
-            for futures in batch.values():
+    async def _read_batch(self, batch: "dict[K, list[asyncio.Future[V]]]") -> None:
+        keys = list(batch)
+        on_loop = self._read_on_loop and partial(self._read_on_loop, keys)
+        found = await outcome(on_loop, self._executor, partial(self._read, keys))
+        for key, futures in batch.items():
+            if isinstance(found, Exception):
                 give(futures, found)
-        else:
-            for key, futures in batch.items():
+            else:
                 give(futures, found[key] if key in found else Absent(key))
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._reading.discard(task)
         self._start()
 
 
-def give(futures: "Sequence[asyncio.Future[V]]", outcome: V | BaseException) -> None:
-    """Give all who still wait a result, or a copy each of an error."""
+async def outcome(
+    on_loop: Callable[[], Awaitable[V | Exception | None]] | None,
+    executor: Executor,
+    on_thread: Callable[[], V],
+) -> V | Exception:
+    """Read on the event loop if that can be done, else on a thread.
+
+    An error is returned and not raised: its traceback ends here, so no frame of the caller's references what
+    references the error.
+    """
+    try:
+        if on_loop is not None:
+            try:
+                found = await on_loop()
+            except Exception:  # it comes again on a thread, where it can be reported
+                found = None
+            if found is not None:
+                return found
+        return await asyncio.wrap_future(executor.submit(on_thread))
+    except asyncio.CancelledError:
+        return RuntimeError("The application has shut down; its database threads have ended.")
+    except Exception as error:
+        return error
+
+
+def give(futures: "Sequence[asyncio.Future[V]]", found: V | Exception) -> None:
+    """Give a result, or each a copy of an error, to all who still wait."""
     for future in futures:
         if future.done():
             continue
-        if isinstance(outcome, BaseException):
-            future.set_exception(_own(outcome))
+        if isinstance(found, Exception):
+            future.set_exception(_copy(found))
         else:
-            future.set_result(outcome)
+            future.set_result(found)
 
 
-def _own(error: BaseException) -> BaseException:
-    """A copy for one caller: a traceback grows wherever the error is raised again."""
+def _copy(error: Exception) -> Exception:
+    """Copy an error for one caller: a traceback grows wherever the error is raised again."""
     try:
         mine = copy.copy(error)  # which calls the class again, whatever that makes of the arguments
         if type(mine) is not type(error) or mine.args != error.args:

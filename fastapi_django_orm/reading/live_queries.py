@@ -12,56 +12,39 @@ from django.db.models import Field, Model, QuerySet
 from ..database.calls import take_over
 from ..database.startup_checks import table_explained
 from ..errors import DjangoORMError, InvalidRepository, InvalidRow, NotUnique, nearest
-from ..rows.encoding import CLOSING, opening
-from ..snapshots.changing import NewRow, new_rows
-from ..snapshots.pages import Chunk
 from .batching import Outcomes
-from .equality import is_loose, storable
-from .key_columns import AnyQuerySet
+from .codec import EncodedRow
+from .encoding import CLOSING, opening
+from .keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
 from .own_ways import TOGETHER, not_djangos, not_djangos_lookups, note, pinned
 from .pacing import switching_sooner
-from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
-from .sql_json import NotExpressible
+from .postgresql_json import NotExpressible
+from .readers import Reader, depends_on_others, is_final
 from .windows import IsWanted, Listed, Window
 
 T = TypeVar("T")
 
 _MOST_ROWS = 2**63 - 1
 
+_Found = dict[Hashable, EncodedRow | Exception]
+
 
 class ReadAlone(Exception):
-    """What one asks for cannot be read together with what others ask for."""
+    """What one caller asks for cannot be read together with what others ask for."""
 
 
 class Asked:
-    """What somebody asks for, and the context of the one who asks: the language, the tenant."""
+    """A value that a caller asks for, with a copy of the caller's context: the language, the tenant."""
 
-    __slots__ = ("_context", "_items", "value")
+    __slots__ = ("context", "value")
 
     def __init__(self, value: Hashable) -> None:
-        """Ask for this, in a copy of the running code's context."""
         self.value = value
-        self._context = copy_context()
-        self._items: Sequence[Any] = ()
-
-    def surroundings(self) -> Hashable:
-        """What is in the context: whoever has the very same objects there asks the same."""
-        self._items = tuple(self._context.items())  # kept, so that no other object gets their numbers
-        return frozenset((id(variable), id(value)) for variable, value in self._items)
-
-    def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Call a function in that context, on any thread."""
-        return run_in(self._context, function, *args)
+        self.context = copy_context()
 
 
 def run_in(context: Context, function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a context that another thread has made.
-
-    Args:
-        context: the context, which nobody else may be running in.
-        function: what to call.
-        *args: its arguments.
-    """
+    """Call a function on this thread in a context that another thread has made, and that nothing runs in."""
 
     def call() -> T:
         take_over()
@@ -75,7 +58,8 @@ class LiveQueries:
 
     Attributes:
         model: the repository's.
-        alone: why what several ask for is not read in one query, as far as that is known; None if it is.
+        alone: why what several callers ask for is not read in one query, as far as that is known; None if it
+            is.
     """
 
     def __init__(
@@ -87,15 +71,7 @@ class LiveQueries:
         name: str,
         label: str,
     ) -> None:
-        """Ask for nothing yet.
-
-        Args:
-            queryset: gives what there is to read.
-            ordered: gives the same in the order of the list.
-            reader: how to read it.
-            name: the key of the list in the JSON.
-            label: what messages call the repository.
-        """
+        """Read what ``queryset`` returns, and ``ordered`` in the order of the list."""
         self._queryset = queryset
         self._ordered = ordered
         self._reader = reader
@@ -106,7 +82,7 @@ class LiveQueries:
         note(reader.reasons, TOGETHER, self.alone)
 
     def unique_field(self, name: str) -> "Field[Any, Any]":
-        """The field of this name, by which rows are asked for; "pk" is the primary key.
+        """Return the field of this name, by which rows are asked for; "pk" is the primary key.
 
         Raises:
             NotUnique: the model has no such field, or several rows may have one value of it.
@@ -123,17 +99,15 @@ class LiveQueries:
             f"{self._label}.fetch(): {name!r} is no unique field of {meta.label}. {nearest(name, known)}"
         )
 
+    # Rows
+
     def read_rows(
         self, name: str, values: Sequence[Hashable], *, alias: str | None = None
-    ) -> Outcomes[Hashable, NewRow]:
-        """For each of these values of a unique field the row that has it, or why it cannot be read.
+    ) -> Outcomes[Hashable, EncodedRow]:
+        """Return for each of these values of a unique field the row that has it, or why it cannot be read.
 
-        The query is made once, by code that may look at the context that this runs in.
-
-        Args:
-            name: the field.
-            values: what is asked for.
-            alias: the database, if it was chosen already.
+        The query is made once, by code that may look at the context that this runs in. The alias is given if
+        the database was chosen already.
 
         Raises:
             DatabaseError: none of them can be read.
@@ -142,41 +116,39 @@ class LiveQueries:
         queryset = pinned(queryset) if alias is None else queryset.using(alias)
         return self._read_rows(queryset, name, values)
 
-    def read_asked(self, name: str, asked: Sequence[Asked]) -> Outcomes[Asked, NewRow]:
-        """The same for several who ask, each in its own context.
+    def read_asked(self, name: str, asked: Sequence[Asked]) -> Outcomes[Asked, EncodedRow]:
+        """Do the same for several callers, each in its own context.
 
-        Whose query for the list is the same, in its SQL, its parameters and its database, shares one.
+        Those whose query for the list is the same, in its SQL, its parameters and its database, share one.
         """
         if len(asked) == 1:
-            return {one: row for one in asked for row in one.run(self.read_rows, name, [one.value]).values()}
+            (one,) = asked
+            rows = run_in(one.context, self.read_rows, name, [one.value])
+            return dict.fromkeys(asked, row) if (row := rows.get(one.value)) is not None else {}
         groups: dict[Hashable, tuple[Asked, AnyQuerySet, dict[Hashable, list[Asked]]]] = {}
-        made: dict[Hashable, tuple[AnyQuerySet, Hashable] | Exception] = {}  # by what is in the context
-        found: dict[Asked, NewRow | Exception] = {}
+        found: dict[Asked, EncodedRow | Exception] = {}
         for one in asked:
-            surroundings = one.surroundings()
-            if surroundings not in made:
-                made[surroundings] = _tried(one.run, self._compiled, name)
-            compiled = made[surroundings]
+            compiled = _tried(run_in, one.context, self._compiled, name)
             if isinstance(compiled, Exception):
                 found[one] = compiled
                 continue
-            _, _, of_query = groups.setdefault(compiled[1], (one, compiled[0], {}))
-            of_query.setdefault(one.value, []).append(one)
+            _, _, wanted = groups.setdefault(compiled[1], (one, compiled[0], {}))
+            wanted.setdefault(one.value, []).append(one)
         for first, queryset, wanted in groups.values():
-            outcomes = _tried(first.run, self._read_rows, queryset, name, list(wanted))
+            outcomes = _tried(run_in, first.context, self._read_rows, queryset, name, list(wanted))
             if isinstance(outcomes, Exception):
                 outcomes = dict.fromkeys(wanted, outcomes)
             found |= {one: outcomes[value] for value in outcomes for one in wanted[value]}
         return found
 
     def _compiled(self, name: str) -> tuple[AnyQuerySet, Hashable]:
-        """The query of the running code's context, and what it is for the database.
+        """Return the query of the running code's context, and what it is for the database.
 
         Raises:
-            ReadAlone: that does not say all of what rows it gives.
+            ReadAlone: that does not say which rows the query gives.
         """
         queryset = pinned(self._queryset())
-        if self._why_alone(queryset, name) is not None:
+        if self._why_one_by_one(queryset, name) or self._reader.own_code:
             raise ReadAlone
         try:
             sql, params = queryset.query.get_compiler(using=queryset.db).as_sql()
@@ -186,47 +158,40 @@ class LiveQueries:
             raise ReadAlone from None
         return queryset, query
 
-    def _why_alone(self, queryset: AnyQuerySet, name: str) -> str | None:
-        """Why what the running code's caller asks for is not read together with what others ask for."""
-        self.alone = self._reader.own_code or self._why_one_by_one(queryset, name)
-        note(self._reader.reasons, TOGETHER, self.alone)
-        return self.alone
-
     def _why_one_by_one(self, queryset: AnyQuerySet, name: str) -> str | None:
-        """Why one key may be answered otherwise than several: a row that was deleted softly, for one."""
-        return not_djangos(queryset) or not_djangos_lookups(self.unique_field(name))
+        """Return why one key may be answered otherwise than several: a soft deletion, for one."""
+        reason = not_djangos(queryset) or not_djangos_lookups(self.unique_field(name))
+        self.alone = self._reader.own_code or reason
+        note(self._reader.reasons, TOGETHER, self.alone)
+        return reason
 
-    def _read_rows(
-        self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
-    ) -> dict[Hashable, NewRow | Exception]:
+    def _read_rows(self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]) -> _Found:
         values = storable(values, queryset.db)
-        self._why_alone(queryset, name)
         with table_explained(self.model, queryset.db):
             if self._why_one_by_one(queryset, name) is None:
                 return self._outcomes(queryset, name, values)
             each = (self._outcomes(queryset, name, [value]) for value in values)
             return {value: row for outcomes in each for value, row in outcomes.items()}
 
-    def _outcomes(
-        self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
-    ) -> dict[Hashable, NewRow | Exception]:
+    def _outcomes(self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]) -> _Found:
         try:
             if len(values) < 2:
-                return dict(outcome for value in values for outcome in self._read_one(queryset, name, value))
+                return {value: row for value in values for row in self._read_one(queryset, name, value)}
             return self._read_together(queryset, name, values)
         except Exception as error:
             if not _is_of_one_key(error):
                 raise
             if len(values) < 2:
                 return dict.fromkeys(values, error)
+        # One of them is to blame: the half without it is read in one query.
         middle = len(values) // 2
         return self._outcomes(queryset, name, values[:middle]) | self._outcomes(
             queryset, name, values[middle:]
         )
 
-    def _read_one(self, queryset: AnyQuerySet, name: str, value: Hashable) -> list[tuple[Hashable, NewRow]]:
+    def _read_one(self, queryset: AnyQuerySet, name: str, value: Hashable) -> list[EncodedRow]:
         try:
-            return [(value, row) for row in self._read(queryset, name, {name: value})[:1]]
+            return self._read(queryset, name, {name: value})[:1]
         except OF_ONE_KEY:
             if self._is_refused(name, value, queryset.db):
                 return []
@@ -235,7 +200,7 @@ class LiveQueries:
     def _is_refused(self, name: str, value: Hashable, alias: str) -> bool:
         """Whether the database refuses this very value, which no row can have then, and not the query.
 
-        What a column takes is known to its database and driver alone: PostgreSQL has no NUL in a text, and no
+        Only a column's database and driver know what it takes: PostgreSQL has no NUL in a text, and no
         text but an address where addresses are, SQLite no number beyond 64 bits.
         """
         rows: AnyQuerySet = QuerySet(self.model, using=alias)
@@ -249,29 +214,25 @@ class LiveQueries:
             return True
         return False
 
-    def _read_together(
-        self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]
-    ) -> dict[Hashable, NewRow | Exception]:
+    def _read_together(self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]) -> _Found:
         rows = self._read(queryset, name, {f"{name}__in": values})
         found = self.by_value(name, values, rows)
         missing = [value for value in values if value not in found]
-        # A row that nobody has asked for is one whose value the database holds for equal to one of these, or
+        # A row that nobody has asked for is one whose value equals one of these only to the database, or
         # whose value the query leaves out.
         may_be_there = len(found) < len(rows) or is_loose(self.unique_field(name), queryset.db)
         if rows and missing and may_be_there and self._read(queryset, name, {f"{name}__in": missing}):
-            # Only the database can tell which of these values it holds for equal to a row's.
-            found |= {value: row for one in missing for value, row in self._read_one(queryset, name, one)}
+            # Only the database can tell which of these values a row equals.
+            found |= {value: row for value in missing for row in self._read_one(queryset, name, value)}
         return found
 
-    def by_value(
-        self, name: str, values: Sequence[Hashable], rows: Sequence[NewRow]
-    ) -> dict[Hashable, NewRow | Exception]:
-        """For each of these values the row that has it, if one of these has."""
-        prepare = self.unique_field(name).get_prep_value
-        by_value = {prepare(row.key): row for row in rows}
+    def by_value(self, name: str, values: Sequence[Hashable], rows: Sequence[EncodedRow]) -> _Found:
+        """Return for each of these values the row that has it, if one of these has."""
+        field = self.unique_field(name)
+        by_value = {prepared(field, row.key): row for row in rows}
         return {value: by_value[value] for value in values if value in by_value}
 
-    def _read(self, queryset: AnyQuerySet, name: str, wanted: Mapping[str, Any]) -> list[NewRow]:
+    def _read(self, queryset: AnyQuerySet, name: str, wanted: Mapping[str, Any]) -> list[EncodedRow]:
         if is_final(queryset) or depends_on_others(queryset):
             raise InvalidRepository(
                 f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row "
@@ -279,33 +240,26 @@ class LiveQueries:
                 "a CachedRepository with get()."
             )
         found = queryset.filter(**wanted)
-        chunks = self._chunks(found.order_by() if not_djangos(found) is None else found, name)
-        return [row for chunk in chunks for row in new_rows(chunk)]
-
-    def _chunks(self, queryset: AnyQuerySet, key: str = "pk") -> list[Chunk]:
+        if not_djangos(found) is None:
+            found = found.order_by()
         with self._named():
             try:
-                return list(self._reader.read(queryset, key=key))
+                chunks = list(self._reader.read(found, key=name))
             except NotExpressible:
-                return list(self._reader.read(queryset, key=key, in_python=True))
+                chunks = list(self._reader.read(found, key=name, in_python=True))
+        return [row for chunk in chunks for row in chunk.rows()]
+
+    # Parts of the list
 
     def read_window(self, window: Window, is_wanted: IsWanted = lambda: True) -> Listed:
-        """A part of the list.
-
-        Args:
-            window: which.
-            is_wanted: whether anybody still waits for it; asked between two chunks of rows.
-
-        Raises:
-            DatabaseError: as Django raises it.
-        """
+        """Return a part of the list; between two chunks of rows asks whether anybody still waits for it."""
         offset, limit = window
         # No table has more rows than a database can count.
         end = None if limit is None or offset + limit > _MOST_ROWS else offset + limit
         if offset > _MOST_ROWS:
             return self.listed([])
         queryset = pinned(self._ordered()[offset:end])
-        # Whoever computes holds the interpreter, and the loop answers others meanwhile.
+        # A thread that computes holds the interpreter, and the loop answers others meanwhile.
         with table_explained(self.model, queryset.db), switching_sooner():
             try:
                 return self.listed(self._joined(queryset, is_wanted, in_python=False))
@@ -313,7 +267,7 @@ class LiveQueries:
                 return self.listed(self._joined(queryset, is_wanted, in_python=True))
 
     def _joined(self, queryset: AnyQuerySet, is_wanted: IsWanted, *, in_python: bool) -> Iterator[bytes]:
-        """The rows' JSON, chunk by chunk; it ends early if nobody waits for it."""
+        """Yield the rows' JSON, chunk by chunk; it ends early if nobody waits for it."""
         chunks: Any = self._reader.read(queryset, in_python=in_python)
         with closing(chunks), self._named():
             for chunk in chunks:
@@ -322,12 +276,12 @@ class LiveQueries:
                 yield b",".join(chunk.json)
 
     def listed(self, rows: Iterable[bytes]) -> Listed:
-        """The bytes of ``{"name": [rows]}``, of parts with commas between their rows."""
+        """Return the bytes of ``{"name": [rows]}``, of parts with commas between their rows."""
         return Listed(opening(self._name) + b",".join(rows) + CLOSING)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Have the error of a row that cannot be served say whose it was."""
+        """Add the repository's name to the error of a row that cannot be served."""
         try:
             yield
         except InvalidRow as error:
@@ -336,7 +290,7 @@ class LiveQueries:
 
 
 def _tried(function: Callable[..., T], *args: Any) -> T | Exception:
-    """What a function gives or raises; the traceback ends here, so no frame holds what holds the error."""
+    """Return what a function returns or raises; the traceback ends here."""
     try:
         return function(*args)
     except Exception as error:

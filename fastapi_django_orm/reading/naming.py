@@ -19,8 +19,8 @@ from pydantic import BaseModel
 
 from ..errors import FieldsNotNamed
 from ..events import logger
-from .declaration import Declared
-from .key_columns import AnyQuerySet
+from .keys import AnyQuerySet
+from .validation import Declared
 
 _SECRET = re.compile(
     r"passw(or)?d|passphrase|credential|secret(?!ar)|api_?key|private_?key|session_?(key|data)|"
@@ -32,10 +32,6 @@ _SECRET = re.compile(
 def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
     """Refuse to serve what has to be named and is not.
 
-    Args:
-        repository: what is declared.
-        queryset: its query.
-
     Raises:
         FieldsNotNamed: a secret is among what would be served by default; or the repository is published, and
             neither ``fields`` nor a ``schema`` says what everybody may see (under ``DEBUG``: a warning).
@@ -44,21 +40,21 @@ def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
     if repository.fields is not None:
         return
     if schema is not None:
-        unnamed = [*_unnamed_in_schema(schema)]
-        cure = f"list the fields in {schema.__name__}.Meta" if unnamed else ""
-        if unnamed and repository.publish is not None:
-            raise _published(repository, cure, unnamed[0])
-        _refuse_secrets(repository, filter(_SECRET.search, unnamed), cure)
+        if unnamed := [*_unnamed_in_schema(schema)]:
+            cure = f"list the fields in {schema.__name__}.Meta"
+            if repository.publish is not None:
+                raise _published(repository, cure, unnamed[0])
+            _refuse_secrets(repository, list(filter(_SECRET.search, unnamed)), cure)
         return
-    if is_named_by_values(queryset):
-        return
-    columns = [field.attname for field in queryset.model._meta.concrete_fields]
-    secret = dict.fromkeys(_secret_columns(queryset))
-    some = ", ".join(repr(name) for name in [name for name in columns if name not in secret][:3])
     is_values = issubclass(queryset._iterable_class, ValuesIterable)
+    if is_values and getattr(queryset, "_fields", None):
+        return  # Django keeps the names as they were written
+    columns = [field.attname for field in queryset.model._meta.concrete_fields]
+    secret = list(dict.fromkeys(_secret_columns(queryset)))
+    some = ", ".join(repr(name) for name in [name for name in columns if name not in secret][:3])
     cure = f"end queryset() in .values({some}, …)" if is_values else f"fields = ({some}, …)"
     if repository.publish is not None:
-        refusal = _published(repository, cure, next(iter(secret), columns[-1]))
+        refusal = _published(repository, cure, [*secret, columns[-1]][0])
         if secret or not settings.DEBUG:
             raise refusal
         # While it is being developed nothing is public yet, and its columns change all the time.
@@ -66,17 +62,11 @@ def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
     _refuse_secrets(repository, secret, cure)
 
 
-def is_named_by_values(queryset: AnyQuerySet) -> bool:
-    """Whether a query ends in ``.values()`` with names, which Django keeps as they were written."""
-    spelled: Any = getattr(queryset, "_fields", None)
-    return bool(spelled) and issubclass(queryset._iterable_class, ValuesIterable)
-
-
-def _refuse_secrets(repository: Declared, secret: Any, cure: str) -> None:
-    if (name := next(iter(secret), None)) is not None:
+def _refuse_secrets(repository: Declared, secret: list[str], cure: str) -> None:
+    if secret:
         raise FieldsNotNamed(
-            f"{repository.label}: {repository.model_class._meta.label} has the field {name!r}. Say which "
-            f"fields to serve: {cure}."
+            f"{repository.label}: {repository.model_class._meta.label} has the field {secret[0]!r}. Say "
+            f"which fields to serve: {cure}."
         )
 
 
@@ -124,11 +114,9 @@ def _shows_secret(expression: Any) -> bool:
 
 
 def _unnamed_in_schema(schema: Any) -> Iterator[str]:
-    if not isinstance(schema, type):
-        return
-    if issubclass(schema, BaseModel):
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
         yield from _unnamed_in_model(schema, set())
-    elif hasattr(schema, "_declared_fields"):
+    elif isinstance(schema, type) and hasattr(schema, "_declared_fields"):
         yield from _unnamed_in_serializer(schema())
 
 

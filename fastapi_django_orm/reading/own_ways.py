@@ -1,15 +1,13 @@
 """Whether what decides a query's answer is Django's own: the one question that every fast path asks.
 
-A fast path gives what Django would give by itself: several keys in one query, rows that come as tuples, JSON
-that the database makes, rows that Python puts in their places. A project, or a package that it uses, may have
-put something in Django's place: a queryset class that makes something else of ``.values()``, a query with a
-compiler of its own, an engine that chooses a tenant's schema before each statement. None of that can be
-known from the query's SQL. So this is asked whenever such a query is read, of the very objects that are used,
-and the answer is None or a sentence that names what is not Django's. Then rows are read in Django's way:
-``queryset.values(…)``, one row by ``queryset.filter(pk=key)``, all rows instead of some.
+A fast path (several keys in one query, JSON that the database makes, rows that Python puts in their places)
+gives what Django would give by itself. A project, or a package that it uses, may have put something in
+Django's place: a queryset class that makes something else of ``.values()``, a query with a compiler of its
+own, an engine that chooses a tenant's schema before each statement. The query's SQL does not show that. So
+each read asks about the objects that it uses. If the answer is a reason and not None, rows are read in
+Django's way: ``queryset.values(…)``, one row by ``queryset.filter(pk=key)``, all rows instead of some.
 
-Classes are looked at once. What may differ from one query or connection to the next (the iterable, the class
-of the query, methods that were replaced on an instance, wrappers around statements) is looked at each time.
+Classes are checked once; what may differ between queries or connections is checked each time.
 """
 
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from django.db.models import QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable, ValuesListIterable
 from django.db.models.sql import Query
 
-from .key_columns import AnyQuerySet
+from .keys import AnyQuerySet
 
 
 def _words(text: str) -> frozenset[str]:
@@ -38,7 +36,7 @@ _WITHOUT_ROWS = _words(
     "contains count create delete exists explain get_or_create update update_or_create "
 )
 # What has to do with opening a connection, writing, and making tables: an engine may do these in its own way.
-# (What it makes of values is in its operations, and what those values are read with is looked at apart.)
+# (What it makes of values is in its operations, and what reads them is checked elsewhere.)
 _OF_OPENING = _words(
     "Database SchemaEditorClass _close _commit _connection_pools _rollback _savepoint "
     "_set_autocommit check_settings client_class close close_if_health_check_failed "
@@ -84,11 +82,9 @@ _OF_QUERYSETS, _OF_QUERIES = _methods(QuerySet), _methods(Query)
 
 
 def not_djangos(queryset: AnyQuerySet, connection: Any = None) -> str | None:
-    """What is not Django's own in the way a query is read, as the part of a sentence; None if all is.
+    """Return what is not Django's own in the way a query is read, as the part of a sentence; None if all is.
 
-    Args:
-        queryset: the query.
-        connection: the one to read it with, if that is not to be done by Django's cursors.
+    A connection is given if it is not Django's cursors that read from it.
     """
     if connection is None:
         return _not_djangos_query(queryset, connections[queryset.db])
@@ -112,11 +108,7 @@ def _not_djangos_query(queryset: AnyQuerySet, connection: Any) -> str | None:
 
 
 def not_djangos_lookups(field: Any) -> str | None:
-    """Which lookup of a field is not Django's own: one key may be looked for otherwise than several.
-
-    Args:
-        field: the one that rows are asked for by.
-    """
+    """Return which lookup of a field is not Django's own: one key may be found otherwise than several."""
     for name in ("exact", "in"):
         lookup = field.get_lookup(name)
         if lookup is not None and not _is_djangos(lookup.__module__):
@@ -125,12 +117,7 @@ def not_djangos_lookups(field: Any) -> str | None:
 
 
 def code_of_values(queryset: AnyQuerySet, names: Sequence[str]) -> str | None:
-    """The code of the project's own that makes values of what the database has, if there is some.
-
-    Args:
-        queryset: the query.
-        names: what is read of it.
-    """
+    """Return the project's own code that makes the values of these columns, as the part of a sentence."""
     for name in names:
         try:
             expression: Any = queryset.query.chain().resolve_ref(name)
@@ -148,7 +135,7 @@ def code_of_values(queryset: AnyQuerySet, names: Sequence[str]) -> str | None:
 
 
 def pinned(queryset: AnyQuerySet) -> AnyQuerySet:
-    """The query at one database: a router may choose another one whenever it is asked.
+    """Return the query at one database: a router may choose another one whenever it is asked.
 
     A query that is not Django's own is left as it is, for what was put on it need not be on its copies.
     """
@@ -172,7 +159,7 @@ def _not_djangos_engine(connection: Any) -> str | None:
 
 @lru_cache(maxsize=100)
 def _engine_replaced(kind: Any, operations: Any) -> str | None:
-    """What an engine has in place of that engine of Django's on which it is built."""
+    """What an engine overrides of the engine of Django's on which it is built."""
     from django.db.backends.base.operations import BaseDatabaseOperations
 
     base = next((each for each in kind.__mro__ if _is_djangos(each.__module__)), object)
@@ -185,7 +172,7 @@ def _engine_replaced(kind: Any, operations: Any) -> str | None:
 
 @lru_cache(maxsize=500)  # some packages make a class for each queryset
 def _replaced(kind: Any, base: Any, allowed: frozenset[str]) -> str | None:
-    """What a class has in place of its base's, but for what is allowed. New names do no harm."""
+    """What a class overrides of its base, except for what is allowed. New names do no harm."""
     if base not in kind.__mro__:
         return f"{kind.__qualname__} is not a {base.__qualname__}"
     for cls in kind.__mro__[: kind.__mro__.index(base)]:
@@ -197,7 +184,7 @@ def _replaced(kind: Any, base: Any, allowed: frozenset[str]) -> str | None:
 
 @lru_cache(maxsize=1)
 def _patched() -> str | None:
-    """What somebody has put into Django's own class of querysets, as packages for caching do."""
+    """What was put into Django's own class of querysets, as packages for caching do."""
     for name in sorted(_OF_QUERYSETS - _WITHOUT_ROWS - _OF_CLASSES):
         value = vars(QuerySet).get(name)
         function = getattr(value, "fget", None) or getattr(value, "__func__", value)

@@ -50,11 +50,7 @@ class Pace:
     """The rhythm of one repository's loads. Called between two steps, on the thread that loads."""
 
     def __init__(self, requests: Callable[[], int]) -> None:
-        """Follow the requests.
-
-        Args:
-            requests: how many there have been.
-        """
+        """Follow the requests; the function returns how many there have been."""
         self._requests = requests
         self._seen = requests()
         self._worked = self._asked_until = 0.0

@@ -22,7 +22,7 @@ from django.db.models.signals import post_init
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from .key_columns import AnyQuerySet
+from .keys import AnyQuerySet
 
 # Attributes that are the column's value, and those of relations, whose value is the other row's key.
 _PLAIN = (DeferredAttribute, ForeignKeyDeferredAttribute)
@@ -33,14 +33,9 @@ _KEYS = frozenset({int, str, UUID, NoneType, Any})
 
 
 def source_of(name: str, field: FieldInfo, model: type[Model]) -> str:
-    """What a field of a schema is read from: its name, unless it has an alias for reading.
+    """Return what a field of a schema is read from: its name, unless it has an alias for reading.
 
-    An alias that the model does not know is for the answer alone, as ``alias_generator=to_camel`` makes it.
-
-    Args:
-        name: the field's.
-        field: what pydantic knows of it.
-        model: whose rows are read.
+    An alias that the model does not have is for the answer alone, as ``alias_generator=to_camel`` makes it.
     """
     alias = field.validation_alias
     if not isinstance(alias, str):
@@ -49,12 +44,7 @@ def source_of(name: str, field: FieldInfo, model: type[Model]) -> str:
 
 
 def why_instances(schema: type[BaseModel], queryset: AnyQuerySet) -> str | None:
-    """Why rows of a schema are made of instances, as the part of a sentence; None if columns give the same.
-
-    Args:
-        schema: what the rows become.
-        queryset: what is read.
-    """
+    """Return why rows are made of instances, as the part of a sentence; None if columns give the same."""
     model = queryset.model
     if own := _own(schema, BaseModel, _READING_INSTANCES) or _validator(schema):
         return f"{schema.__name__} has its own {own}"
@@ -75,7 +65,7 @@ def why_instances(schema: type[BaseModel], queryset: AnyQuerySet) -> str | None:
 
 
 def code_of(schema: type[BaseModel]) -> str | None:
-    """The code that runs when rows of a schema are made or sent and is not pydantic's own; None if none does.
+    """Return the code that runs when rows are made or sent and is not pydantic's own; None if none does.
 
     Such code may look at the language, the tenant, or whatever else belongs to the one who asks.
     """
@@ -87,7 +77,7 @@ def code_of(schema: type[BaseModel]) -> str | None:
 
 
 def _functions(node: Any, seen: set[int]) -> Iterator[Callable[..., Any]]:
-    """The functions in a schema of pydantic-core's, whatever they are for."""
+    """Yield the functions in a schema of pydantic-core's, whatever they are for."""
     if isinstance(node, dict | list | tuple):
         if id(node) not in seen:
             seen.add(id(node))

@@ -2,14 +2,14 @@
 
 Anybody may ask for them, for large ones too, in any number, and hang up. So each is read by a call of its own
 and handed out at once; large ones a few at a time, beside the small ones; and none that nobody waits for any
-more. While too much of what was read is still on its way to clients, none is begun.
+more. While too much of what was read is still on its way to clients, no read begins.
 
-All of this runs in the event loop, but for the reading itself.
+All of this runs in the event loop, except for the reading.
 """
 
 import asyncio
-from collections.abc import Callable, Hashable
-from concurrent.futures import Executor, Future
+from collections.abc import Awaitable, Callable, Hashable
+from concurrent.futures import Executor
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -18,8 +18,8 @@ from typing import TypeAlias
 from weakref import finalize
 
 from ..errors import DatabaseBusy
-from ..rows.encoding import tag_of
-from .batching import give
+from .batching import give, outcome
+from .encoding import tag_of
 
 Window: TypeAlias = tuple[int, int | None]  # how many rows to leave out, and how many to give at most
 
@@ -30,12 +30,10 @@ SMALL_OFFSET = 10_000
 SMALL_AT_ONCE = 4
 LARGE_AT_ONCE = 2
 
-# Bytes on their way to clients from which on no large window is begun, and at twice as many no small one.
+# With so many bytes on their way to clients no large window is begun, and with twice as many no small one.
 # Short answers are not counted: the server has them as soon as they are read.
 MOST_BYTES = 64 * 2**20
 SHORT = 2**16
-
-LOOK_INTERVAL = 1.0  # seconds between two looks at who has waited too long
 
 
 def is_large(window: Window) -> bool:
@@ -45,45 +43,27 @@ def is_large(window: Window) -> bool:
 
 
 class Listed:
-    """A part of a list as it is sent, read once for all who had asked for it by then.
-
-    Attributes:
-        body: the bytes.
-        tag: tells them from others.
-    """
+    """A part of a list as it is sent, with its entity tag; read once for all who had asked for it by then."""
 
     __slots__ = ("__weakref__", "body", "tag")
 
     def __init__(self, body: bytes) -> None:
-        """Make the tag as well, on the thread that has read."""
         self.body = body
-        self.tag = tag_of(body)
+        self.tag = tag_of(body)  # on the thread that has read
 
 
-Found: TypeAlias = Listed | Exception | None
 IsWanted: TypeAlias = Callable[[], bool]
+OnThread: TypeAlias = Callable[[IsWanted], Listed]
+OnLoop: TypeAlias = Callable[[], Awaitable[Listed | Exception | None]]
 
 
 @dataclass(slots=True, eq=False)
-class WindowRead:
-    """How to read a window.
+class _Waiting:
+    """A window that clients wait for, and how to read it."""
 
-    Attributes:
-        on_thread: reads it on a database thread; stops if what it is given says that nobody waits any more.
-        on_loop: begins to read it without a thread and returns whether it could; calls back with what was
-            found, with the error, or with None if a thread is needed.
-    """
-
-    on_thread: Callable[[IsWanted], Listed]
-    on_loop: Callable[[Callable[[Found], None]], bool]
-
-
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """A window that somebody waits for."""
-
-    read: WindowRead
-    since: float
+    on_thread: OnThread
+    on_loop: OnLoop
+    timer: asyncio.TimerHandle  # refuses it if its turn does not come in time
     futures: list[asyncio.Future[Listed]] = field(default_factory=list)
 
     def is_wanted(self) -> bool:
@@ -97,138 +77,83 @@ class _Lane:
 
     at_once: int
     most_bytes: int
-    waiting: dict[Hashable, _Asked] = field(default_factory=dict)
+    waiting: dict[Hashable, _Waiting] = field(default_factory=dict)
     running: int = 0
 
 
 class Windows:
-    """Reads the windows of one application.
-
-    Attributes:
-        loop: the event loop whose callers may ask.
-    """
+    """Reads the windows of one application, on its event loop."""
 
     def __init__(self, executor: Executor, loop: asyncio.AbstractEventLoop, patience: float) -> None:
-        """Read nothing yet.
-
-        Args:
-            executor: the database threads.
-            loop: the application's.
-            patience: seconds that a window waits at most until it is read.
-        """
+        """Read windows on these database threads; one waits for its turn for ``patience`` seconds at most."""
         self.loop = loop
         self._executor = executor
         self._patience = patience
         self._small = _Lane(SMALL_AT_ONCE, 2 * MOST_BYTES)
         self._large = _Lane(LARGE_AT_ONCE, MOST_BYTES)
         self._bytes = 0
-        self._looks = False
-        # A read is nobody's own: no transaction, no request's id.
-        self._nobody = Context()
+        self._reading: set[asyncio.Task[None]] = set()
+        # A read belongs to no transaction and to no request.
+        self._context = Context()
 
-    async def get(self, of: Hashable, window: Window, read: WindowRead) -> Listed:
-        """What a query that starts after this call finds.
+    async def get(self, of: Hashable, window: Window, on_thread: OnThread, on_loop: OnLoop) -> Listed:
+        """Return what a query that starts after this call finds.
 
         Args:
             of: whose window it is.
-            window: which.
-            read: how to read it.
+            window: which rows.
+            on_thread: reads it on a database thread; stops when its argument returns False.
+            on_loop: reads it without a thread; returns None if a thread is needed.
 
         Raises:
             DatabaseBusy: its turn has not come in time.
             Exception: what the query has raised.
         """
         lane = self._large if is_large(window) else self._small
-        asked = lane.waiting.get((of, window))
-        if asked is None:
-            asked = lane.waiting[of, window] = _Asked(read, self.loop.time())
-            # Not now: others whom the loop wakes in this turn may want the same.
-            self.loop.call_soon(self._start, lane, context=self._nobody)
-            self._look_later()
+        key = of, window
+        waiting = lane.waiting.get(key)
+        if waiting is None:
+            timer = self.loop.call_later(self._patience, self._too_late, lane, key, context=self._context)
+            waiting = lane.waiting[key] = _Waiting(on_thread, on_loop, timer)
+            # Not now: callers that the loop wakes in this iteration may want the same.
+            self.loop.call_soon(self._start, lane, context=self._context)
         future: asyncio.Future[Listed] = self.loop.create_future()
-        asked.futures.append(future)
+        waiting.futures.append(future)
         return await future
 
     def _start(self, lane: _Lane) -> None:
         while lane.waiting and lane.running < lane.at_once and self._bytes < lane.most_bytes:
-            asked = lane.waiting.pop(next(iter(lane.waiting)))
-            if asked.is_wanted():
+            waiting = lane.waiting.pop(next(iter(lane.waiting)))
+            waiting.timer.cancel()
+            if waiting.is_wanted():
                 lane.running += 1
-                if not self._begin_on_loop(lane, asked):
-                    self._submit(lane, asked)
+                task = self.loop.create_task(self._read(lane, waiting), context=self._context)
+                self._reading.add(task)
+                task.add_done_callback(self._reading.discard)
 
-    def _begin_on_loop(self, lane: _Lane, asked: _Asked) -> bool:
-        try:
-            return asked.read.on_loop(partial(self._answered, lane, asked))
-        except Exception:  # it comes again on a thread, where it can be told to those who ask
-            return False
-
-    def _answered(self, lane: _Lane, asked: _Asked, found: Found) -> None:
-        if found is None:
-            self._submit(lane, asked)
-        else:
-            self._settle(lane, asked, found)
-
-    def _submit(self, lane: _Lane, asked: _Asked) -> None:
-        try:
-            reading = self._executor.submit(asked.read.on_thread, asked.is_wanted)
-        except RuntimeError as error:  # the application has shut down
-            self._settle(lane, asked, error)
-        else:
-            reading.add_done_callback(partial(self._back, lane, asked))
-
-    def _back(self, lane: _Lane, asked: _Asked, done: "Future[Listed]") -> None:
-        # On the thread that has read.
-        if done.cancelled():
-            found: Listed | BaseException = RuntimeError(
-                "The application has shut down; its database threads have ended."
-            )
-        else:
-            found = done.result() if (error := done.exception()) is None else error
-        with suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
-            self.loop.call_soon_threadsafe(self._settle, lane, asked, found, context=self._nobody)
-
-    def _settle(self, lane: _Lane, asked: _Asked, found: Listed | BaseException) -> None:
+    async def _read(self, lane: _Lane, waiting: _Waiting) -> None:
+        found = await outcome(waiting.on_loop, self._executor, partial(waiting.on_thread, waiting.is_wanted))
         lane.running -= 1
         if isinstance(found, Listed) and len(found.body) > SHORT:
-            self._count(found)
-        give(asked.futures, found)
+            # Counted until the last answer that is made of it is sent or dropped.
+            size = len(found.body)
+            self._bytes += size
+            finalize(found, self._dropped, size).atexit = False
+        give(waiting.futures, found)
         self._start(lane)
-
-    # What is on its way
-
-    def _count(self, listed: Listed) -> None:
-        """Count bytes until the last answer that is made of them is sent or dropped."""
-        size = len(listed.body)
-        self._bytes += size
-        finalize(listed, self._dropped, size).atexit = False
 
     def _dropped(self, size: int) -> None:
         # On whatever thread the last reference ended, in the middle of whatever that was doing.
         with suppress(RuntimeError):  # the loop has ended
-            self.loop.call_soon_threadsafe(self._uncount, size, context=self._nobody)
+            self.loop.call_soon_threadsafe(self._uncount, size, context=self._context)
 
     def _uncount(self, size: int) -> None:
         self._bytes -= size
         for lane in (self._small, self._large):
             self._start(lane)
 
-    # Who has waited too long
-
-    def _look_later(self) -> None:
-        if not self._looks:
-            self._looks = True
-            self.loop.call_later(LOOK_INTERVAL, self._look, context=self._nobody)
-
-    def _look(self) -> None:
-        self._looks = False
-        late = self.loop.time() - self._patience
-        for lane in (self._small, self._large):
-            while lane.waiting and (asked := next(iter(lane.waiting.values()))).since < late:
-                del lane.waiting[next(iter(lane.waiting))]
-                give(asked.futures, self._busy())
-        if self._small.waiting or self._large.waiting:
-            self._look_later()
+    def _too_late(self, lane: _Lane, key: Hashable) -> None:
+        give(lane.waiting.pop(key).futures, self._busy())
 
     def _busy(self) -> DatabaseBusy:
         return DatabaseBusy(

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from starlette.types import Scope, Send
 
-from ..snapshots.snapshot import JOINED
+from ..memory.snapshot import JOINED
 from .representation import Answer, Header, Headers, Representation
 
 SLAB = 256 * 2**10  # bytes; a larger body may be sent in pieces of about this size

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakKeyDictionary
 
 from ..errors import InvalidWindow
-from ..rows.encoding import CLOSING, opening, tag_of
+from ..memory.pages import Page
+from ..memory.snapshot import JOINED, Snapshot
+from ..memory.table import Table
+from ..reading.encoding import CLOSING, opening, tag_of
 from ..shared import renewed_at_fork
-from ..snapshots.pages import Page
-from ..snapshots.snapshot import JOINED, Snapshot
-from ..snapshots.table import Table
 
 MINIMUM = 1024  # bytes; what is shorter fits into one packet, and is not compressed
 LONG_ROW = 16 * 2**10  # bytes from which a row is compressed, which takes longer than to send a shorter one

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ..snapshots.snapshot import Snapshot
+from ..memory.snapshot import Snapshot
 from .negotiation import deliver, entity
 from .representation import Representation, Representations
 

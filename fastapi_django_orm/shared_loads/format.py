@@ -20,7 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import DjangoORMError
-from ..snapshots.pages import HEAD, Page
+from ..memory.pages import HEAD, Page
 
 FORMAT = 2
 PART = 2**20  # bytes, about

@@ -15,8 +15,8 @@ from django.conf import settings
 from django.db import connections
 from django.db.backends.signals import connection_created
 
-from ..reading.key_columns import AnyQuerySet
-from ..reading.sql_json import DatabaseJSON
+from ..reading.keys import AnyQuerySet
+from ..reading.postgresql_json import DatabaseJSON
 from .format import FORMAT
 
 _NOT_THE_DATABASE = ("PASSWORD", "TEST")  # the first may be changed while workers run

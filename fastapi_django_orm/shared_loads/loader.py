@@ -24,16 +24,16 @@ from ..clock import monotonic
 from ..database import calls
 from ..errors import text_of
 from ..events import logger
-from ..reading.key_columns import AnyQuerySet
-from ..reading.loading import Loader
+from ..memory.loading import Loader
+from ..memory.pages import Page
+from ..memory.refreshing import RowLoader
+from ..memory.snapshot import Snapshot
+from ..reading.codec import RowCodec
+from ..reading.keys import AnyQuerySet
 from ..reading.own_ways import pinned
+from ..reading.postgresql_json import DatabaseJSON
 from ..reading.readers import ColumnReader, Reader
-from ..reading.refresh import RowLoader
-from ..reading.sql_json import DatabaseJSON
-from ..rows.codec import RowCodec
 from ..shared import renewed_at_fork
-from ..snapshots.pages import Page
-from ..snapshots.snapshot import Snapshot
 from .format import SIGNED, Manifest, NotGenuine, NotPortable, digest_of, kind_of, pack, unpack
 from .identity import identity_of, secret
 from .store import Gone, LoadTurn, Room, SharedStore, Wait, draw

@@ -5,7 +5,7 @@ import asyncio
 from fastapi import FastAPI
 
 from fastapi_django_orm import CachedRepository, DjangoORM
-from fastapi_django_orm.snapshots.snapshot import Snapshot
+from fastapi_django_orm.memory.snapshot import Snapshot
 
 
 class Topics(CachedRepository):

@@ -11,7 +11,7 @@ from ....coherence import choice
 from ....coherence.hints import EVERYTHING, Hint
 from ....coherence.transport import Publisher, TransportUnavailable
 from ....errors import DjangoORMError
-from ....reading.models import model_named
+from ....reading.resolve import model_named
 from ....settings import read_settings
 from ... import selection
 

@@ -3,7 +3,7 @@
 A caller that arrives while a load runs does not join it, since that load may have read before the
 caller's commit; it joins the next one, together with everybody else who waits. So any number of callers
 costs at most the load that runs and one more. Callers who name keys share a load of all those keys,
-unless somebody who waits with them wants everything.
+unless another one who waits with them wants everything.
 """
 
 import asyncio
@@ -22,8 +22,8 @@ from .. import application, metrics
 from ..clock import backoff, monotonic
 from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
 from ..events import logger
-from ..snapshots.snapshot import RowT, Snapshot
-from .pacing import switching_sooner
+from ..reading.pacing import switching_sooner
+from .snapshot import RowT, Snapshot
 
 FIRST_RETRY = 0.5  # seconds
 LAST_RETRY = 30.0
@@ -41,18 +41,18 @@ Trigger = Literal["startup", "call", "route", "hint", "max_age", "retry"]
 
 
 class RowLoader(Protocol[RowT]):
-    """What reads the rows, on a database thread unless another place is named; ``loading.Loader`` is one."""
+    """What reads the rows, on a database thread if nothing else is said: ``Loader``, or one around it."""
 
     def load(self, before: Snapshot[RowT] | None) -> Snapshot[RowT]:
-        """All rows."""
+        """Read all rows."""
 
     def load_keys(self, before: Snapshot[RowT], keys: Collection[Hashable]) -> Snapshot[RowT] | None:
-        """The rows with these keys, or None if that needs a load of all."""
+        """Read the rows with these keys; returns None if that needs a load of all."""
 
     async def load_keys_on_loop(
         self, before: Snapshot[RowT], keys: Collection[Hashable]
     ) -> Snapshot[RowT] | None:
-        """The same on the event loop, or None if a thread is needed."""
+        """Do the same on the event loop; returns None if a thread is needed."""
 
     def let_go(self, pieces: list[Any]) -> None:
         """Free what a snapshot was made of."""
@@ -65,7 +65,7 @@ class Load(Generic[RowT]):
     Attributes:
         snapshot: what it read.
         duration: seconds.
-        trigger: what asked first: ``startup``, ``call``, ``route``, ``hint``, ``max_age`` or ``retry``.
+        trigger: what asked first.
         keys: how many rows were read, None for all.
     """
 
@@ -76,8 +76,8 @@ class Load(Generic[RowT]):
 
 
 @dataclass(slots=True)
-class Asked(Generic[RowT]):
-    """A load that somebody waits for.
+class _Pending(Generic[RowT]):
+    """A load that callers wait for.
 
     Attributes:
         done: its outcome, for all who wait.
@@ -91,28 +91,19 @@ class Asked(Generic[RowT]):
     request: dict[str, Any]
     keys: set[Hashable] | None
 
-    def add(self, keys: Collection[Hashable] | None) -> None:
-        """Want these rows as well."""
-        if keys is None or self.keys is None:
-            self.keys = None
-        else:
-            self.keys.update(keys)
-
 
 class Refresher(Generic[RowT]):
     """Loads one repository, for all who ask.
 
-    The plugin starts and stops it; ``refresh()`` is called by anybody, from any event loop.
+    The plugin starts and stops it; ``refresh()`` may be called on any event loop.
+
+    Attributes:
+        name: the repository's.
+        snapshot: what was loaded last.
+        error: why the last load failed, None if it did not.
     """
 
     def __init__(self, name: str, loader: RowLoader[RowT], max_age: timedelta | None) -> None:
-        """Load nothing yet.
-
-        Args:
-            name: the repository's, for logs.
-            loader: reads the rows, on a database thread.
-            max_age: the age at which to load unasked.
-        """
         self.name = name
         self.snapshot: Snapshot[RowT] | None = None
         self.error: BaseException | None = None
@@ -120,8 +111,8 @@ class Refresher(Generic[RowT]):
         self._max_age = max_age
         self._failures = 0
         self._read_at = 0.0  # by the monotonic clock
-        self._next: Asked[RowT] | None = None
-        self._asked = asyncio.Event()
+        self._next: _Pending[RowT] | None = None
+        self._wake = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -162,16 +153,19 @@ class Refresher(Generic[RowT]):
         if self._next is None:
             bound = structlog.contextvars.get_contextvars()
             request = {"request_id": bound["request_id"]} if "request_id" in bound else {}
-            self._next = Asked(loop.create_future(), trigger, request, set())
-            self._asked.set()
-        self._next.add(keys)
-        asked = self._next.done
+            self._next = _Pending(loop.create_future(), trigger, request, set())
+            self._wake.set()
+        if keys is None or self._next.keys is None:
+            self._next.keys = None
+        else:
+            self._next.keys.update(keys)
+        done = self._next.done
         try:
-            # The future belongs to everybody who waits: one who gives up must not cancel it.
-            return await asyncio.shield(asked)
+            # The future belongs to everybody who waits: a caller that gives up must not cancel it.
+            return await asyncio.shield(done)
         except asyncio.CancelledError:
             caller = asyncio.current_task()
-            if asked.cancelled() and caller is not None and not caller.cancelling():
+            if done.cancelled() and caller is not None and not caller.cancelling():
                 raise self._shut_down() from None
             raise
         except Exception as error:
@@ -187,7 +181,7 @@ class Refresher(Generic[RowT]):
         self._task = self._loop.create_task(self._run(), name=f"refresh {self.name}")
 
     async def stop(self) -> None:
-        """End the task. Whoever waits for a load is told that the application has shut down."""
+        """End the task; callers that wait for a load get an error."""
         self._loop = None
         metrics.hide_repository(self)
         if self._task is not None:
@@ -199,17 +193,17 @@ class Refresher(Generic[RowT]):
     async def _run(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._asked.wait(), self._wait())
-            self._asked.clear()
-            # However the wait has ended: with rows that are always too old it times out though somebody asks.
-            asked, self._next = self._next, None
-            if asked is None:  # a load is due that nobody waits for
+                await asyncio.wait_for(self._wake.wait(), self._until_due())
+            self._wake.clear()
+            # However the wait has ended: with rows that are always too old it times out though a caller asks.
+            pending, self._next = self._next, None
+            if pending is None:  # a load is due that nobody waits for
                 trigger: Trigger = "retry" if self.error is not None else "max_age"
-                asked = Asked(asyncio.get_running_loop().create_future(), trigger, {}, None)
-            with structlog.contextvars.bound_contextvars(**asked.request):
-                await self._load(asked)
+                pending = _Pending(asyncio.get_running_loop().create_future(), trigger, {}, None)
+            with structlog.contextvars.bound_contextvars(**pending.request):
+                await self._load(pending)
 
-    def _wait(self) -> float | None:
+    def _until_due(self) -> float | None:
         """Seconds until a load is due that nobody asks for."""
         if self._failures:
             delay = backoff(self._failures, FIRST_RETRY, LAST_RETRY)
@@ -218,56 +212,56 @@ class Refresher(Generic[RowT]):
             return None
         return max(0.0, self._max_age.total_seconds() - self.age)
 
-    async def _load(self, asked: Asked[RowT]) -> None:
-        started, read_at = monotonic(), monotonic()
+    async def _load(self, pending: _Pending[RowT]) -> None:
+        started = monotonic()
         try:
-            snapshot = await self._read_on_loop(asked)
+            snapshot = await self._read_on_loop(pending)
             if snapshot is None:
                 with switching_sooner():
-                    snapshot = await sync_to_async(self._read)(asked)
+                    snapshot = await sync_to_async(self._read)(pending)
         except asyncio.CancelledError:
-            asked.done.cancel()
+            pending.done.cancel()
             raise
         except Exception as error:
             if isinstance(error, InvalidRow):
                 error.repository = self.name
-            else:  # at the start it goes on as it is, and may come from any manager
+            else:  # at startup it is raised as it is, and may come from any manager
                 error.add_note(f"Raised while the repository {self.name!r} was loading.")
-            asked.done.set_exception(error)
-            metrics.count_load(self.name, asked.trigger, monotonic() - started, error)
-            asked.done.exception()  # seen: asyncio need not complain when nobody waits for it any more
-            self._failed(error, asked.trigger)
+            pending.done.set_exception(error)
+            metrics.count_load(self.name, pending.trigger, monotonic() - started, error)
+            pending.done.exception()  # or asyncio would complain if nobody waits for it any more
+            self._failed(error, pending.trigger)
         else:
-            keys = None if asked.keys is None else len(asked.keys)
-            pieces = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
-            load = Load(snapshot, monotonic() - started, asked.trigger, keys)
-            metrics.count_load(self.name, asked.trigger, load.duration)
-            if load.keys is None:
-                self._read_at = read_at
+            keys = None if pending.keys is None else len(pending.keys)
+            old = [] if keys is not None or self.snapshot is None else self.snapshot.table.pieces()
+            load = Load(snapshot, monotonic() - started, pending.trigger, keys)
+            metrics.count_load(self.name, pending.trigger, load.duration)
+            if keys is None:
+                self._read_at = started
             self._succeeded(load)
-            asked.done.set_result(load)
-            if len(pieces) > PIECES_AT_ONCE:
+            pending.done.set_result(load)
+            if len(old) > PIECES_AT_ONCE:
                 with suppress(DatabaseBusy):  # then they go now
-                    await sync_to_async(self._loader.let_go)(pieces)
+                    await sync_to_async(self._loader.let_go)(old)
 
-    async def _read_on_loop(self, asked: Asked[RowT]) -> Snapshot[RowT] | None:
-        before, keys = self.snapshot, self._few(asked, MOST_KEYS_ON_LOOP)
+    async def _read_on_loop(self, pending: _Pending[RowT]) -> Snapshot[RowT] | None:
+        before, keys = self.snapshot, self._few(pending, MOST_KEYS_ON_LOOP)
         return None if before is None or not keys else await self._loader.load_keys_on_loop(before, keys)
 
-    def _read(self, asked: Asked[RowT]) -> Snapshot[RowT]:
+    def _read(self, pending: _Pending[RowT]) -> Snapshot[RowT]:
         before = self.snapshot
         if before is not None:
-            keys = self._few(asked, max(FEW_KEYS, len(before) * SHARE_OF_KEYS))
+            keys = self._few(pending, max(FEW_KEYS, len(before) * SHARE_OF_KEYS))
             if keys is not None and (found := self._loader.load_keys(before, keys)) is not None:
                 return found
-        asked.keys = None
+        pending.keys = None
         return self._loader.load(before)
 
-    def _few(self, asked: Asked[RowT], most: float) -> set[Hashable] | None:
+    def _few(self, pending: _Pending[RowT], most: float) -> set[Hashable] | None:
         """The keys to read, if reading those alone will do, and they are no more than this."""
-        # A load that has failed may have been told of keys that nobody will name again.
-        few = asked.keys is not None and self.error is None and len(asked.keys) <= most
-        return asked.keys if few else None
+        # A load that has failed may have been asked for keys that nobody will name again.
+        few = pending.keys is not None and self.error is None and len(pending.keys) <= most
+        return pending.keys if few else None
 
     def _succeeded(self, load: Load[RowT]) -> None:
         self.snapshot, self.error, self._failures = load.snapshot, None, 0
@@ -284,8 +278,9 @@ class Refresher(Generic[RowT]):
     def _failed(self, error: Exception, trigger: Trigger) -> None:
         self._failures += 1
         self.error = error
-        # What a database or this package says is told in a line. A traceback would say no more, and some log
-        # renderers print the variables of its frames, where the driver has the password and code its rows.
+        # For errors of a database or of this package one line is enough. A traceback would add nothing, and
+        # some log renderers print the variables of its frames, where the driver has the password and code its
+        # rows.
         expected = isinstance(error, DatabaseError | DjangoORMError) or may_quote(error)
         logger.error(
             "refresh_failed",

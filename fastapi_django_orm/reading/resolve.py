@@ -9,11 +9,7 @@ from ..errors import InvalidRepository, UnknownField, UnknownModel, nearest
 
 
 def resolve_model(where: str, model: str | type[Model]) -> type[Model]:
-    """The model class that a repository means.
-
-    Args:
-        where: the attribute that names it, with the repository's name, for the message.
-        model: a label such as ``"bbs.Topic"``, or the class.
+    """Return the model class that a repository means; ``where`` names the attribute, for the message.
 
     Raises:
         UnknownModel: no installed app has it; the message has the nearest labels.
@@ -28,7 +24,7 @@ def resolve_model(where: str, model: str | type[Model]) -> type[Model]:
 
 
 def model_named(label: str) -> type[Model]:
-    """The model with this label; a proxy's is the model that it stands for, since hints name that one.
+    """Return the model with this label; for a proxy its concrete model, since hints name that one.
 
     Raises:
         UnknownModel: no installed app has one; the message has the nearest labels.
@@ -55,13 +51,7 @@ def _app_missing(label: str) -> str:
 
 
 def unknown_field(where: str, name: str, queryset: "QuerySet[Any, Any]") -> UnknownField:
-    """The error of a name that is neither a field of the query's model nor an annotation.
-
-    Args:
-        where: what has the name, for the message.
-        name: the name.
-        queryset: what is read.
-    """
+    """Return the error of a name that is neither a field of the query's model nor an annotation."""
     fields = [field.name for field in queryset.model._meta.get_fields()]
     known = [*fields, *queryset.query.annotations]
     return UnknownField(

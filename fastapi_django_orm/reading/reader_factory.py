@@ -8,22 +8,16 @@ from django.db.models.query import ValuesIterable
 from pydantic import BaseModel
 
 from ..errors import InvalidRepository
-from .declaration import Declared
-from .key_columns import AnyQuerySet
-from .models import unknown_field
-from .readers import (
-    ColumnReader,
-    DictReader,
-    Reader,
-    SchemaReader,
-    SerializerReader,
-    names_of_dicts,
-)
+from .keys import AnyQuerySet
+from .readers import ColumnReader, DictReader, Reader
+from .resolve import unknown_field
 from .schema_code import source_of
+from .schema_readers import SchemaReader, SerializerReader
+from .validation import Declared
 
 
 def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
-    """How to read a repository, from what it declares.
+    """Return the reader of a repository's rows.
 
     Raises:
         UnknownField: ``fields`` names what is not there.
@@ -33,7 +27,11 @@ def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
     if schema is not None and fields is not None:
         raise InvalidRepository(f"{label}: give `fields` or `schema`; the schema names its own fields.")
     if issubclass(queryset._iterable_class, ValuesIterable):
-        return _dict_reader(label, schema, fields, queryset)
+        if schema is not None or fields is not None:
+            raise InvalidRepository(
+                f"{label}: queryset() ends in .values(), so `fields` and `schema` would say it twice."
+            )
+        return DictReader(queryset)
     if schema is None:
         names = _default_fields(queryset) if fields is None else tuple(fields)
         _check_fields(f"{label}.fields", names, queryset)
@@ -54,16 +52,6 @@ def _is_serializer(schema: Any) -> bool:
     except ImportError:
         return False
     return isinstance(schema, type) and issubclass(schema, Serializer)
-
-
-def _dict_reader(label: str, schema: Any, fields: Any, queryset: AnyQuerySet) -> Reader:
-    if schema is not None or fields is not None:
-        raise InvalidRepository(
-            f"{label}: queryset() ends in .values(), so `fields` and `schema` would say it twice."
-        )
-    names = names_of_dicts(queryset)
-    key = next((name for name in (queryset.model._meta.pk.attname, "pk") if name in names), None)
-    return DictReader(names, key, queryset)
 
 
 def _default_fields(queryset: AnyQuerySet) -> tuple[str, ...]:
@@ -87,12 +75,9 @@ def _check_schema(schema: type[BaseModel], queryset: AnyQuerySet) -> None:
     for column in queryset.model._meta.concrete_fields:
         columns.update((column.attname, column.name))
     for name, field in schema.model_fields.items():
+        if not field.is_required():
+            continue
         source = source_of(name, field, queryset.model)
         aliased = field.validation_alias is not None and field.validation_alias != field.alias
-        if (
-            field.is_required()
-            and not aliased
-            and source not in columns
-            and not hasattr(queryset.model, source)
-        ):
+        if not aliased and source not in columns and not hasattr(queryset.model, source):
             raise unknown_field(f"{schema.__name__}.{name}", source, queryset)

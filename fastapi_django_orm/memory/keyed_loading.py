@@ -1,29 +1,24 @@
 """A load of some rows: those with certain keys are read, and put where they belong now."""
 
-import asyncio
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
 from typing import Any
 
 from django.db import connections
 from django.db.models import CompositePrimaryKey
 
 from ..database.startup_checks import table_explained
-from ..rows.codec import RowCodec
-from ..snapshots.changing import Changing, NewRow, new_rows
-from ..snapshots.pages import Chunk
-from ..snapshots.placing import NotComparable, Order
-from ..snapshots.row_cache import RowCache
-from ..snapshots.snapshot import Snapshot, value_of
-from ..snapshots.table import Table
-from ..snapshots.value_index import Pairs, ValueIndex, lookup_pairs
-from .equality import is_loose, storable
-from .key_columns import AnyQuerySet
-from .on_loop import MOST_BYTES, LoopOutcome, LoopReads
-from .own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
-from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
-from .sql_json import NotExpressible
+from ..reading.codec import Chunk, EncodedRow, RowCodec, value_of
+from ..reading.keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
+from ..reading.on_loop import MOST_BYTES, LoopReads
+from ..reading.own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
+from ..reading.postgresql_json import NotExpressible
+from ..reading.readers import Reader, depends_on_others, is_final
+from .changing import Changing, NotComparable, Order
+from .key_index import ValueIndex, check_values
+from .snapshot import RowCache, Snapshot
+from .table import Table
 
 # Takes the table, what reads its rows, its indexes, the snapshot before, when the rows are from, and when the
 # load began.
@@ -49,28 +44,13 @@ class KeyedLoader:
         on_loop: LoopReads,
         make: Make,
     ) -> None:
-        """Load nothing yet.
-
-        Args:
-            queryset: gives what to read, ordered.
-            reader: how to read it.
-            on_loop: reads without a thread what can be read so.
-            make: makes the snapshot.
-        """
         self._queryset = queryset
         self._reader = reader
         self._on_loop = on_loop
         self._make = make
 
     def load(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
-        """Read the rows with these keys again, on a database thread.
-
-        Args:
-            before: the snapshot that there is.
-            keys: of rows that may have changed, come or gone.
-
-        Returns:
-            The snapshot with these rows as they are now, or None if only a full load can make it.
+        """Read rows that may have changed, come or gone; returns None if only a full load can do it.
 
         Raises:
             DatabaseError: as Django raises it.
@@ -94,29 +74,24 @@ class KeyedLoader:
         return self._changed(queryset, order, before, keys, chunks, began)
 
     async def load_on_loop(self, before: Snapshot[Any], keys: Collection[Hashable]) -> Snapshot[Any] | None:
-        """The same without a thread, in the event loop; None if a thread is needed, for whatever reason.
+        """Do the same without a thread, in the event loop; returns None if a thread is needed.
 
-        Args:
-            before: the snapshot that there is.
-            keys: of rows that may have changed, come or gone; few, since the loop waits for the work.
+        The keys should be few, since the loop waits for the work.
         """
         if _page_bytes(before.table, keys) > MOST_BYTES:
             return None
         began = datetime.now(UTC)
-        read: asyncio.Future[LoopOutcome] = asyncio.get_running_loop().create_future()
         try:
             alias = self._on_loop.alias
             if alias is None:
                 return None
             queryset = self._queryset().using(alias)
             order = self._order(queryset, before)
-            if order is None or not self._on_loop.rows(alias, keys, partial(_tell, read)):
-                return None
-            found = await read
-            if not isinstance(found, Chunk):
+            found = None if order is None else await self._on_loop.rows(alias, keys)
+            if order is None or not isinstance(found, Chunk):
                 return None
             return self._changed(queryset, order, before, keys, [found], began)
-        except Exception:  # on the thread it comes again
+        except Exception:  # it comes again on the thread
             return None
 
     def _order(self, queryset: AnyQuerySet, before: Snapshot[Any]) -> Order | None:
@@ -145,20 +120,17 @@ class KeyedLoader:
     ) -> Snapshot[Any] | None:
         if not all(_is_of_types(chunk.codec, before.cache.codec) for chunk in chunks):
             return None
-        rows = [row for chunk in chunks for row in new_rows(chunk)]
+        rows = [row for chunk in chunks for row in chunk.rows()]
         read = {row.key: row for row in rows}
         try:
             if len(read) != len(rows) or self._may_be_others(queryset, before, keys, read):
                 return None
-            # The database may hold a row's key for equal to one that is written otherwise.
+            # A row's key may equal one that is written otherwise, to the database.
             keys = {*keys, *read}
             table = Changing(before.table, before.cache, order).changed(keys, read)
         except _OF_KEYS:
             return None
-        indexes = {
-            field: index.changed(*self._moved(field, before, read, keys))
-            for field, index in before.keys_by_value.items()
-        }
+        indexes = self._reindexed(before, read, keys)
         return self._make(table, before.cache, indexes, before, before.loaded_at, began)
 
     def _may_be_others(
@@ -166,30 +138,30 @@ class KeyedLoader:
         queryset: AnyQuerySet,
         before: Snapshot[Any],
         keys: Collection[Hashable],
-        read: Mapping[Hashable, NewRow],
+        read: Mapping[Hashable, EncodedRow],
     ) -> bool:
         """Whether a key that no row seems to have could be another form of the key of a row that has gone."""
         field: Any = queryset.model._meta.pk
         if not is_loose(field, queryset.db):
             return False
-        there = {field.get_prep_value(key) for key in read}
+        there = {prepared(field, key) for key in read}
         return any(key not in there and key not in (before.table.where or ()) for key in keys)
 
-    def _moved(
-        self,
-        field: str,
-        before: Snapshot[Any],
-        read: Mapping[Hashable, NewRow],
-        keys: Collection[Hashable],
-    ) -> tuple[Pairs, Pairs]:
-        """Which pairs of a value and a key the field's index loses and gains."""
-        known = before.by_key or ()
-        gone = [(value_of(before.row(key), field), key) for key in keys if key in known]
-        new = [
-            (value_of(before.cache.decode(row.json) if row.row is None else row.row, field), row.key)
-            for row in read.values()
-        ]
-        return gone, lookup_pairs(field, new)
+    def _reindexed(
+        self, before: Snapshot[Any], read: Mapping[Hashable, EncodedRow], keys: Collection[Hashable]
+    ) -> dict[str, ValueIndex]:
+        if not before.keys_by_value:
+            return {}
+        known, decode = before.table.where or (), before.cache.decode
+        gone = [(before.row(key), key) for key in keys if key in known]
+        new = [(decode(row.json) if row.row is None else row.row, key) for key, row in read.items()]
+        return {
+            field: index.changed(
+                [(value_of(row, field), key) for row, key in gone],
+                check_values(field, [(value_of(row, field), key) for row, key in new]),
+            )
+            for field, index in before.keys_by_value.items()
+        }
 
 
 def _is_of_types(read: RowCodec | None, there: RowCodec | None) -> bool:
@@ -199,7 +171,7 @@ def _is_of_types(read: RowCodec | None, there: RowCodec | None) -> bool:
     """
     if read is None or there is None:
         return read is there
-    return read is there or there.expect(list(read.types.values()))
+    return read is there or there.expect(read.types)
 
 
 def _takes(queryset: AnyQuerySet, number: int) -> bool:
@@ -211,21 +183,15 @@ def _takes(queryset: AnyQuerySet, number: int) -> bool:
     if parts > 1 and number > _MOST_CONDITIONS:
         return False
     if connection.vendor == "sqlite":
-        most = _most_of_sqlite(connection)
+        # Up to Django 6.0 max_query_params is what SQLite took long ago.
+        connection.ensure_connection()
+        limit = getattr(connection.connection, "getlimit", None)  # which other drivers may lack
+        most = _MOST_OF_OLD_SQLITE if limit is None else int(limit(SQLITE_LIMIT_VARIABLE_NUMBER))
     elif getattr(connection.features, "uses_server_side_binding", False):
         most = _MOST_OF_POSTGRESQL
     else:  # the driver writes them into the query
         return True
-    return bool(number * parts <= most // 2)  # which leaves as many for the query itself
-
-
-def _most_of_sqlite(connection: Any) -> int:
-    # Up to Django 6.0 max_query_params is what SQLite took long ago.
-    from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
-
-    connection.ensure_connection()
-    limit = getattr(connection.connection, "getlimit", None)  # which other drivers may lack
-    return _MOST_OF_OLD_SQLITE if limit is None else int(limit(SQLITE_LIMIT_VARIABLE_NUMBER))
+    return number * parts <= most // 2  # which leaves as many for the query itself
 
 
 def _page_bytes(table: Table, keys: Collection[Hashable]) -> float:
@@ -236,8 +202,3 @@ def _page_bytes(table: Table, keys: Collection[Hashable]) -> float:
     pages = map(table.page, {where[key] for key in keys if key in where})
     known = sum(len(page.json) for page in pages if page is not None)
     return known + sum(key not in where for key in keys) * table.size / max(1, len(table.pages))
-
-
-def _tell(waiting: "asyncio.Future[LoopOutcome]", found: LoopOutcome) -> None:
-    if not waiting.done():
-        waiting.set_result(found)

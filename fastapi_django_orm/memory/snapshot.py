@@ -1,9 +1,13 @@
 """What was loaded: rows, their bytes and the ways to look them up, never changed.
 
-A refresh makes a new snapshot and swaps it in whole, so a reader never sees half a load.
+A refresh makes a new snapshot and swaps it in whole, so a reader never sees half a load. Rows are kept as
+JSON. Those of a table of ordinary size are kept as Python objects as well, so that reading it costs what
+reading a list costs; of a large one, those that were read last.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+import threading
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
@@ -11,17 +15,69 @@ from typing import Any, Generic, cast
 
 from typing_extensions import TypeVar
 
-from ..rows.encoding import CLOSING, digest, opening
-from ..rows.row import Row
-from ..rows.sharing import CopiedRows, copied
-from .row_cache import RowCache
+from ..reading.codec import RowCodec
+from ..reading.encoding import CLOSING, digest, opening
+from ..reading.row import Row, copied
+from .key_index import ValueIndex
+from .pages import Page
 from .table import Table
-from .value_index import ValueIndex
 
 # The default lets `class Topics(CachedRepository)` mean rows; typing.TypeVar has it from Python 3.13 on.
 RowT = TypeVar("RowT", default=Row)
 
 JOINED = 4 * 2**20  # bytes: a list up to this size is kept in one piece, too
+
+
+class RowCache:
+    """Gives pages' rows in Python, for all snapshots of a repository whose columns have the same types.
+
+    Attributes:
+        most: how many rows are kept.
+        codec: reads the JSON; None if every row comes as an object.
+    """
+
+    def __init__(self, codec: RowCodec | None, most: int) -> None:
+        self.most = most
+        self.codec = codec
+        self._kept: deque[tuple[Page, int]] = deque()
+        self._count = 0
+        self._lock = threading.Lock()  # handlers read on many threads
+
+    def rows(self, page: Page) -> Sequence[Any]:
+        """Return the rows of a page."""
+        if (kept := page.decoded) is not None:  # another thread may drop it meanwhile
+            return kept
+        if page.objects is not None and None not in page.objects:
+            return page.objects
+        if page.objects is None:
+            assert self.codec is not None, "such rows come with a codec"
+            rows: Sequence[Any] = self.codec.decode_list(page.json)
+        else:
+            rows = [self.row(page, index) for index in range(len(page))]
+        self._keep(page, rows)
+        return rows
+
+    def row(self, page: Page, index: int) -> Any:
+        """Return one row, without making the others of its page."""
+        if (rows := page.decoded) is not None:  # another thread may drop it meanwhile
+            return rows[index]
+        row = None if page.objects is None else page.objects[index]
+        return self.decode(page.row_json(index)) if row is None else row
+
+    def decode(self, json: bytes) -> Any:
+        """Return the row that this JSON was made of."""
+        assert self.codec is not None, "such rows come with a codec"
+        return self.codec.decode(json)
+
+    def _keep(self, page: Page, rows: Sequence[Any]) -> None:
+        with self._lock:
+            page.decoded = rows
+            self._kept.append((page, len(page)))
+            self._count += len(page)
+            while self._count > self.most and len(self._kept) > 1:
+                oldest, count = self._kept.popleft()
+                oldest.decoded = None
+                self._count -= count
 
 
 class Snapshot(Generic[RowT]):
@@ -32,9 +88,12 @@ class Snapshot(Generic[RowT]):
         version: 1 for the first load of this process, one more for each later one.
         loaded_at: when the last full load began to read, in UTC; what was committed before is in it.
         modified_at: when the load began that first gave this process these rows, in UTC.
-        date_is_exact: whether this process had no other rows in the same second, which is all that HTTP's
-            dates can tell. What another process had in that second is not known.
+        date_is_exact: whether this process had no other rows in the same second, which is as exact as HTTP's
+            dates are. What another process had in that second is not known.
         table: the rows as they are kept.
+        cache: makes Python objects of them.
+        copies: whether each reader needs a copy of a row.
+        keys_by_value: for each field of the repository's ``indexes``, keys by value.
     """
 
     def __init__(
@@ -48,30 +107,17 @@ class Snapshot(Generic[RowT]):
         loaded_at: datetime,
         modified_at: datetime,
         date_is_exact: bool,
-        indexes: Mapping[str, ValueIndex],
+        keys_by_value: Mapping[str, ValueIndex],
     ) -> None:
-        """Show a table.
-
-        Args:
-            table: the rows.
-            cache: makes Python objects of them.
-            name: the key of the list in the JSON.
-            copies: whether each reader needs a copy of a row.
-            version: its number.
-            loaded_at: when the full load began on which it is based.
-            modified_at: when these rows were first seen.
-            date_is_exact: whether this process had no other rows in that second.
-            indexes: for each field of the repository's ``indexes``, keys by value.
-        """
         self.table = table
+        self.cache = cache
         self.name = name
+        self.copies = copies
         self.version = version
         self.loaded_at = loaded_at
         self.modified_at = modified_at
         self.date_is_exact = date_is_exact
-        self.cache = cache
-        self.copies = copies
-        self.keys_by_value = indexes
+        self.keys_by_value = keys_by_value
 
     def __len__(self) -> int:
         return len(self.table)
@@ -84,7 +130,7 @@ class Snapshot(Generic[RowT]):
         return f"<Snapshot of {self.name!r}: {len(self)} rows, version {self.version}, loaded at {loaded_at}>"
 
     def __iter__(self) -> Iterator[RowT]:
-        """The rows in order, page by page."""
+        """Iterate over the rows in order, page by page."""
         for page in self.table.pages:
             rows = self.cache.rows(page)
             yield from map(copied, rows) if self.copies else rows
@@ -95,14 +141,13 @@ class Snapshot(Generic[RowT]):
     def rows(self) -> tuple[RowT, ...]:
         """The rows in order. Of a table with more than ``max_decoded_rows`` they are made anew each time."""
         if (rows := self.table.rows) is None:
-            made = [row for page in self.table.pages for row in self.cache.rows(page)]
-            rows = CopiedRows(made) if self.copies else tuple(made)
+            rows = tuple(row for page in self.table.pages for row in self.cache.rows(page))
             if len(self) <= self.cache.most:
                 self.table.rows = rows
-        return rows
+        return tuple(map(copied, rows)) if self.copies else rows
 
-    # Made anew for each caller: kept here, it and the snapshot would hold each other, and only the garbage
-    # collector would free what a refresh has replaced.
+    # Made anew for each caller: kept here, it and the snapshot would reference each other, and only the
+    # garbage collector would free what a refresh has replaced.
 
     @property
     def by_key(self) -> Mapping[Hashable, RowT] | None:
@@ -115,7 +160,7 @@ class Snapshot(Generic[RowT]):
         return MappingProxyType({field: _ByValue(self, keys) for field, keys in self.keys_by_value.items()})
 
     def row(self, key: Hashable) -> RowT:
-        """The row with this key.
+        """Return the row with this key.
 
         Raises:
             KeyError: there is none.
@@ -125,7 +170,7 @@ class Snapshot(Generic[RowT]):
         return self._given(position, index)
 
     def rows_of(self, keys: Iterable[Hashable]) -> tuple[RowT, ...]:
-        """The rows with these keys, in the list's order."""
+        """Return the rows with these keys, in the list's order."""
         places = sorted(map(self.table.locate, keys))
         return tuple(self._given(position, index) for position, index in places)
 
@@ -158,7 +203,7 @@ class Snapshot(Generic[RowT]):
         return whole
 
     def parts(self) -> Iterator[bytes]:
-        """The same bytes piece by piece."""
+        """Yield the same bytes piece by piece."""
         yield opening(self.name)
         for number, page in enumerate(self.table.pages):
             if number:
@@ -167,16 +212,11 @@ class Snapshot(Generic[RowT]):
         yield CLOSING
 
     def window(self, offset: int, limit: int | None) -> bytes:
-        """The bytes of ``{"name": [rows]}`` for some of the rows.
-
-        Args:
-            offset: how many rows to leave out, from 0.
-            limit: how many to give at most; None for all that follow.
-        """
+        """Return the bytes of ``{"name": [rows]}`` for some of the rows; all that follow without a limit."""
         return b"".join(self.window_parts(offset, len(self) if limit is None else limit))
 
     def window_parts(self, offset: int, limit: int) -> Iterator[bytes]:
-        """The same bytes piece by piece."""
+        """Yield the same bytes piece by piece."""
         yield opening(self.name)
         for number, rows in enumerate(self.table.slice_json(offset, limit)):
             if number:
@@ -185,11 +225,11 @@ class Snapshot(Generic[RowT]):
         yield CLOSING
 
     def window_size(self, offset: int, limit: int) -> int:
-        """How many bytes these are."""
+        """Return how many bytes these are."""
         return len(opening(self.name)) + self.table.slice_size(offset, limit) + len(CLOSING)
 
     def row_json(self, key: Hashable) -> bytes:
-        """The bytes of the row with this key.
+        """Return the bytes of the row with this key.
 
         Raises:
             KeyError: there is none.
@@ -240,8 +280,3 @@ class _ByValue(Mapping[Hashable, tuple[RowT, ...]]):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-
-def value_of(row: Any, field: str) -> Any:
-    """A row's field, be the row a dict or a schema's instance."""
-    return row[field] if isinstance(row, Mapping) else getattr(row, field)

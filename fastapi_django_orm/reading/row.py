@@ -1,8 +1,8 @@
 """Rows that every request shares and none can change.
 
-A row is the ``dict`` that ``.values()`` gives, as a subclass that refuses to be changed: it is equal to a
-plain one, any JSON library takes it, and ``dict(row)`` or ``copy.copy(row)`` gives one to work on. Copying
-each row for each reader would cost more than the request.
+A row is the ``dict`` that ``.values()`` gives, as a subclass that refuses changes: it equals a plain one, any
+JSON library takes it, and ``dict(row)`` gives a copy to work on. Copying each row for each reader would cost
+more than the request.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Row(dict[str, Any]):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Let a handler say that it answers with rows: to pydantic they are dicts."""
+        """Let handlers name rows as their return type: to pydantic they are dicts."""
         return handler(dict[str, Any])
 
     __setitem__ = __delitem__ = __ior__ = _refuse
@@ -70,10 +70,10 @@ class RowList(list[Any]):
 
 
 def freeze(value: Any) -> Any:
-    """The value in a form that can be shared.
+    """Return the value in a form that can be shared.
 
     Raises:
-        LazyValue: it holds something that would query when touched.
+        LazyValue: it holds a model instance, a query, a relation's manager or a lazy object.
     """
     if type(value) in SCALARS:
         return value
@@ -88,21 +88,17 @@ def freeze(value: Any) -> Any:
             return frozenset(map(freeze, value))
         case memoryview() | bytearray():  # what psycopg2 gives for a BinaryField
             return bytes(value)
-        case Promise():  # a translated text: here is the last place that may ask for the language
+        case Promise():  # a translated text: this is the last place that may ask for the language
             return str(value)
-    refuse_lazy(value)
+        case Model() | QuerySet() | BaseManager() | LazyObject():
+            raise LazyValue(
+                f"{type(value).__name__} would query when it is touched, and the event loop may not. "
+                "Hand over plain values: name columns in `fields`, use .values(), or give the schema a "
+                "field with a type of its own (a nested model instead of Any)."
+            )
     return value
 
 
-def refuse_lazy(value: object) -> None:
-    """Let everything pass but what would query when touched.
-
-    Raises:
-        LazyValue: it is a model instance, a query, a relation's manager or a lazy object.
-    """
-    if isinstance(value, Model | QuerySet | BaseManager | LazyObject):
-        raise LazyValue(
-            f"{type(value).__name__} would query when it is touched, and the event loop may not. "
-            "Hand over plain values: name columns in `fields`, use .values(), or give the schema a "
-            "field with a type of its own (a nested model instead of Any)."
-        )
+def copied(row: Any) -> Any:
+    """Return a copy that its reader may change."""
+    return row.model_copy(deep=True)
