@@ -115,23 +115,27 @@ class Fleet:
     """So many workers of one repository."""
 
     def __init__(self, count: int, pooler: Pooler, shared: Any, spread: float) -> None:
-        from fastapi_django_orm import CachedRepository, running
+        from fastapi_django_orm import CachedRepository
+        from fastapi_django_orm.application import Application
         from fastapi_django_orm.coherence.follower import Follower
+        from fastapi_django_orm.reading.windows import Windows
 
         class Topics(CachedRepository):
             model = "bbs.Topic"
 
         self.pooler = pooler
         self.refreshers: list[Any] = []
-        with running.running() as here:
-            here.shared = shared
-            for _ in range(count):
-                repository = Topics()
-                repository.prepare()
-                refresher: Any = repository.refresher
-                holder = refresher if shared is None else refresher._loader
-                holder._loader = self.loader = Counted(holder._loader, pooler)
-                self.refreshers.append(refresher)
+        nothing: Any = None  # no live read
+        here = Application(nothing, nothing)
+        here.hold(Windows(nothing, nothing, patience=0))
+        here.shared = shared
+        for _ in range(count):
+            repository = Topics()
+            repository.prepare(here)
+            refresher: Any = repository.refresher
+            holder = refresher if shared is None else refresher._loader
+            holder._loader = self.loader = Counted(holder._loader, pooler)
+            self.refreshers.append(refresher)
         self.followers = [Follower(refresher, spread) for refresher in self.refreshers]
 
     def warm_up(self, seconds: float, snapshot: Any) -> None:
