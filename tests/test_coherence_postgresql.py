@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
-from fastapi_django_orm.coherence.postgresql_parameters import Way, libpq_parameters
+from fastapi_django_orm.coherence.postgresql_session import Way, libpq_parameters
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers

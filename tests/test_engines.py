@@ -13,7 +13,7 @@ from django.db import connections
 from django.db.backends.sqlite3 import base
 from structlog.testing import capture_logs
 
-from fastapi_django_orm.coherence.postgresql_parameters import way_to
+from fastapi_django_orm.coherence.postgresql_session import way_to
 from fastapi_django_orm.database.driver_pool import fit_driver_pools
 from fastapi_django_orm.database.engines import kind_of, name_of
 from fastapi_django_orm.database.network import POSTGRESQL_PATIENCE, notice_dead_networks

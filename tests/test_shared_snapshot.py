@@ -28,11 +28,10 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import ORMSettings
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
 from fastapi_django_orm.reading.sql_json import DatabaseJSON
-from fastapi_django_orm.shared_loads import identity as shared_identity
 from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.shared_loads import store as shared_store
 from fastapi_django_orm.shared_loads.format import Manifest, NotGenuine, NotPortable, kind_of, pack, unpack
-from fastapi_django_orm.shared_loads.identity import identity_of
+from fastapi_django_orm.shared_loads.loader import identity_of
 from fastapi_django_orm.shared_loads.store import Room
 from fastapi_django_orm.snapshots.pages import Chunk, Page, cut
 from tests.databases import created
@@ -829,7 +828,7 @@ def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp
         found.add(identity())
     for change in (("_version", lambda: "0.0"), ("FORMAT", 0)):
         with monkeypatch.context() as patch:
-            patch.setattr(shared_identity, *change)
+            patch.setattr(shared_loader, *change)
             found.add(identity())
     with monkeypatch.context() as patch:
         patch.setitem(connections.settings["default"], "NAME", tmp_path / "another")

@@ -1,6 +1,6 @@
-"""HTTP carries hints where there is nothing else: a POST to the refresh route of each URL that is listed.
+"""Hints over HTTP, where there is nothing else: a POST to the refresh route of each configured URL.
 
-Whoever answers at a URL is told, and passes it on to the workers that it is connected with. Workers that
+The worker that answers at a URL passes the hint on to the workers that it is connected with. Workers that
 nothing connects need a URL each.
 """
 
@@ -23,7 +23,7 @@ class HTTPPublisher:
     """Posts hints to one refresh route: ``?model=bbs.Topic``, and the hint itself as the body."""
 
     def __init__(self, url: str, token: str | None) -> None:
-        """Connect to nothing yet.
+        """Post to this URL.
 
         Args:
             url: the refresh route, ``http://host:8000/refresh/``.
@@ -37,25 +37,17 @@ class HTTPPublisher:
             self._headers["Authorization"] = f"Bearer {token}"
 
     def publish(self, hint: Hint) -> None:
-        """Post it.
-
-        Raises:
-            TransportUnavailable: nobody answers, or the route refuses; the message has the status.
-        """
+        """Post it."""
         query = f"?{urlencode({'model': hint.label})}" if hint.label else ""
         for message in encode(hint, HTTP_MESSAGE_LIMIT):
             self._send(Request(self._url + query, message, self._headers, method="POST"))
 
     def check(self) -> None:
-        """Find out whether anything answers at the URL, be it an error.
-
-        Raises:
-            TransportUnavailable: nobody answers.
-        """
+        """Find out whether anything answers at the URL, be it an error."""
         try:
             self._send(Request(self._url, headers=self._headers, method="OPTIONS"))
         except TransportUnavailable as error:
-            if not isinstance(error.__cause__, HTTPError):  # somebody is there
+            if not isinstance(error.__cause__, HTTPError):
                 raise
 
     def close(self) -> None:

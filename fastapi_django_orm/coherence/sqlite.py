@@ -1,7 +1,7 @@
-"""SQLite tells nobody of a commit, but a connection can ask whether another has written: ``data_version``.
+"""SQLite announces no commit, but a connection can ask whether another has written: ``data_version``.
 
 Asking takes some ten microseconds and no lock that outlives it. A thread asks, since a writer may make it
-wait. What was written cannot be known, so every change means everything.
+wait. It does not say what was written, so every change means everything.
 https://www.sqlite.org/pragma.html#pragma_data_version
 """
 
@@ -14,19 +14,16 @@ from pathlib import Path
 
 from ..database.sqlite_file import Files, files_at, path_of
 from .hints import EVERYTHING, Hint
-from .transport import Receiver, TransportUnavailable
+from .transport import Listener, Receiver, TransportUnavailable
 
 LOCK_PATIENCE = 2.0  # seconds to wait for a writer's lock
 
 
-class SQLiteListener:
+class SQLiteListener(Listener):
     """Watches a database file."""
 
-    unheard: frozenset[str] = frozenset()
-    server: tuple[int, ...] | None = None
-
     def __init__(self, alias: str, database: str, interval: float) -> None:
-        """Watch nothing yet.
+        """Watch a file.
 
         Args:
             alias: the database's key in ``DATABASES``.
@@ -34,17 +31,13 @@ class SQLiteListener:
             interval: seconds between two looks.
         """
         self.name = f"sqlite:{alias}"
-        self.aliases: frozenset[str] | None = frozenset({alias})
+        self.aliases = frozenset({alias})
         self._database = database
         self._interval = interval
         self._watch: _Watch | None = None
 
     async def listen(self, receiver: Receiver) -> None:
-        """Watch until cancelled.
-
-        Raises:
-            TransportUnavailable: the file cannot be opened, or another file has taken its place.
-        """
+        """Watch until cancelled, or until another file has taken this one's place."""
         watch = self._watch = _Watch(self._database, self._interval, receiver)
         try:
             await asyncio.shield(watch.ended)
@@ -59,7 +52,7 @@ class SQLiteListener:
 
 
 class _Watch:
-    """A thread with a connection that only reads."""
+    """A thread with a read-only connection."""
 
     def __init__(self, database: str, interval: float, receiver: Receiver) -> None:
         self._database = database
@@ -74,12 +67,11 @@ class _Watch:
         threading.Thread(target=self._run, name="sqlite-watch", daemon=True).start()
 
     def stop(self) -> None:
-        """Have the thread end."""
         self._stopping = True
         self._woken.set()
 
     async def look(self) -> bool:
-        """Have the thread look now; returns whether it has."""
+        """Have the thread look now, and return whether it has."""
         if self.ended.done():
             return False
         asking: asyncio.Future[bool] = self._loop.create_future()
@@ -92,7 +84,7 @@ class _Watch:
         with suppress(RuntimeError):  # the loop has closed
             try:
                 self._look_again_and_again()
-            except Exception as failure:  # whatever it is, the link must be told, or it would wait for ever
+            except Exception as failure:  # whatever it is, or listen() would wait for ever
                 error = TransportUnavailable(f"SQLite's file cannot be watched: {failure}")
                 error.__cause__ = failure
             self._loop.call_soon_threadsafe(self._end, error)
@@ -134,15 +126,9 @@ class _Watch:
 
 
 class SQLitePublisher:
-    """Lets every watcher of a database file believe that it was written to."""
+    """Makes every watcher of a database file believe that it was written to."""
 
     def __init__(self, alias: str, database: str) -> None:
-        """Open nothing yet.
-
-        Args:
-            alias: the database's key in ``DATABASES``.
-            database: its file, or a ``file:`` URI.
-        """
         self.name = f"sqlite:{alias}"
         self._database = database
 

@@ -12,8 +12,8 @@ from asgiref.sync import sync_to_async
 from pydantic import BaseModel, Field
 
 from .. import running
-from ..coherence.link import Link
 from ..coherence.service import Coherence
+from ..coherence.transport import TransportSupervisor
 from ..database.reachable import check_reachable
 from ..errors import DatabaseUnreachable
 from ..reading.refresh import Refresher
@@ -136,7 +136,7 @@ def _state(refresher: Refresher[Any], coherence: Coherence | None) -> DjangoORMR
     )
 
 
-def _transport(link: Link) -> DjangoORMTransportHealth:
+def _transport(link: TransportSupervisor) -> DjangoORMTransportHealth:
     return DjangoORMTransportHealth(
         connected_since=link.connected_since,
         last_hint=link.last_hint,
