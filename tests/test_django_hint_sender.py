@@ -20,7 +20,7 @@ from fastapi_django_orm.coherence.hints import (
     PendingHints,
     decode,
 )
-from fastapi_django_orm.coherence.http import HTTP_PATIENCE
+from fastapi_django_orm.coherence.publishers import HTTP_PATIENCE
 from fastapi_django_orm.django import hint_sender
 from fastapi_django_orm.django.hint_sender import HintSender
 from fastapi_django_orm.settings import ORMSettings

@@ -12,9 +12,9 @@ from ..errors import InvalidSettings
 from ..events import logger
 from ..settings import ORMSettings
 from .concerns import Concern
-from .http import HTTPPublisher
 from .process import ProcessListener
-from .sqlite import SQLiteListener, SQLitePublisher
+from .publishers import DatabasePublisher, HTTPPublisher
+from .sqlite import SQLiteListener
 from .transport import Listener, Publisher
 
 _ANNOUNCING: tuple[Kind, ...] = ("postgresql", "sqlite")  # databases that announce writes themselves
@@ -60,20 +60,9 @@ def publishers(settings: ORMSettings) -> list[Publisher]:
 
 
 def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[Publisher]:
-    """What publishes through databases, for hints that no write has caused; none for those of other kinds.
-
-    Raises:
-        InvalidSettings: psycopg is not installed.
-    """
-    aliases = list(aliases)
-    found: list[Publisher] = []
-    if wants(settings, "postgresql"):
-        for alias in _of_kind("postgresql", aliases):
-            postgresql, session = _psycopg()
-            found.append(postgresql.PostgreSQLPublisher(alias, partial(session.libpq_parameters, alias)))
-    if wants(settings, "sqlite"):
-        found += [SQLitePublisher(alias, _file_of(alias)) for alias in _of_kind("sqlite", aliases)]
-    return found
+    """What publishes through databases, for hints that no write has caused; none for those of other kinds."""
+    kinds = [kind for kind in _ANNOUNCING if wants(settings, kind)]
+    return [DatabasePublisher(alias) for alias in aliases if kind_of(alias) in kinds]
 
 
 def check_databases(settings: ORMSettings) -> None:

@@ -7,8 +7,8 @@ https://www.postgresql.org/docs/current/sql-notify.html
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from psycopg.pq import PGnotify
 
 from ..clock import monotonic
 from ..errors import text_of
-from .hints import CHANNEL, Hint, decode, encode
+from .hints import CHANNEL, Hint, decode
 from .origins import SERVER
 from .postgresql_session import SESSION_PATIENCE, Session, Way
 from .postgresql_triggers import TriggerWatch
@@ -238,54 +238,3 @@ def _settle(future: "asyncio.Future[Any]", result: Any) -> None:
         future.set_exception(result)
     else:
         future.set_result(result)
-
-
-class PostgreSQLPublisher:
-    """Notifies without triggers: for ``manage.py refresh``, and for those who may not create any."""
-
-    def __init__(self, alias: str, parameters: Callable[[], Mapping[str, Any]]) -> None:
-        """Publish in this database.
-
-        Args:
-            alias: its key in ``DATABASES``.
-            parameters: returns libpq's, whenever it connects.
-        """
-        self.name = f"postgresql:{alias}"
-        self._parameters = parameters
-        self._connection: psycopg.Connection | None = None
-
-    def publish(self, hint: Hint) -> None:
-        """Notify."""
-        messages = [message.decode() for message in encode(hint)]
-        try:
-            self._notify(messages)
-        except psycopg.OperationalError:  # the server has closed a connection that was used before
-            self.close()
-            with self._explained():
-                self._notify(messages)
-
-    def check(self) -> None:
-        """Connect."""
-        with self._explained():
-            self._notify([])
-
-    def close(self) -> None:
-        """Disconnect."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except psycopg.Error as error:
-            self.close()
-            raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
-
-    def _notify(self, messages: list[str]) -> None:
-        if self._connection is None:
-            self._connection = psycopg.connect(**self._parameters(), autocommit=True)
-        self._connection.execute(
-            "SELECT pg_notify(%s, message) FROM unnest(%s::text[]) AS message", [CHANNEL, messages]
-        )

@@ -1,15 +1,14 @@
-"""Hints over HTTP, where there is nothing else: a POST to the refresh route of each configured URL.
-
-The worker that answers at a URL passes the hint on to the workers that it is connected with. Workers that
-nothing connects need a URL each.
-"""
+"""The writer's ends that need no client library: refresh routes, and Django's own database connections."""
 
 from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.parse import urlencode, urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
-from .hints import Hint, encode
+from django.db import Error, connections
+
+from ..database.engines import kind_of
+from .hints import CHANNEL, Hint, encode
 from .transport import TransportUnavailable
 
 HTTP_PATIENCE = 5.0  # seconds for an answer
@@ -20,7 +19,11 @@ _opener = build_opener(ProxyHandler({}))
 
 
 class HTTPPublisher:
-    """Posts hints to one refresh route: ``?model=bbs.Topic``, and the hint itself as the body."""
+    """Posts hints to one refresh route: ``?model=bbs.Topic``, and the hint itself as the body.
+
+    The worker that answers passes the hint on to the workers that it is connected with. Workers that nothing
+    connects need a URL each.
+    """
 
     def __init__(self, url: str, token: str | None) -> None:
         """Post to this URL.
@@ -66,3 +69,39 @@ class HTTPPublisher:
             ) from error
         except (OSError, HTTPException) as error:
             raise TransportUnavailable(f"{self.name} does not answer: {error}") from error
+
+
+class DatabasePublisher:
+    """Sends hints that no write has caused through PostgreSQL or SQLite. Raises what others raise."""
+
+    def __init__(self, alias: str) -> None:
+        self.name = f"{kind_of(alias)}:{alias}"
+        self._connection = connections[alias]
+
+    def publish(self, hint: Hint) -> None:
+        """Notify; or have every watcher of the file believe that it was written to."""
+        try:
+            with self._connection.cursor() as cursor:
+                if self._connection.vendor == "sqlite":
+                    # A commit that changes nothing: the user's version of the schema, set to what it is.
+                    cursor.execute("BEGIN IMMEDIATE")
+                    cursor.execute("PRAGMA user_version")
+                    (version,) = cursor.fetchone()
+                    cursor.execute(f"PRAGMA user_version = {version}")
+                    cursor.execute("COMMIT")
+                else:
+                    for message in encode(hint):
+                        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, message.decode()])
+        except Error as error:
+            raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
+
+    def check(self) -> None:
+        """Connect."""
+        try:
+            self._connection.ensure_connection()
+        except Error as error:
+            raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connection.close()
