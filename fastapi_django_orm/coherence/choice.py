@@ -47,11 +47,7 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
 
 
 def publishers(settings: ORMSettings) -> list[Publisher]:
-    """What must receive every write that no database announces: brokers, and applications' routes.
-
-    Raises:
-        InvalidSettings: a setting names a transport whose package is not installed.
-    """
+    """What must receive every write that no database announces: brokers, and applications' routes."""
     token = settings.refresh_token.get_secret_value() if settings.refresh_token else None
     return [
         *(_redis().RedisPublisher(name, url) for name, url in _brokers(settings)),

@@ -117,6 +117,7 @@ def concern_of(repository: DeclaredCached) -> Concern:
     found = {label for each in statements if each is not None for label in _models_in(each[0])}
     same_keys = {*_same_keys(model), *(child for child in children if model in _same_keys(child))}
     every = found | followed | named | {each._meta.label for each in (*same_keys, *children)}
+    known = _tables(_installed())
     own, related = frozenset[str](), None
     if None not in statements and None not in linked:  # else there is more than could be found
         (sql, _) = statements[0] or ("", ())
@@ -132,7 +133,7 @@ def concern_of(repository: DeclaredCached) -> Concern:
         queryset.db,
         own,
         related,
-        {apps.get_model(label)._meta.db_table: label for label in sorted(every)},
+        {known[label]: label for label in sorted(every) if label in known},
         _to_key(queryset.model),
         explained=frozenset(every if repository.depends_on else ()),
         asked=connections[queryset.db].vendor != "postgresql",
@@ -198,9 +199,19 @@ def _models_in(statement: str) -> frozenset[str]:
     Looking for each table in each statement would cost models times repositories. So only those are looked
     for, the longest word of whose name is a word of the statement.
     """
-    known = _by_word(tuple(apps.get_models(include_auto_created=True)))
+    known = _by_word(_installed())
     perhaps = (model for word in {"", *_words(statement)} for model in known.get(word, ()))
     return frozenset(model._meta.label for model in perhaps if _mentions(statement, model))
+
+
+def _installed() -> tuple[type[Model], ...]:
+    return tuple(apps.get_models(include_auto_created=True))
+
+
+@lru_cache(maxsize=1)
+def _tables(models: Sequence[type[Model]]) -> Mapping[str, str]:
+    """The models' tables, by label."""
+    return {model._meta.label: model._meta.db_table for model in models if not model._meta.proxy}
 
 
 @lru_cache(maxsize=1)

@@ -24,7 +24,7 @@ from .origins import SERVER
 from .postgresql_session import SESSION_PATIENCE, Session, Way
 from .postgresql_triggers import TriggerWatch
 from .roll_call import EVERY_WORKER, channel_of, is_worker, new_worker
-from .transport import Listener, Receiver, TransportUnavailable
+from .transport import Listener, TransportSupervisor, TransportUnavailable
 
 USE_DIRECT_DSN = (
     "LISTEN needs a session of its own with the primary server. Set DJANGO_ORM_COHERENCE_DSN to a DSN that "
@@ -75,13 +75,8 @@ class PostgreSQLListener(Listener):
         self._beats = 0
         self._came = b""
 
-    async def listen(self, receiver: Receiver) -> None:
-        """Listen, and pass on what comes.
-
-        Raises:
-            TransportUnavailable: the database cannot be reached or was lost, or something between does not
-                let notifications through.
-        """
+    async def listen(self, receiver: TransportSupervisor) -> None:
+        """Listen, and pass on what comes."""
         try:
             # Not on the event loop: an engine may ask a vault for a password.
             way = await sync_to_async(self._way)()
@@ -130,7 +125,7 @@ class PostgreSQLListener(Listener):
         self._session.wake()
         return await rows
 
-    async def _subscribe(self, session: Session, way: Way, receiver: Receiver) -> None:
+    async def _subscribe(self, session: Session, way: Way, receiver: TransportSupervisor) -> None:
         for channel in (CHANNEL, self._private, EVERY_WORKER, channel_of(self.worker)):
             await session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         await self._test_from_elsewhere(session, way)
@@ -152,7 +147,7 @@ class PostgreSQLListener(Listener):
                 f"{USE_DIRECT_DSN}"
             )
 
-    async def _stay(self, session: Session, receiver: Receiver) -> None:
+    async def _stay(self, session: Session, receiver: TransportSupervisor) -> None:
         due = monotonic() + self._interval
         while True:
             await session.wait(due - monotonic())
@@ -170,7 +165,7 @@ class PostgreSQLListener(Listener):
     def _interval(self) -> float:
         return min(POLL, self._heartbeat) if self._watch.polls else self._heartbeat
 
-    async def _look(self, session: Session, receiver: Receiver | None = None) -> None:
+    async def _look(self, session: Session, receiver: TransportSupervisor | None = None) -> None:
         changed = await self._watch.look(session)
         self.unheard = self._watch.unheard
         if receiver is not None:  # else everything is read again
@@ -212,7 +207,7 @@ class PostgreSQLListener(Listener):
                     await session.wait(SESSION_PATIENCE)
         return self._came == message
 
-    def _hear(self, notify: PGnotify, receiver: Receiver) -> None:
+    def _hear(self, notify: PGnotify, receiver: TransportSupervisor) -> None:
         if notify.relname == self._private.encode():
             self._came = notify.extra
         elif notify.relname == CHANNEL.encode():

@@ -59,15 +59,10 @@ def read_dsn(dsn: str | None) -> dict[str, Any]:
 
 
 def way_to(alias: str, direct: Mapping[str, Any]) -> Way:
-    """How to reach a database now. On a database thread: the engine may wait for a token.
+    """How to reach a database now, with libpq parameters that replace the engine's.
 
-    Args:
-        alias: its key in ``DATABASES``.
-        direct: libpq parameters that replace the engine's.
-
-    Raises:
-        TransportUnavailable: the engine does not say how to connect.
-        DatabaseError: Django's own connection does not work.
+    On a database thread: the engine may wait for a token. Raises TransportUnavailable if the engine does not
+    say how to connect, and DatabaseError if Django's own connection does not work.
     """
     connection: Any = connections[alias]
     with connection.cursor() as cursor:
@@ -113,12 +108,9 @@ class Session:
     """A connection in autocommit mode that receives notifications as they come. ``async with`` closes it."""
 
     def __init__(self, connection: AsyncConnection[Any], hear: Callable[[PGnotify], None]) -> None:
-        """Take over a connection.
+        """Take over a connection, and call ``hear`` on the event loop with each notification.
 
-        Args:
-            connection: one in autocommit mode.
-            hear: called on the event loop with each notification, as bytes: in a database without an encoding
-                they may be anything.
+        They are bytes: in a database without an encoding they may be anything.
         """
         self._connection = connection
         self._hear = hear
@@ -149,11 +141,7 @@ class Session:
         self._woken.set()
 
     async def wait(self, seconds: float) -> None:
-        """Return when notifications have come and were passed on, when woken, or when the time is over.
-
-        Raises:
-            psycopg.OperationalError: the connection is lost.
-        """
+        """Return when notifications have come and were passed on, when woken, or when the time is over."""
         with suppress(TimeoutError):
             async with asyncio.timeout(max(0.0, seconds)):
                 await self._woken.wait()
@@ -170,12 +158,7 @@ class Session:
         *,
         seconds: float = SESSION_PATIENCE,
     ) -> list[Any]:
-        """The rows that a query returns; none if it returns no rows.
-
-        Raises:
-            psycopg.Error: it failed.
-            TimeoutError: there is no answer. The connection is broken off then.
-        """
+        """The rows that a query returns, if any. Without an answer, TimeoutError, and the connection ends."""
         asking = self._loop.create_task(self._ask(query, parameters))
         try:
             done, _ = await asyncio.wait([asking], timeout=seconds)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from .hints import Hint
-from .transport import Listener, Receiver
+from .transport import Listener, TransportSupervisor
 
 _lock = threading.Lock()
-_listening: list[tuple[asyncio.AbstractEventLoop, Receiver]] = []
+_listening: list[tuple[asyncio.AbstractEventLoop, TransportSupervisor]] = []
 
 # Called with whether an application listens, when one begins or ends: while none does, signals whose
 # receivers make Django slower stay disconnected.
@@ -34,7 +34,7 @@ class ProcessListener(Listener):
 
     name = "process"
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: TransportSupervisor) -> None:
         """Listen until cancelled."""
         loop = asyncio.get_running_loop()
         entry = loop, receiver
@@ -47,8 +47,8 @@ class ProcessListener(Listener):
 
 
 def _change(
-    how: Callable[[tuple[asyncio.AbstractEventLoop, Receiver]], None],
-    entry: tuple[asyncio.AbstractEventLoop, Receiver],
+    how: Callable[[tuple[asyncio.AbstractEventLoop, TransportSupervisor]], None],
+    entry: tuple[asyncio.AbstractEventLoop, TransportSupervisor],
 ) -> None:
     with _lock:
         how(entry)

@@ -9,7 +9,7 @@ from django.db import Error, connections
 
 from ..database.engines import kind_of
 from .hints import CHANNEL, Hint, encode
-from .transport import TransportUnavailable
+from .transport import Publisher, TransportUnavailable
 
 HTTP_PATIENCE = 5.0  # seconds for an answer
 HTTP_MESSAGE_LIMIT = 100_000  # bytes
@@ -18,7 +18,7 @@ HTTP_MESSAGE_LIMIT = 100_000  # bytes
 _opener = build_opener(ProxyHandler({}))
 
 
-class HTTPPublisher:
+class HTTPPublisher(Publisher):
     """Posts hints to one refresh route: ``?model=bbs.Topic``, and the hint itself as the body.
 
     The worker that answers passes the hint on to the workers that it is connected with. Workers that nothing
@@ -53,9 +53,6 @@ class HTTPPublisher:
             if not isinstance(error.__cause__, HTTPError):
                 raise
 
-    def close(self) -> None:
-        """Do nothing: no connection is kept."""
-
     def _send(self, request: Request) -> None:
         try:
             with _opener.open(request, timeout=HTTP_PATIENCE) as response:
@@ -71,7 +68,7 @@ class HTTPPublisher:
             raise TransportUnavailable(f"{self.name} does not answer: {error}") from error
 
 
-class DatabasePublisher:
+class DatabasePublisher(Publisher):
     """Sends hints that no write has caused through PostgreSQL or SQLite. Raises what others raise."""
 
     def __init__(self, alias: str) -> None:
@@ -92,13 +89,6 @@ class DatabasePublisher:
                 else:
                     for message in encode(hint):
                         cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, message.decode()])
-        except Error as error:
-            raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
-
-    def check(self) -> None:
-        """Connect."""
-        try:
-            self._connection.ensure_connection()
         except Error as error:
             raise TransportUnavailable(f"{self.name}: {str(error).strip()}") from error
 

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from ..errors import InvalidSettings
 from .hints import CHANNEL, Hint, decode, encode
 from .roll_call import EVERY_WORKER, channel_of, is_worker, new_worker
-from .transport import Listener, Receiver, TransportUnavailable
+from .transport import Listener, Publisher, TransportSupervisor, TransportUnavailable
 
 REDIS_PATIENCE = 3.0  # seconds to connect, or to get an answer
 REDIS_MESSAGE_LIMIT = 100_000  # bytes
@@ -46,7 +46,7 @@ class RedisListener(Listener):
         self._heartbeat = heartbeat
         self._client: redis.asyncio.Redis | None = None
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: TransportSupervisor) -> None:
         """Subscribe, and pass on what comes."""
         client = redis.asyncio.from_url(
             self._url,
@@ -67,7 +67,7 @@ class RedisListener(Listener):
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: Receiver) -> None:
+    async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: TransportSupervisor) -> None:
         waits_for_pong = False
         task = asyncio.current_task()
         while True:
@@ -125,7 +125,7 @@ class RedisListener(Listener):
         return TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}")
 
 
-def _tell(message: dict[str, object], receiver: Receiver) -> None:
+def _tell(message: dict[str, object], receiver: TransportSupervisor) -> None:
     match message:
         case {"type": "subscribe", "channel": bytes(channel)} if channel == CHANNEL.encode():
             receiver.connected()
@@ -136,7 +136,7 @@ def _tell(message: dict[str, object], receiver: Receiver) -> None:
                 receiver.said(payload)
 
 
-class RedisPublisher:
+class RedisPublisher(Publisher):
     """Publishes on a server."""
 
     def __init__(self, name: str, url: str) -> None:

@@ -181,7 +181,7 @@ class RollCall:
 
         Args:
             refresh: reads a repository again, and returns whether it could be read.
-            repositories: those that can be asked for.
+            repositories: the names of those that can be asked for.
             hear: follows a hint.
         """
         self.worker = new_worker()
@@ -196,9 +196,7 @@ class RollCall:
     ) -> dict[str, Attendance]:
         """Have other workers refresh, and return for each repository which of them have.
 
-        Args:
-            transports: for each repository's name, those that connect its workers.
-            wait: the most seconds to wait for answers; at most ``LONGEST_ROLL_CALL``.
+        The transports are, for each repository's name, those that connect its workers.
         """
         attendance = {name: Attendance() for name in transports}
         for_names: dict[TransportSupervisor, list[str]] = {}

@@ -58,10 +58,7 @@ class Coherence:
         """Find out which hints concern which repositories, from the databases as well.
 
         A database that does not answer within some seconds delays nothing further, and is asked again.
-
-        Raises:
-            InvalidSettings: a setting names a transport whose package is not installed.
-            InvalidRepository: a ``depends_on`` cannot be used.
+        Raises what ``concern_of()`` and ``listeners()`` raise.
         """
         asking = asyncio.create_task(sync_to_async(concerns_of)(repositories))
         await asyncio.wait([asking], timeout=FIRST_CONNECTIONS_PATIENCE)
@@ -88,7 +85,7 @@ class Coherence:
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.hear)
         self.links = [
-            TransportSupervisor(listener, self._needed(listener), self._dispatch, self.roll_call.said)
+            TransportSupervisor(listener, self._needed(listener), self._follow, self.roll_call.said)
             for listener in listeners(settings, self._concerns.values())
         ]
         for link in self.links:
@@ -154,7 +151,7 @@ class Coherence:
 
     def hear(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
-        self._follow(hint, None)
+        self._follow(None, hint)
 
     async def tell(self, hint: Hint) -> None:
         """Follow a hint that has come another way, and have the other workers follow it.
@@ -168,11 +165,7 @@ class Coherence:
         )
 
     async def seen(self, name: str) -> None:
-        """Wait until a repository has what was committed before this call. On any event loop.
-
-        Raises:
-            RefreshFailed: it could not be read.
-        """
+        """Wait until a repository has what was committed before this call, or RefreshFailed. On any loop."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             return await running.on_loop(self._loop, self.seen(name), f"{name}: refreshed()")
         follower, link = self._followers[name], self._orderly(name)
@@ -184,14 +177,11 @@ class Coherence:
         return None
 
     async def call_roll(self, names: Collection[str], wait: float) -> dict[str, Attendance]:
-        """Have the other workers that are connected refresh.
+        """Have the other connected workers refresh repositories, and return for each name which have.
 
         Args:
             names: the repositories'.
             wait: the most seconds to wait for them; 0: do not ask.
-
-        Returns:
-            For each name, which other workers have now what was committed before this call.
         """
         connecting = [link for link in self.links if link.listener.connects_workers and wait]
         transports = {
@@ -282,10 +272,7 @@ class Coherence:
         for hint, repositories in unheard.items():
             logger.warning("writes_elsewhere_unheard", repositories=repositories, hint=hint)
 
-    def _dispatch(self, link: TransportSupervisor, hint: Hint) -> None:
-        self._follow(hint, link)
-
-    def _follow(self, hint: Hint, link: TransportSupervisor | None) -> None:
+    def _follow(self, link: TransportSupervisor | None, hint: Hint) -> None:
         for name, follower in self._followers.items():
             concern = self._concerns[name]
             if (link is None or link.carries(concern.alias)) and concern.is_hit(hint):
@@ -293,12 +280,7 @@ class Coherence:
 
 
 async def seen(name: str) -> None:
-    """Wait until a repository of the application that this code runs under has all commits before this call.
-
-    Raises:
-        NotStarted: no lifespan of ``DjangoORM`` runs.
-        RefreshFailed: it could not be read.
-    """
+    """``Coherence.seen()`` of the application that this code runs under, or NotStarted."""
     coherence = running.find("refreshed()").coherence
     if coherence is None:
         raise RefreshFailed(f"{name} cannot be refreshed: the application is still starting.")

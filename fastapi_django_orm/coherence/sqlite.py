@@ -15,7 +15,7 @@ from pathlib import Path
 from ..clock import pause
 from ..database.sqlite_file import Files, files_at, path_of
 from .hints import EVERYTHING
-from .transport import Listener, Receiver, TransportUnavailable
+from .transport import Listener, TransportSupervisor, TransportUnavailable
 
 LOCK_PATIENCE = 2.0  # seconds to wait for a writer's lock
 
@@ -37,7 +37,7 @@ class SQLiteListener(Listener):
         self._interval = interval
         self._look: Callable[[], Awaitable[None]] | None = None
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: TransportSupervisor) -> None:
         """Watch until cancelled, or until another file has taken this one's place."""
         loop = asyncio.get_running_loop()
         # One thread, which does one thing after another: who asks it for a look while it looks may have

@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from .. import metrics
 from ..backoff import backoff
@@ -25,7 +25,7 @@ class TransportUnavailable(DjangoORMError, ConnectionError):
     """A transport cannot carry hints now; the message says what to look at."""
 
 
-class Publisher(Protocol):
+class Publisher:
     """The writer's end, used by one thread at a time.
 
     Attributes:
@@ -36,25 +36,13 @@ class Publisher(Protocol):
 
     def publish(self, hint: Hint) -> None:
         """Send a hint, or raise TransportUnavailable within a few seconds. Connects when necessary."""
+        raise NotImplementedError
 
     def check(self) -> None:
         """Raise TransportUnavailable if nothing can be published now."""
 
     def close(self) -> None:
-        """Disconnect; a later ``publish()`` connects again."""
-
-
-class Receiver(Protocol):
-    """What a listener reports to. Called on the event loop; returns at once."""
-
-    def connected(self) -> None:
-        """From now on no hint is missed. What was published before may have been."""
-
-    def heard(self, hint: Hint) -> None:
-        """A hint has come; one without a label means everything that this transport carries."""
-
-    def said(self, message: bytes) -> None:
-        """A message of another worker has come, on a transport that connects workers."""
+        """Disconnect, if a connection is kept; a later ``publish()`` connects again."""
 
 
 class Listener:
@@ -76,20 +64,15 @@ class Listener:
     connects_workers: ClassVar[bool] = False
     worker: str = ""
 
-    async def listen(self, receiver: Receiver) -> None:
-        """Connect, call ``connected()``, and pass on what comes until cancelled.
-
-        Raises:
-            TransportUnavailable: it could not connect, or the connection was lost.
-        """
+    async def listen(self, receiver: "TransportSupervisor") -> None:
+        """Connect, call ``connected()``, and pass on what comes until cancelled, or TransportUnavailable."""
         raise NotImplementedError
 
     async def caught_up(self) -> bool:
         """Wait until all that was committed before this call has been passed on.
 
-        Returns:
-            False if the transport cannot tell, because it keeps no order between a commit and its hint, or
-            is down. The caller has to read the database then.
+        False if the transport cannot tell, because it keeps no order between a commit and its hint, or is
+        down. The caller has to read the database then.
         """
         return False
 
@@ -98,17 +81,17 @@ class Listener:
         raise NotImplementedError
 
     async def say(self, channel: str, message: bytes) -> None:
-        """Send a message of at most ``MESSAGE_LIMIT`` bytes to other workers, or raise TransportUnavailable.
+        """Send at most ``MESSAGE_LIMIT`` bytes to other workers, or raise TransportUnavailable.
 
-        Args:
-            channel: ``EVERY_WORKER``, or one worker's ``channel_of()``.
-            message: what to send.
+        The channel is ``EVERY_WORKER``, or one worker's ``channel_of()``.
         """
         raise NotImplementedError
 
 
 class TransportSupervisor:
-    """Keeps one listener connected. After every loss all that was loaded before is distrusted.
+    """Keeps one listener connected, which reports to it on the event loop.
+
+    After every loss all that was loaded before is distrusted.
 
     Attributes:
         connected_since: None while it is down.
@@ -129,10 +112,9 @@ class TransportSupervisor:
         Args:
             listener: what to keep connected.
             needed: labels of the models whose writes only this transport carries; None: all that it should
-                carry, as for one that a setting names. A transport that was complete once is expected to
-                stay complete.
-            heard: called on the event loop with each hint, and with ``EVERYTHING`` after connecting.
-            said: called on the event loop with each message of another worker.
+                carry, as for one that a setting names. Once it was complete, it is expected to stay so.
+            heard: called with each hint, and with ``EVERYTHING`` after connecting.
+            said: called with each message of another worker.
         """
         self.listener = listener
         self.name = listener.name
@@ -177,7 +159,7 @@ class TransportSupervisor:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def connected(self) -> None:
-        """Note the connection, and have everything read again."""
+        """From now on no hint is missed. What was published before may have been: read everything again."""
         self.connected_since, self._up_since = datetime.now(UTC), monotonic()
         self.error = None
         self.tried.set()
@@ -185,7 +167,7 @@ class TransportSupervisor:
         self._pass_on(EVERYTHING)
 
     def heard(self, hint: Hint) -> None:
-        """Pass on a hint."""
+        """Pass on a hint; one without a label means everything that this transport carries."""
         self.last_hint = datetime.now(UTC)
         metrics.count_hint(self.name)
         self._pass_on(hint)

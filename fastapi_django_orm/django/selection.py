@@ -87,15 +87,7 @@ def model_of(name: str, application: str | None) -> type[Model]:
 
 
 def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
-    """The repositories of an application, which is imported for it.
-
-    Args:
-        application: ``main:app``; by default as ``import_application()`` finds it.
-
-    Raises:
-        ApplicationNotFound: there is none.
-        NoRepository: it has no repository.
-    """
+    """The repositories of an application, which is imported, or NoRepository."""
     app = import_application(application)
     if not (found := declared_cached()):
         raise NoRepository(
@@ -106,12 +98,7 @@ def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
 
 
 def by_database(models: Sequence[type[Model]], database: str | None) -> dict[str, list[AnnouncedTable]]:
-    """The tables that these models are read from, by the database where they are written.
-
-    Args:
-        models: which ones.
-        database: an alias to take for all of them; by default the routers decide.
-    """
+    """The tables that these models are read from, by this database or by the one that routers write to."""
     found: dict[str, list[AnnouncedTable]] = {}
     for table in tables_of(models):
         alias = database or router.db_for_write(table.model)
@@ -120,14 +107,10 @@ def by_database(models: Sequence[type[Model]], database: str | None) -> dict[str
 
 
 def import_application(name: str | None = None) -> FastAPI:
-    """Import the application, and with it the declarations of its repositories.
+    """Import ``main:app``, and with it the declarations of its repositories, or raise ApplicationNotFound.
 
-    Args:
-        name: ``main:app``; by default ``[tool.fastapi] entrypoint`` in ``pyproject.toml`` counts, then the
-            usual files (``main.py``, ``app.py``, ``app/main.py``, …) and names (``app``, ``api``).
-
-    Raises:
-        ApplicationNotFound: there is none; the message says where it was looked for.
+    By default ``[tool.fastapi] entrypoint`` in ``pyproject.toml`` counts, then the usual files (``main.py``,
+    ``app.py``, ``app/main.py``, …) and names (``app``, ``api``).
     """
     name = name or _entrypoint()
     if name is None:

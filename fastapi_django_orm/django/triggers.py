@@ -67,7 +67,7 @@ class NotPostgreSQL(ConfigurationError):
 
 
 class TriggersRefused(DjangoORMError, DatabaseError):
-    """The database does not let the triggers be changed; the message says what to do."""
+    """This user may not change the triggers, or the table stays locked; the message says what to do."""
 
 
 class NoTable(TriggersRefused):
@@ -114,13 +114,7 @@ def check_postgresql(alias: str) -> None:
 
 
 def state(alias: str, table: AnnouncedTable) -> State:
-    """The state of a table's triggers, its function's text included.
-
-    Raises:
-        NotPostgreSQL: the database has no ``NOTIFY``.
-        TableMissing: there is no such table.
-        NoTable: what has the table's name cannot have such triggers.
-    """
+    """The state of a table's triggers, its function's text included; or TableMissing, or NoTable."""
     check_postgresql(alias)
     sql = TriggerSQL(table, connections[alias])
     rows = _rows(alias, _STATE.format(**sql.literals))
@@ -148,11 +142,7 @@ def state(alias: str, table: AnnouncedTable) -> State:
 
 
 def install(alias: str, table: AnnouncedTable) -> State:
-    """Bring a table's triggers to this version, unless they have it, and return what was there before.
-
-    Raises:
-        TriggersRefused: this user may not, or the table stays locked.
-    """
+    """Bring a table's triggers to this version, unless they have it, and return what was there before."""
     before = state(alias, table)
     if before is not State.INSTALLED:
         # Looking for what is unused means reading all triggers, so not for each new one of a thousand tables.
@@ -162,12 +152,7 @@ def install(alias: str, table: AnnouncedTable) -> State:
 
 
 def uninstall(alias: str, table: AnnouncedTable) -> bool:
-    """Remove a table's triggers, of whatever version, and return whether there were any.
-
-    Raises:
-        NotPostgreSQL: the database has no ``NOTIFY``.
-        TriggersRefused: this user may not, or the table stays locked.
-    """
+    """Remove a table's triggers, of whatever version, and return whether there were any."""
     check_postgresql(alias)
     sql = TriggerSQL(table, connections[alias])
     found = any(trigger for *_, trigger, _ in _rows(alias, _STATE.format(**sql.literals)))
@@ -188,18 +173,14 @@ def unused_functions(alias: str) -> list[str]:
 
 
 def remove(alias: str, leftover: Leftover) -> None:
-    """Remove a table's triggers and their functions, or raise TriggersRefused."""
+    """Remove a table's triggers and their functions."""
     quote = connections[alias].ops.quote_name
     dropped = [f"DROP TRIGGER IF EXISTS {quote(name)} ON {leftover.table}" for name in leftover.triggers]
     _execute(alias, leftover.table, [*dropped, DROP_UNUSED])
 
 
 def remove_unused_functions(alias: str) -> list[str]:
-    """Remove the functions that no trigger calls, and return which there were.
-
-    Raises:
-        TriggersRefused: some are another user's.
-    """
+    """Remove the functions that no trigger calls, and return which there were."""
     before = unused_functions(alias)
     if before:
         _execute(alias, alias, [DROP_UNUSED])
@@ -218,10 +199,7 @@ def _rows(alias: str, query: str) -> list[tuple[Any, ...]]:
 
 
 def _execute(alias: str, what: str, statements: Iterable[str]) -> None:
-    """Execute statements in one transaction, which waits for no lock for long.
-
-    What they are about is for the message of TriggersRefused.
-    """
+    """Execute statements in one transaction, which waits for no lock for long, or raise TriggersRefused."""
     with _explained(what), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # One at a time: of two sessions that create or drop a function at once, PostgreSQL fails one.

@@ -44,7 +44,7 @@ from ..rows.codec import RowCodec
 from ..snapshots.pages import Page
 from ..snapshots.snapshot import Snapshot
 from .format import FORMAT, SIGNED, Manifest, NotGenuine, NotPortable, digest_of, kind_of, pack, unpack
-from .store import Gone, LoadTurn, Room, SharedStore, Wait, draw
+from .store import Gone, LoadTurn, Room, Wait, connect, draw
 
 LONGEST_WAIT_FOR_OTHERS = 30.0  # seconds
 MOST_LOOKS = 200  # at the server for one load: another client may ring all the time
@@ -58,8 +58,9 @@ class SharedSnapshots:
     """Where the repositories of an application share, and whether that works at present."""
 
     def __init__(self, url: str) -> None:
-        """Share on this Redis or Valkey server; ValueError if redis-py refuses the URL."""
-        self.store = SharedStore(url)
+        """Share on this Redis or Valkey server. Raises what ``connect()`` raises."""
+        connect(url)
+        self.url = url
         self._lock = threading.Lock()
         self._failed_at: float | None = None
 
@@ -100,7 +101,6 @@ class SharedLoader:
         reader: ColumnReader,
         shared: SharedSnapshots,
     ) -> None:
-        """As ``SharedSnapshots.loader()`` makes it."""
         self.alone = loader
         self.reader = reader
         self.shared = shared
@@ -125,8 +125,8 @@ class SharedLoader:
             return self.alone.read(queryset, before)[0]
         if (call := calls.current()) is not None:
             call.give_back()  # or each repository that waits for others would keep a connection from all
-        with self.shared.store.room(identity) as room:
-            return _Attempt(self, room, queryset, before, in_sql, identity).load()
+        with connect(self.shared.url) as client:
+            return _Attempt(self, Room(client, identity), queryset, before, in_sql, identity).load()
 
 
 class _Attempt:

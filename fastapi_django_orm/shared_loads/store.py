@@ -121,10 +121,9 @@ class Gone(Exception):
 
 
 class Room:
-    """What one kind of worker shares on the server; used for one load."""
+    """What workers with one identity share on the server; used for one load."""
 
     def __init__(self, client: "redis.Redis", identity: str) -> None:
-        """Enter the room of this identity."""
         self._client = client
         self._name = f"{PREFIX}:{{{identity}}}"  # in braces: a cluster keeps them on one server
         self._keys = [f"{self._name}:{what}" for what in ("state", "lock", "bell")]
@@ -201,30 +200,22 @@ class Room:
         return self._client.eval(script, len(self._keys), *self._keys, *arguments)
 
 
-class SharedStore:
-    """The server, for all repositories of an application."""
+def connect(url: str) -> "redis.Redis":
+    """A client for one load, which is rare, so nothing stays open; ValueError if redis-py refuses the URL.
 
-    def __init__(self, url: str) -> None:
-        """Use this server; ValueError if the URL has a part or an option that redis-py does not know."""
-        self._url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
-        try:
-            self._client().connection_pool.make_connection()
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-
-    @contextmanager
-    def room(self, identity: str) -> Iterator[Room]:
-        """The room of this identity, over its own connection: a load is rare, and nothing stays open."""
-        with self._client() as client:
-            yield Room(client, identity)
-
-    def _client(self) -> "redis.Redis":
-        return redis.Redis.from_url(
-            self._url,
-            socket_connect_timeout=STORE_PATIENCE,
-            socket_timeout=STORE_PATIENCE,
-            retry=Retry(NoBackoff(), 0),
-        )
+    It is ``redis://…``, ``rediss://…`` or ``unix://…``; ``valkey://…`` as well.
+    """
+    client = redis.Redis.from_url(
+        url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+        socket_connect_timeout=STORE_PATIENCE,
+        socket_timeout=STORE_PATIENCE,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        client.connection_pool.make_connection()  # connects to nothing
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return client
 
 
 def _ms(seconds: float) -> int:
