@@ -6,7 +6,6 @@ application. So those that are no longer needed are found by their names.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..coherence.hints import CHANNEL
 from ..coherence.planned import labels_of
 from ..errors import ConfigurationError, DjangoORMError, TableMissing
 from .tables import AnnouncedTable
-from .trigger_sql import DROP_UNUSED, FAMILY, FOR_RELATIVE, OF_TABLE, OURS, TriggerSQL
+from .trigger_sql import DROP_ALL, DROP_UNUSED, FAMILY, FOR_RELATIVE, OF_TABLE, OURS, TriggerSQL
 
 # Other writers queue behind a session that waits for a table's lock.
 LOCK_TIMEOUT = "5s"
@@ -38,10 +37,10 @@ SELECT c.oid::regclass::text, c.relkind::text, c.oid = to_regclass({{table}}), t
     ARRAY[t.tgtype, t.tgoldtable, t.tgnewtable, t.tgenabled, t.tgqual, t.proname, t.prosrc]::text[]
 FROM family JOIN pg_class c ON c.oid = family.relation FULL JOIN ours t ON t.tgrelid = c.oid"""
 
-_LEFTOVERS = f"""
-SELECT t.tgrelid::bigint, t.tgrelid::regclass::text, array_agg(t.tgname::text ORDER BY t.tgname)
+_TABLES = f"""
+SELECT DISTINCT t.tgrelid::bigint, t.tgrelid::regclass::text
 FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
-WHERE {OURS} AND NOT {FOR_RELATIVE} GROUP BY t.tgrelid ORDER BY 2"""
+WHERE {OURS} AND NOT {FOR_RELATIVE} ORDER BY 2"""
 
 # Those that only parents and children of a table call have lost the table.
 _UNUSED = f"""
@@ -85,21 +84,6 @@ class State(StrEnum):
     INSTALLED = "installed"
     OUTDATED = "outdated"
     MISSING = "missing"
-
-
-@dataclass(frozen=True)
-class Leftover:
-    """A table with triggers of this package.
-
-    Attributes:
-        table: its name, as SQL has it.
-        labels: the models'; none if no installed model has this table.
-        triggers: their names.
-    """
-
-    table: str
-    labels: list[str]
-    triggers: list[str]
 
 
 def check_postgresql(alias: str) -> None:
@@ -161,10 +145,10 @@ def uninstall(alias: str, table: AnnouncedTable) -> bool:
     return found
 
 
-def leftovers(alias: str) -> list[Leftover]:
-    """Every table with triggers of this package, of whatever version."""
+def tables_with_triggers(alias: str) -> dict[str, list[str]]:
+    """Every table with triggers of this package, of any version, and the labels of its models, if any."""
     labels = labels_of(connections[alias])
-    return [Leftover(name, labels.get(number, []), found) for number, name, found in _rows(alias, _LEFTOVERS)]
+    return {name: labels.get(number, []) for number, name in _rows(alias, _TABLES)}
 
 
 def unused_functions(alias: str) -> list[str]:
@@ -172,24 +156,14 @@ def unused_functions(alias: str) -> list[str]:
     return [name for (name,) in _rows(alias, _UNUSED)]
 
 
-def remove(alias: str, leftover: Leftover) -> None:
-    """Remove a table's triggers and their functions."""
-    quote = connections[alias].ops.quote_name
-    dropped = [f"DROP TRIGGER IF EXISTS {quote(name)} ON {leftover.table}" for name in leftover.triggers]
-    _execute(alias, leftover.table, [*dropped, DROP_UNUSED])
-
-
-def remove_unused_functions(alias: str) -> list[str]:
-    """Remove the functions that no trigger calls, and return which there were."""
-    before = unused_functions(alias)
-    if before:
-        _execute(alias, alias, [DROP_UNUSED])
+def uninstall_all(alias: str) -> None:
+    """Remove all triggers and functions of this package, of whatever version."""
+    _execute(alias, f"Database {alias}", [DROP_ALL, DROP_UNUSED])
     if kept := unused_functions(alias):
         raise TriggersRefused(
             f"{', '.join(kept)}: this user may not remove them, only their owner may. Run the command as the "
             "owner, or add --sql and give what it prints to whoever may."
         )
-    return before
 
 
 def _rows(alias: str, query: str) -> list[tuple[Any, ...]]:

@@ -160,15 +160,15 @@ class Command(BaseCommand):
             if origin_of(alias).is_replica:
                 self.stdout.write(f"Database {alias}: a standby, and like its primary")
                 continue
-            found = triggers.leftovers(alias)
-            for leftover in found:
-                triggers.remove(alias, leftover)
-                self._show(alias, leftover, "removed")
-            functions = triggers.remove_unused_functions(alias)
+            tables, functions = triggers.tables_with_triggers(alias), triggers.unused_functions(alias)
+            if not tables and not functions:
+                self.stdout.write(f"Database {alias}: nothing is there")
+                continue
+            triggers.uninstall_all(alias)
+            for table, labels in tables.items():
+                self._show(alias, table, labels, "removed")
             for function in functions:
                 self.stdout.write(f"{function} (database {alias}): removed")
-            if not functions and not found:
-                self.stdout.write(f"Database {alias}: nothing is there")
 
     def _show_leftovers(self, database: str | None, tables: Tables) -> bool:
         """Print what is there for none of these tables, and return whether anything is."""
@@ -185,18 +185,17 @@ class Command(BaseCommand):
             if origin.is_replica or origin.server in seen:
                 continue
             seen.add(origin.server)
-            for leftover in triggers.leftovers(alias):
-                if wanted.get(origin.server, set()).isdisjoint(leftover.labels):
-                    self._show(alias, leftover, "installed, and no repository needs it")
+            for table, labels in triggers.tables_with_triggers(alias).items():
+                if wanted.get(origin.server, set()).isdisjoint(labels):
+                    self._show(alias, table, labels, "installed, and no repository needs it")
                     found = True
             for function in triggers.unused_functions(alias):
                 self.stdout.write(f"{function} (database {alias}): no trigger calls it")
                 found = True
         return found
 
-    def _show(self, alias: str, leftover: triggers.Leftover, what: str) -> None:
-        label = leftover.labels[0] if leftover.labels else "no model"
-        self.stdout.write(f"{label} ({leftover.table}, database {alias}): {what}")
+    def _show(self, alias: str, table: str, labels: list[str], what: str) -> None:
+        self.stdout.write(f"{next(iter(labels), 'no model')} ({table}, database {alias}): {what}")
 
     def _tell(self, alias: str, table: AnnouncedTable, what: str) -> None:
         self.stdout.write(f"{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
