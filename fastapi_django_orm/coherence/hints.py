@@ -1,7 +1,7 @@
 """What processes send each other: "these rows of bbs.Topic have changed", never the rows.
 
 A hint may be lost, doubled or late without harm, since a worker that receives one reads the database. Hence
-decoding never fails: what cannot be understood (a later version of this package, somebody else's message)
+decoding never fails: what cannot be understood (a later version of this package, another program's message)
 means that anything may have changed.
 """
 

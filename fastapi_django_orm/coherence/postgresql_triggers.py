@@ -16,7 +16,7 @@ from .postgresql_session import Session
 APP = "fastapi_django_orm.django"  # which has the command
 
 # Of each table whether its triggers, and those of its parents and children, announce all kinds of statements
-# under the model's label; what tells them from others, or from themselves before they were switched off and
+# under the model's label; what distinguishes them from others, and from themselves before they were off and
 # on again; what the table is; and whether logical replication fills it, which fires no such triggers.
 #
 # The bits of pg_trigger.tgtype: INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32. A function of ours ends with the

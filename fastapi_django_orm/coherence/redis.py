@@ -63,7 +63,7 @@ class RedisListener(Listener):
                 try:
                     await self._pass_on(pubsub, receiver)
                 finally:
-                    self._client = None  # first: one that is closed connects again for whoever uses it
+                    self._client = None  # first: a closed client connects again when it is used
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 

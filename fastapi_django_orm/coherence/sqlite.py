@@ -40,10 +40,10 @@ class SQLiteListener(Listener):
     async def listen(self, receiver: TransportSupervisor) -> None:
         """Watch until cancelled, or until another file has taken this one's place."""
         loop = asyncio.get_running_loop()
-        # One thread, which does one thing after another: who asks it for a look while it looks may have
-        # committed after that look, and gets the next one.
+        # One thread, which does one thing after another: a caller that asks for a look during one may have
+        # committed after it has read, and gets the next one.
         executor = ThreadPoolExecutor(1, "sqlite-watch")
-        # From the thread, so that it comes before the answer to whoever has asked for the look.
+        # Called from the thread, so that the hint comes before the caller of caught_up() goes on.
         watch = _Watch(self._database, partial(loop.call_soon_threadsafe, receiver.heard, EVERYTHING))
         try:
             await loop.run_in_executor(executor, watch.open)

@@ -45,7 +45,7 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
         return []
     try:
         models = selection.read_by_repositories(None).models  # through views as well: the database is asked
-    except Exception:  # an application that cannot be imported has errors of its own to show
+    except Exception:  # an application that cannot be imported shows its own errors
         return []
     found = selection.by_database(models, None)
     return [
@@ -74,7 +74,7 @@ def check_repositories(**kwargs: Any) -> list[checks.CheckMessage]:
     try:
         selection.import_application()
         read: Read = [(cls, concern_of(cls())) for cls in declared_cached()]
-    except Exception:  # an application that cannot be imported has errors of its own to show
+    except Exception:  # an application that cannot be imported shows its own errors
         read = []
     found = [*_many_to_many(read), *_relations(settings, read)]
     if "off" not in settings.coherence:
@@ -109,7 +109,7 @@ def _many_to_many(read: Read) -> Messages:
             if _through(field)._meta.db_table not in concern.tables:
                 yield checks.Info(
                     f"{_name(cls)} is not refreshed when {field.name} of a {model._meta.label} changes: "
-                    "that is stored in a table of its own.",
+                    "that is stored in another table.",
                     hint=f"If its rows show it, write depends_on = ({_through(field)._meta.label!r},).",
                     obj=cls,
                     id="fastapi_django_orm.I001",

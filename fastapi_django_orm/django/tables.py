@@ -1,7 +1,7 @@
 """Which models to announce when a table changes, and which tables a model is read from.
 
 A model that inherits from another has its row in two tables, and several models may share one. A hint names a
-model, so whoever writes a table announces every model that has something in it.
+model, so a write to a table announces every model that has something in it.
 """
 
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from typing import Any
 from django.apps import apps
 from django.db.models import Model
 
-# Keys of these types look the same in JSON, whoever writes them, and `to_python` gives the key back. Others
+# Keys of these types look the same in JSON, whatever writes them, and `to_python` gives the key back. Others
 # have several forms (a decimal's zeros, a moment's time zone, an address's mask) or none.
 PLAIN_KEYS = frozenset(
     {"AutoField", "BigAutoField", "SmallAutoField"}

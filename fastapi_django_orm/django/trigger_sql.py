@@ -15,7 +15,7 @@ a table get triggers that call its function, too.
 
 django-pgtrigger was looked at. It writes a function for each trigger and leaves it behind, asks a function
 with a subtransaction before each call, and puts the triggers into the migrations of the model's app, which is
-often somebody else's.
+often another project's.
 """
 
 import hashlib
@@ -137,7 +137,7 @@ OURS = f"""\
     OR pg_catalog.starts_with(p.proname::pg_catalog.text, '{CHANNEL}_'))
     AND NOT t.tgisinternal AND t.tgparentid = 0"""
 
-# Whether it is there for another table, a parent or a child of its own: its name begins with the function's.
+# Whether it is there for another table, a parent or a child of it: its name begins with the function's.
 FOR_RELATIVE = "pg_catalog.starts_with(t.tgname::pg_catalog.text, p.proname::pg_catalog.text || '_')"
 
 # Whether it is there for a given table, as it should be or otherwise.

@@ -3,7 +3,7 @@
 A worker that wants rows draws a random *number* and leaves it on the server. The one that gets the lock
 takes, in the same step, all numbers that are there, and only then begins to read. It signs them with the
 rows, and so a worker that finds its number among them knows that the rows were read after it had asked:
-whatever anybody's clock says, whatever the server has lost or got back, and whoever else writes to it.
+whatever any clock says, whatever the server has lost or got back, and whatever else writes to it.
 
 Nothing here is trusted. What the server returns is bounded in size, and verified by ``format``; what it
 should have and has not is left there again with the next look.
