@@ -147,7 +147,7 @@ class Fleet:
     async def hint(self, comment: str) -> float:
         """Change a row and announce it; the seconds until all serve it."""
         from fastapi_django_orm.coherence.postgresql import PostgreSQLListener
-        from fastapi_django_orm.coherence.postgresql_parameters import way_to
+        from fastapi_django_orm.coherence.postgresql_session import way_to
 
         receiver = _Receiver(self.followers)
         tables = {"bbs_topic": "bbs.Topic"}

@@ -9,8 +9,8 @@ from typing import Any
 from django.db import connections, transaction
 
 from fastapi_django_orm import application
-from fastapi_django_orm.coherence.link import Link
 from fastapi_django_orm.coherence.service import Coherence
+from fastapi_django_orm.coherence.transport import TransportSupervisor
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.django.trigger_sql import EVENTS
@@ -55,7 +55,7 @@ async def hearing(*repositories: type[Any], **settings: Any) -> AsyncIterator[tu
         yield instances[0], application.find("a test").get(Coherence)
 
 
-def link(coherence: Coherence, kind: str) -> Link:
+def link(coherence: Coherence, kind: str) -> TransportSupervisor:
     """The only transport of a kind."""
     (found,) = [link for link in coherence.links if link.listener.name.split(":")[0] == kind]
     return found

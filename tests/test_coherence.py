@@ -17,8 +17,8 @@ from fastapi_django_orm import DjangoORM, ORMSettings
 from fastapi_django_orm.application import find
 from fastapi_django_orm.coherence import process
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
+from fastapi_django_orm.coherence.publishers import DatabasePublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
-from fastapi_django_orm.coherence.sqlite import SQLitePublisher
 from fastapi_django_orm.errors import InvalidSettings
 from tests.gates import Gate, comments, gated
 from tests.hearing import DEADLINE, eventually, follows, hearing, link, roll_back, write
@@ -147,8 +147,7 @@ def test_a_manual_hint_through_the_file(sqlite: str) -> None:
 
     async def main() -> None:
         async with hearing(gated(gate), gate=gate) as (_, coherence):
-            name = str(connections["default"].settings_dict["NAME"])
-            await asyncio.to_thread(SQLitePublisher("default", name).publish, Hint("board.Topic"))
+            await outside(lambda: DatabasePublisher("default").publish(Hint("board.Topic")))
             assert await link(coherence, "sqlite").listener.caught_up()
             await gate.load_begun()
 

@@ -7,28 +7,23 @@ from typing import Any
 import pytest
 
 from fastapi_django_orm.coherence.follower import Follower
-from fastapi_django_orm.errors import RefreshFailed
 from fastapi_django_orm.memory.refreshing import Load
 
 DEADLINE = 20.0  # seconds
 
 
 class Loads:
-    """Stands for a refresher whose loads take a time, or fail."""
+    """Stands for a refresher whose loads take a time."""
 
     name = "topics"
 
     def __init__(self, duration: float = 0.0) -> None:
         self.duration = duration
         self.begun: list[float] = []
-        self.failures = 0
 
     async def refresh(self, trigger: str, keys: Any = None) -> Load[Any]:
         self.begun.append(asyncio.get_running_loop().time())
         await asyncio.sleep(self.duration)
-        if self.failures:
-            self.failures -= 1
-            raise RefreshFailed("broken")
         snapshot: Any = None
         return Load(snapshot, self.duration, trigger)
 
@@ -135,21 +130,6 @@ def test_no_keys_are_nothing_to_wait_for() -> None:
         worker.follow(set())
         await worker.settle()
         assert loads.begun == []
-        await worker.stop()
-
-    run(main)
-
-
-def test_keys_that_could_not_be_read_become_all() -> None:
-    """A refresher tries full loads again by itself; of keys it may know nothing any more."""
-
-    async def main() -> None:
-        loads = Loads()
-        loads.failures = 1
-        worker = follower(loads)
-        worker.follow({1})
-        await worker.settle()
-        assert len(loads.begun) == 2
         await worker.stop()
 
     run(main)

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import DjangoORM, ORMSettings
 from fastapi_django_orm.coherence.choice import publishers
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
-from fastapi_django_orm.coherence.http import HTTPPublisher
+from fastapi_django_orm.coherence.publishers import HTTPPublisher
 from fastapi_django_orm.coherence.transport import TransportUnavailable
 from tests.databases import wait_until
 from tests.gates import Gate, add_topics, gated

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import psycopg
@@ -17,8 +16,9 @@ from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
-from fastapi_django_orm.coherence.postgresql import PostgreSQLListener, PostgreSQLPublisher
-from fastapi_django_orm.coherence.postgresql_parameters import Way, libpq_parameters
+from fastapi_django_orm.coherence.postgresql import PostgreSQLListener
+from fastapi_django_orm.coherence.postgresql_session import Way, libpq_parameters
+from fastapi_django_orm.coherence.publishers import DatabasePublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers
@@ -177,18 +177,13 @@ def test_other_databases(board: PostgreSQL) -> None:
 
 
 def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
-    """A hint may come from anybody who can connect; a connection that was cut meanwhile is replaced."""
+    """A hint may come from anybody who can connect."""
     gate = Gate()
 
     async def main() -> None:
-        async with hearing(gated(gate), gate=gate) as (_, coherence):
-            publisher = PostgreSQLPublisher("postgresql", partial(libpq_parameters, "postgresql"))
-            await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
+        async with hearing(gated(gate), gate=gate):
+            await outside(lambda: DatabasePublisher("postgresql").publish(Hint("board.Topic", (1,))))
             await gate.load_begun()
-            await outside(end_listeners)
-            await eventually(lambda: listener(coherence).connected_since is None, "the cut is noticed")
-            await asyncio.to_thread(publisher.publish, Hint("board.Topic", (1,)))
-            await asyncio.to_thread(publisher.close)
 
     run(main)
 

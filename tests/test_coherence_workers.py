@@ -17,8 +17,8 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, ORMSettings
-from fastapi_django_orm.coherence import workers
-from fastapi_django_orm.coherence.workers import EVERY_WORKER, Answer, Question, new_worker
+from fastapi_django_orm.coherence import roll_call
+from fastapi_django_orm.coherence.roll_call import EVERY_WORKER, Answer, Question, new_worker
 from tests.databases import get_all
 from tests.gates import Gate, comments, gated
 from tests.hearing import (
@@ -346,12 +346,12 @@ def test_messages_that_cannot_be_understood(valkey: Valkey, sqlite: str) -> None
 def test_the_version_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A later version of the messages is understood by those who write it, and not by those of before."""
     messages = Question("1", new_worker(), ("topics",), 5.0), Answer("1", new_worker(), (0,), ())
-    now = [workers.write(message) for message in messages]
-    assert [workers.read(payload) for payload in now] == list(messages)
-    monkeypatch.setattr(workers, "VERSION", workers.VERSION + 1)
-    later = [workers.write(message) for message in messages]
-    assert [workers.read(payload) for payload in later] == list(messages)
-    assert [workers.read(payload) for payload in now] == [None, None]
+    now = [roll_call.write(message) for message in messages]
+    assert [roll_call.read(payload) for payload in now] == list(messages)
+    monkeypatch.setattr(roll_call, "VERSION", roll_call.VERSION + 1)
+    later = [roll_call.write(message) for message in messages]
+    assert [roll_call.read(payload) for payload in later] == list(messages)
+    assert [roll_call.read(payload) for payload in now] == [None, None]
 
 
 def test_a_connection_with_a_name_of_the_projects_own(board: PostgreSQL) -> None:

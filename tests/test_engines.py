@@ -13,7 +13,7 @@ from django.db import connections
 from django.db.backends.sqlite3 import base
 from structlog.testing import capture_logs
 
-from fastapi_django_orm.coherence.postgresql_parameters import way_to
+from fastapi_django_orm.coherence.postgresql_session import way_to
 from fastapi_django_orm.database.engines import (
     POSTGRESQL_PATIENCE,
     fit_driver_pools,

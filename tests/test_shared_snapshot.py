@@ -32,11 +32,10 @@ from fastapi_django_orm.memory.pages import Page, cut
 from fastapi_django_orm.reading.codec import Chunk
 from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
 from fastapi_django_orm.reading.windows import Windows
-from fastapi_django_orm.shared_loads import identity as shared_identity
 from fastapi_django_orm.shared_loads import loader as shared_loader
 from fastapi_django_orm.shared_loads import store as shared_store
 from fastapi_django_orm.shared_loads.format import Manifest, NotGenuine, NotPortable, kind_of, pack, unpack
-from fastapi_django_orm.shared_loads.identity import identity_of
+from fastapi_django_orm.shared_loads.loader import identity_of
 from fastapi_django_orm.shared_loads.store import Room
 from tests.databases import created
 from tests.gates import Gate, add_topics, comments, started
@@ -828,10 +827,10 @@ def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp
         found.add(identity())
     for change in (("_version", lambda: "0.0"), ("FORMAT", 0)):
         with monkeypatch.context() as patch:
-            patch.setattr(shared_identity, *change)
+            patch.setattr(shared_loader, *change)
             found.add(identity())
     with monkeypatch.context() as patch:
-        patch.setitem(connections.settings[board], "NAME", "another")
+        patch.setitem(connections.settings["default"], "NAME", tmp_path / "another")
         found.add(identity())
     with monkeypatch.context() as patch:
         of = DatabaseJSON.of

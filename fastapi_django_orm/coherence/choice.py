@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.db import connections
 
@@ -13,24 +12,19 @@ from ..errors import InvalidSettings
 from ..events import logger
 from ..settings import ORMSettings
 from .concerns import Concern
-from .http import HTTPPublisher
-from .postgresql_parameters import libpq_parameters, read_dsn, way_to
 from .process import ProcessListener
-from .sqlite import SQLiteListener, SQLitePublisher
+from .publishers import DatabasePublisher, HTTPPublisher
+from .sqlite import SQLiteListener
 from .transport import Listener, Publisher
 
-_TELLING: tuple[Kind, ...] = ("postgresql", "sqlite")  # the kinds of databases that tell of writes themselves
+_ANNOUNCING: tuple[Kind, ...] = ("postgresql", "sqlite")  # databases that announce writes themselves
 
 
 def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[Listener]:
-    """What a worker listens to.
-
-    Args:
-        settings: the application's.
-        concerns: of its repositories.
+    """What a worker with these repositories listens to.
 
     Raises:
-        InvalidSettings: a transport is named whose package is not installed, or that no database has.
+        InvalidSettings: a setting names a transport whose package is not installed, or that no database has.
     """
     if "off" in settings.coherence:
         return []
@@ -39,30 +33,42 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
     aliases = sorted({concern.alias for concern in concerns})
     if wants(settings, "postgresql"):
         for alias in _of_kind("postgresql", aliases):
-            found += _postgresql(alias, settings, [c for c in concerns if c.alias == alias])
+            found += _postgresql_listener(alias, settings, [c for c in concerns if c.alias == alias])
     if wants(settings, "sqlite"):
-        found += [
-            SQLiteListener(alias, database_of(connections.create_connection(alias)), settings.coherence_poll)
-            for alias in _of_kind("sqlite", aliases)
-        ]
-    found += [
-        _redis().RedisListener(name, url, settings.coherence_heartbeat) for name, url in _brokers(settings)
+        for alias in _of_kind("sqlite", aliases):
+            found.append(SQLiteListener(alias, _file_of(alias), settings.coherence_poll))
+    return [
+        *found,
+        *(
+            _redis().RedisListener(name, url, settings.coherence_heartbeat)
+            for name, url in _brokers(settings)
+        ),
     ]
-    return found
+
+
+def publishers(settings: ORMSettings) -> list[Publisher]:
+    """What must receive every write that no database announces: brokers, and applications' routes."""
+    token = settings.refresh_token.get_secret_value() if settings.refresh_token else None
+    return [
+        *(_redis().RedisPublisher(name, url) for name, url in _brokers(settings)),
+        *(HTTPPublisher(url, token) for url in _urls(settings, "http", "https")),
+    ]
+
+
+def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[Publisher]:
+    """What publishes through databases, for hints that no write has caused; none for those of other kinds."""
+    kinds = [kind for kind in _ANNOUNCING if wants(settings, kind)]
+    return [DatabasePublisher(alias) for alias in aliases if kind_of(alias) in kinds]
 
 
 def check_databases(settings: ORMSettings) -> None:
-    """Refuse the name of a transport that none of Django's databases has.
-
-    Raises:
-        InvalidSettings: one is named; or more than one DSN, of which each would be for all databases.
-    """
+    """Refuse a transport that none of Django's databases has, and more than one DSN for all databases."""
     if len(_dsns(settings)) > 1:
         raise InvalidSettings(
             "DJANGO_ORM_COHERENCE has more than one postgresql:// URL, and one is for all databases. Leave "
             "them out where DATABASES leads to the servers directly."
         )
-    for kind in _TELLING:
+    for kind in _ANNOUNCING:
         if _names(settings, kind) and not any(_of_kind(kind, connections.settings)):
             databases = ", ".join(f"{alias} is {name_of(alias)}" for alias in connections.settings)
             raise InvalidSettings(
@@ -72,104 +78,69 @@ def check_databases(settings: ORMSettings) -> None:
 
 
 def is_named(settings: ORMSettings, listener: Listener) -> bool:
-    """Whether a transport was asked for, and not chosen by ``auto``."""
+    """Whether the setting names a transport, and not only ``auto``."""
     kind = listener.name.partition(":")[0]
     return "auto" not in settings.coherence or kind == "redis" or _names(settings, kind)
 
 
 def has_route(settings: ORMSettings) -> bool:
-    """Whether a refresh route is named, to which Django's processes post their writes."""
-    return bool(_routes(settings))
+    """Whether the setting names a refresh route, to which Django's processes post their writes."""
+    return bool(_urls(settings, "http", "https"))
 
 
 def is_told_by_django(settings: ORMSettings) -> bool:
-    """Whether a broker or a route is named, through which Django's processes tell of their writes."""
-    return has_route(settings) or any(True for _ in _brokers(settings))
+    """Whether the setting names a broker or a route, through which Django's processes announce writes."""
+    return has_route(settings) or bool(_brokers(settings))
 
 
 def announces(settings: ORMSettings, alias: str) -> bool:
-    """Whether a database itself announces writes, and is listened to."""
+    """Whether a database itself announces writes, and workers listen to it."""
     kind = kind_of(alias)
-    return kind in _TELLING and wants(settings, kind) and (kind != "postgresql" or _why_no_psycopg() is None)
+    if kind not in _ANNOUNCING or not wants(settings, kind):
+        return False
+    return kind != "postgresql" or _why_no_psycopg() is None
 
 
 def how_to_hear(settings: ORMSettings, alias: str) -> str:
-    """What to set where nothing announces the writes to a database.
-
-    Args:
-        settings: the application's.
-        alias: the database's key in ``DATABASES``.
-    """
+    """What to set where nothing announces the writes to a database."""
     kind = kind_of(alias)
-    if kind in _TELLING and not wants(settings, kind):
+    if kind in _ANNOUNCING and not wants(settings, kind):
         return (
-            f"Their database does tell, and DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or add {kind}; "
-            "or off, if no other process writes."
+            f"Their database does announce writes, and DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or "
+            f"add {kind}; or off, if no other process writes."
         )
     if kind == "postgresql" and (reason := _why_no_psycopg()):
         return reason
     return (
-        "Their database tells nobody. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes, with "
-        "fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; "
+        "Their database does not announce writes. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django "
+        "writes, with fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; "
         "or off, if no other process writes."
     )
 
 
-def publishers(settings: ORMSettings) -> list[Publisher]:
-    """What has to be told of every write that no database announces: brokers, and applications' routes.
-
-    Raises:
-        InvalidSettings: a transport is named whose package is not installed.
-    """
-    token = settings.refresh_token
-    return [
-        *(_redis().RedisPublisher(name, url) for name, url in _brokers(settings)),
-        *(HTTPPublisher(url, token.get_secret_value() if token else None) for url in _routes(settings)),
-    ]
-
-
-def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[Publisher]:
-    """What publishes through the databases: for hints that no write has caused.
-
-    Args:
-        settings: the application's.
-        aliases: keys in ``DATABASES``; those of other kinds are left out.
-
-    Raises:
-        InvalidSettings: psycopg is not installed.
-    """
-    aliases = list(aliases)
-    found: list[Publisher] = []
-    if wants(settings, "postgresql"):
-        found += [
-            _psycopg().PostgreSQLPublisher(alias, partial(libpq_parameters, alias))
-            for alias in _of_kind("postgresql", aliases)
-        ]
-    if wants(settings, "sqlite"):
-        found += [
-            SQLitePublisher(alias, database_of(connections.create_connection(alias)))
-            for alias in _of_kind("sqlite", aliases)
-        ]
-    return found
-
-
 def wants(settings: ORMSettings, kind: str) -> bool:
-    """Whether the databases of this kind are listened to."""
+    """Whether workers listen to the databases of this kind."""
     return "auto" in settings.coherence or _names(settings, kind)
 
 
 def _names(settings: ORMSettings, kind: str) -> bool:
     schemes = {item.partition("://")[0] for item in settings.coherence}
-    return not schemes.isdisjoint({kind, "postgres" if kind == "postgresql" else kind})
+    return kind in schemes or (kind == "postgresql" and "postgres" in schemes)
 
 
 def _of_kind(kind: Kind, aliases: Iterable[str]) -> Iterator[str]:
     return (alias for alias in aliases if kind_of(alias) == kind)
 
 
-def _postgresql(alias: str, settings: ORMSettings, concerns: Collection[Concern]) -> Iterator[Listener]:
+def _file_of(alias: str) -> str:
+    return database_of(connections.create_connection(alias))
+
+
+def _postgresql_listener(
+    alias: str, settings: ORMSettings, concerns: Collection[Concern]
+) -> Iterator[Listener]:
     try:
-        module = _psycopg()
+        postgresql, session = _psycopg()
     except InvalidSettings as error:
         if "auto" not in settings.coherence:
             raise
@@ -178,31 +149,30 @@ def _postgresql(alias: str, settings: ORMSettings, concerns: Collection[Concern]
     quote = connections[alias].ops.quote_name
     tables = {quote(table): label for concern in concerns for table, label in concern.tables.items()}
     explained = frozenset[str]().union(*(concern.explained for concern in concerns))
-    way = partial(way_to, alias, read_dsn(_direct_dsn(settings)))
-    yield module.PostgreSQLListener(alias, way, tables, settings.coherence_heartbeat, explained)
+    secret = settings.coherence_dsn
+    dsn = secret.get_secret_value() if secret else next(iter(_dsns(settings)), None)
+    way = partial(session.way_to, alias, session.read_dsn(dsn))
+    yield postgresql.PostgreSQLListener(alias, way, tables, settings.coherence_heartbeat, explained)
 
 
-def _direct_dsn(settings: ORMSettings) -> str | None:
-    if settings.coherence_dsn is not None:
-        return settings.coherence_dsn.get_secret_value()
-    return next(iter(_dsns(settings)), None)
+def _urls(settings: ORMSettings, *schemes: str) -> list[str]:
+    return [url for url in settings.coherence if "://" in url and url.partition("://")[0] in schemes]
 
 
 def _dsns(settings: ORMSettings) -> list[str]:
-    return [url for url in settings.coherence if url.startswith(("postgres://", "postgresql://"))]
+    return _urls(settings, "postgres", "postgresql")
 
 
-def _routes(settings: ORMSettings) -> list[str]:
-    return [url for url in settings.coherence if urlsplit(url).scheme in ("http", "https")]
-
-
-def _brokers(settings: ORMSettings) -> Iterator[tuple[str, str]]:
+def _brokers(settings: ORMSettings) -> list[tuple[str, str]]:
     """Names without passwords or hosts, since the health route shows them to everybody; and URLs."""
-    names = (f"redis:{number}" if number else "redis" for number in range(len(settings.coherence)))
-    for url in settings.coherence:
-        scheme, _, rest = url.partition("://")
-        if rest and scheme.startswith(("redis", "valkey")):
-            yield next(names), f"{scheme.replace('valkey', 'redis')}://{rest}"
+    urls = _urls(settings, "redis", "rediss", "valkey", "valkeys")
+    return [
+        (
+            f"redis:{number}" if number else "redis",
+            url.replace("valkey", "redis", 1) if url[0] == "v" else url,
+        )
+        for number, url in enumerate(urls)
+    ]
 
 
 def _why_no_psycopg() -> str | None:
@@ -213,15 +183,15 @@ def _why_no_psycopg() -> str | None:
     return None
 
 
-def _psycopg() -> Any:
+def _psycopg() -> tuple[Any, Any]:
     try:
-        from . import postgresql
+        from . import postgresql, postgresql_session
     except ImportError as error:
         raise InvalidSettings(
             f"Listening to PostgreSQL needs psycopg 3 ({error}). Install it: pip install 'psycopg[binary]'. "
             "Django's own connections may use another driver."
         ) from error
-    return postgresql
+    return postgresql, postgresql_session
 
 
 def _redis() -> Any:

@@ -1,11 +1,11 @@
 """Which hints concern a repository, found from what it declares and from the SQL that loads it.
 
-A table that is missed leaves stale rows behind, and one too many costs a load that was not needed. So every
-doubt is decided for the table: its name anywhere in the SQL counts.
+A table that is missed leaves stale rows behind, and one too many costs an unnecessary load. So every doubt is
+decided for the table: its name anywhere in the SQL counts.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
@@ -44,14 +44,12 @@ class Concern:
     """What a repository reads.
 
     Attributes:
-        alias: the database that it reads.
+        alias: the database.
         own: labels of models whose keys are those of its rows, so that a hint's keys name the rows.
-        related: labels of the other models; None: they are not known, and any may be one.
-        tables: those of all these models that are known, with the models' labels.
+        related: labels of the other models; None: unknown, and any may be one.
+        tables: the known tables of all these models, with the models' labels.
         to_key: makes a row's key of what a hint has.
         explained: labels of those that may be views, since what is behind them is among the tables.
-        embedded: whether that database is a file, and no server.
-        depends: whether `depends_on` says what cannot be found.
         unannounced: a sentence for each thing that changes without being announced, and what to do.
         polled: labels of materialized views, which workers that listen to PostgreSQL look at.
         asked: whether PostgreSQL itself has been asked what the queries read; true for other databases.
@@ -64,36 +62,29 @@ class Concern:
     tables: Mapping[str, str]
     to_key: Callable[[Any], Any]
     explained: frozenset[str]
-    embedded: bool
-    depends: bool
-    unannounced: tuple[str, ...]
-    polled: frozenset[str]
     asked: bool
     observed: Observed
+    unannounced: tuple[str, ...] = ()
+    polled: frozenset[str] = frozenset()
 
     def is_hit(self, hint: Hint) -> bool:
         """Whether rows may have changed."""
         if not hint.label or self.related is None or hint.label in self.own | self.related:
             return True
-        return hint.label in self.beside()
-
-    def beside(self) -> frozenset[str]:
-        """Labels of models that loading has read and that nothing names."""
-        read = self.observed.found(_models_in)
-        return read - _NEVER_CHANGES - frozenset(self.tables.values())
+        return hint.label in self._beside()
 
     def why_unannounced(self, listening: bool, told: bool) -> str | None:
         """Why rows may change without an announcement, and what to do; None: they do not.
 
         Args:
-            listening: whether somebody listens to PostgreSQL itself.
+            listening: whether workers listen to PostgreSQL itself.
             told: whether Django's processes announce what they write, of any model.
         """
         if self.unannounced:
             return self.unannounced[0]
         if self.polled and not listening:
             return _POLLED.format(labels=", ".join(sorted(self.polled)))
-        if listening and not told and (beside := sorted(self.beside())):
+        if listening and not told and (beside := sorted(self._beside())):
             return _BESIDE.format(labels=", ".join(beside), names=", ".join(map(repr, beside)))
         return None
 
@@ -103,8 +94,12 @@ class Concern:
             return None
         try:
             return frozenset(self.to_key(key) for key in hint.keys)
-        except Exception:  # whatever a field raises for what is none of its keys
+        except Exception:  # whatever a field raises for a value that is not a key of it
             return None
+
+    def _beside(self) -> frozenset[str]:
+        """Labels of models that loading has read although nothing names them."""
+        return self.observed.found(_models_in) - _NEVER_CHANGES - frozenset(self.tables.values())
 
 
 def concern_of(repository: DeclaredCached) -> Concern:
@@ -114,68 +109,71 @@ def concern_of(repository: DeclaredCached) -> Concern:
         UnknownModel: ``depends_on`` names a model that is not installed.
         InvalidRepository: it is not a tuple of labels.
     """
-    queryset = ordered(repository.queryset(), repository.ordering)
+    queryset, children, linked = _read(repository)
     model: Any = queryset.model._meta.concrete_model  # which need not be the one that the repository names
     named = set(_named(repository))
-    children = children_of(repository, queryset)
-    linked = set(related_models(repository, queryset, children))
-    statement = _statement(queryset, repository.fields)
-    statements = [statement, *map(_statement, _beside(queryset, linked))]
-    followed = {model._meta.label for model in linked if model is not None}
+    statements = _statements(repository, queryset, linked)
+    followed = {each._meta.label for each in linked if each is not None}
     found = {label for each in statements if each is not None for label in _models_in(each[0])}
-    same_keys = {same._meta.label for same in _same_keys(model)}
-    below = {child._meta.label for child in children}
-    every = found | followed | named | same_keys | below
-    if statement is None or None in statements or None in linked:  # there is more than could be found
-        return _concern(repository, queryset, every, frozenset(), None)
-    exact = _is_row_by_row(queryset, statement[0])
-    own = {
-        same._meta.label
-        for same in (*_same_keys(model), *(child for child in children if model in _same_keys(child)))
-        if exact and same._meta.label not in named | followed and _mentions(statement[0], same) <= 1
-    }
-    return _concern(repository, queryset, every, frozenset(own), frozenset(every - own))
-
-
-def statements_of(repository: DeclaredCached) -> list[Statement | None]:
-    """The SQL of all queries that loading a repository is known to make; None for one that is not known."""
-    queryset = ordered(repository.queryset(), repository.ordering)
-    linked = set(related_models(repository, queryset, children_of(repository, queryset)))
-    return [_statement(queryset, repository.fields), *map(_statement, _beside(queryset, linked))]
-
-
-def _beside(queryset: QuerySet[Any], linked: Collection[type[Model] | None]) -> Iterator[QuerySet[Any]]:
-    """The queries by which relations are read: a manager may have one of its own."""
-    yield from prefetched(queryset)
-    for model in linked:
-        if model is not None:
-            yield model._default_manager.using(queryset.db)
-
-
-def _concern(
-    repository: DeclaredCached,
-    queryset: QuerySet[Any],
-    labels: Collection[str],
-    own: frozenset[str],
-    related: frozenset[str] | None,
-) -> Concern:
+    same_keys = {*_same_keys(model), *(child for child in children if model in _same_keys(child))}
+    every = found | followed | named | {each._meta.label for each in (*same_keys, *children)}
     known = _tables(_installed())
-    tables = {known[label]: label for label in sorted(labels) if label in known}
-    depends = bool(repository.depends_on)
+    own, related = frozenset[str](), None
+    if None not in statements and None not in linked:  # else there is more than could be found
+        (sql, _) = statements[0] or ("", ())
+        own = frozenset(
+            each._meta.label
+            for each in same_keys
+            if _is_row_by_row(queryset, sql)
+            and each._meta.label not in named | followed
+            and _mentions(sql, each) <= 1
+        )
+        related = frozenset(every - own)
     return Concern(
         queryset.db,
         own,
         related,
-        tables,
+        {known[label]: label for label in sorted(every) if label in known},
         _to_key(queryset.model),
-        explained=frozenset(labels if depends else ()),
-        embedded=connections[queryset.db].vendor == "sqlite",
-        depends=depends,
-        unannounced=(),
-        polled=frozenset(),
+        explained=frozenset(every if repository.depends_on else ()),
         asked=connections[queryset.db].vendor != "postgresql",
         observed=repository.observed,
     )
+
+
+def statements_of(repository: DeclaredCached) -> list[Statement | None]:
+    """The SQL of all queries that loading is known to make, the main one first; None for an unknown one."""
+    queryset, _, linked = _read(repository)
+    return _statements(repository, queryset, linked)
+
+
+def _read(
+    repository: DeclaredCached,
+) -> tuple[QuerySet[Any], list[type[Model]], set[type[Model] | None]]:
+    """The query, children of its model that it may return, and the models that are read beside it."""
+    queryset = ordered(repository.queryset(), repository.ordering)
+    children = children_of(repository, queryset)
+    return queryset, children, set(related_models(repository, queryset, children))
+
+
+def _statements(
+    repository: DeclaredCached, queryset: QuerySet[Any], linked: Iterable[type[Model] | None]
+) -> list[Statement | None]:
+    main = queryset
+    if repository.fields is not None and not issubclass(queryset._iterable_class, ValuesIterable):
+        main = queryset.values(*repository.fields)
+    # A manager by which a relation is read may have a query that names more.
+    managers = (each._default_manager.using(queryset.db) for each in linked if each is not None)
+    return [_statement(each) for each in (main, *prefetched(queryset), *managers)]
+
+
+def _statement(queryset: QuerySet[Any]) -> Statement | None:
+    """The SQL that loads; None if making it needs a database that is away, or if there can be no rows now."""
+    try:
+        sql, params = queryset.query.chain().get_compiler(queryset.db).as_sql()
+    except (EmptyResultSet, DatabaseError):
+        return None
+    return sql, tuple(params)
 
 
 def _named(repository: DeclaredCached) -> Iterator[str]:
@@ -187,14 +185,23 @@ def _named(repository: DeclaredCached) -> Iterator[str]:
         yield resolve_model(where, model)._meta.concrete_model._meta.label  # type: ignore[union-attr]
 
 
-def _perhaps_in(statement: str) -> Iterator[type[Model]]:
-    """The models whose tables a statement may name: all words of the table's name are among its own.
+def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
+    """The model, and those it inherits its key from by way of a link to their rows."""
+    yield model
+    for parent, link in model._meta.parents.items():
+        if link is not None and link is model._meta.pk:
+            yield from _same_keys(parent)
 
-    To look for each table in each statement costs models times repositories.
+
+def _models_in(statement: str) -> frozenset[str]:
+    """Labels of the models whose tables a statement may name.
+
+    Looking for each table in each statement would cost models times repositories. So only those are looked
+    for, the longest word of whose name is a word of the statement.
     """
     known = _by_word(_installed())
-    for word in {"", *_words(statement)}:
-        yield from known.get(word, ())
+    perhaps = (model for word in {"", *_words(statement)} for model in known.get(word, ()))
+    return frozenset(model._meta.label for model in perhaps if _mentions(statement, model))
 
 
 def _installed() -> tuple[type[Model], ...]:
@@ -222,32 +229,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
 
-def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
-    """The model, and those it inherits its key from by way of a link to their rows."""
-    yield model
-    for parent, link in model._meta.parents.items():
-        if link is not None and link is model._meta.pk:
-            yield from _same_keys(parent)
-
-
-def _statement(queryset: QuerySet[Any], fields: Iterable[str] | None = None) -> Statement | None:
-    """The SQL that loads; None if making it needs a database that is away, or if there can be no rows now."""
-    if fields is not None and not issubclass(queryset._iterable_class, ValuesIterable):
-        queryset = queryset.values(*fields)
-    try:
-        sql, params = queryset.query.chain().get_compiler(queryset.db).as_sql()
-    except (EmptyResultSet, DatabaseError):
-        return None
-    return sql, tuple(params)
-
-
-def _models_in(statement: str) -> frozenset[str]:
-    """Labels of the models whose tables a statement names, perhaps."""
-    return frozenset(model._meta.label for model in _perhaps_in(statement) if _mentions(statement, model))
-
-
 # A table's name, unless a column's follows, or it is a column's itself. What stands between FROM or JOIN and
-# a dot is no table but a schema; and so it may be after a comma, where no names are quoted as Django does.
+# a dot is a schema, not a table; and so it may be after a comma, where names are not quoted as Django does.
 _TABLE = r"""
 (?: (?<![\w.]) (?<! \.["`]) | \b (?:FROM|JOIN) \s+ (?:ONLY\s+)? (?:["`][^"`]+["`]\.|[\w$]+\.)+ | ,\s*\w+\. )
 ["`]? (?<!\w) {name} (?!\w) (?! ["`]?\s*\. )
@@ -255,7 +238,7 @@ _TABLE = r"""
 
 
 def _mentions(statement: str, model: type[Model]) -> int:
-    """How often a table is read from, perhaps."""
+    """How often a table may be read from."""
     return len(_pattern(model._meta.db_table.strip('"')).findall(statement))
 
 

@@ -1,11 +1,9 @@
-"""How one repository follows the hints about it: one refresh at a time, for all that has come meanwhile.
-
-However many hints come, at most one refresh runs and one set of keys waits.
-"""
+"""How one repository follows hints: at most one refresh at a time, for all hints that have come meanwhile."""
 
 import asyncio
 import random
 from collections.abc import Collection, Hashable
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -18,21 +16,20 @@ SPREAD = 4  # times what the last full load took
 
 
 class Follower:
-    """Refreshes a repository when it is told to."""
+    """Refreshes a repository after hints."""
 
     def __init__(self, refresher: Refresher[Any], spread: float) -> None:
-        """Wait to be told.
+        """Follow nothing yet.
 
         Args:
             refresher: the repository's.
-            spread: seconds that a full load is delayed at most, by chance, so that many workers that hear
+            spread: the most seconds that a full load is delayed at random, so that many workers that receive
                 one hint do not load at the same moment.
         """
         self.refresher = refresher
         self._spread = spread
         self._cost = 0.0
-        self._all = False
-        self._keys: set[Hashable] = set()
+        self._keys: set[Hashable] | None = set()  # what waits to be refreshed; None: all rows
         self._heard = 0
         self._served = 0
         self._changed = asyncio.Event()
@@ -41,15 +38,14 @@ class Follower:
         self._context = copy_context()
 
     def follow(self, keys: Collection[Hashable] | None) -> None:
-        """Have rows refreshed, soon.
-
-        Args:
-            keys: the rows' keys, an empty collection for nothing; None: all rows.
-        """
+        """Have the rows with these keys refreshed soon; None: all rows."""
         if keys is not None and not keys:
             return
         self._heard += 1
-        self._want(keys)
+        if keys is not None and self._keys is not None:
+            self._keys.update(keys)
+        if keys is None or len(self._keys or ()) > MOST_KEYS_OF_HINT:
+            self._keys = None
         if self._task is None or self._task.done():
             name = f"follow {self.refresher.name}"
             self._task = asyncio.create_task(self._run(), name=name, context=self._context)
@@ -68,33 +64,19 @@ class Follower:
         self._serve(self._heard)
 
     async def _run(self) -> None:
-        while self._all or self._keys:
-            if self._all:
+        while self._keys is None or self._keys:
+            if self._keys is None:
                 # In proportion to its cost: what is done in an instant need not be spread.
                 await pause(random.uniform(0, min(self._spread, SPREAD * self._cost)))
-            keys = None if self._all else frozenset(self._keys)
-            self._all, self._keys = False, set()
+            keys, self._keys = self._keys, set()
             heard, next_one = self._heard, monotonic() + PACE
-            await self._refresh(keys)
-            if keys is None or not self._all:
-                self._serve(heard)
+            # What fails is logged, and the refresher tries a load of everything until one succeeds.
+            with suppress(Exception):
+                load = await self.refresher.refresh("hint", keys)
+                if keys is None:
+                    self._cost = load.duration
+            self._serve(heard)
             await pause(next_one - monotonic())
-
-    async def _refresh(self, keys: Collection[Hashable] | None) -> None:
-        try:
-            load = await self.refresher.refresh("hint", keys)
-        except Exception:  # RefreshFailed, which it has logged; or whatever else must not end this task
-            if keys is not None:
-                self._want(None)  # a full load it will try again until it succeeds, keys it may forget
-        else:
-            if keys is None:
-                self._cost = load.duration
-
-    def _want(self, keys: Collection[Hashable] | None) -> None:
-        if keys is not None and not self._all:
-            self._keys.update(keys)
-        if keys is None or len(self._keys) > MOST_KEYS_OF_HINT:
-            self._all, self._keys = True, set()
 
     def _serve(self, heard: int) -> None:
         self._served = heard

@@ -1,8 +1,8 @@
-"""What travels between processes: "these rows of bbs.Topic have changed", never the rows.
+"""What processes send each other: "these rows of bbs.Topic have changed", never the rows.
 
-A hint may be lost, doubled or late without harm, since whoever hears it reads the database. Hence reading one
-is total: what cannot be understood (a later version of this package, somebody else's message) means that
-something has changed and nobody knows what.
+A hint may be lost, doubled or late without harm, since a worker that receives one reads the database. Hence
+decoding never fails: what cannot be understood (a later version of this package, another program's message)
+means that anything may have changed.
 """
 
 import json
@@ -22,6 +22,7 @@ VERSION = 1
 MESSAGE_LIMIT = 7900  # bytes
 READ_LIMIT = 1_000_000  # bytes, beyond which a message is not even parsed
 MOST_KEYS_OF_HINT = 10_000  # beyond which a hint says "all"
+MOST_KEYS_PENDING = 1000  # of one model, in PendingHints
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,38 @@ class Hint:
 EVERYTHING = Hint("")
 
 
+class PendingHints:
+    """Hints that wait to be sent, merged by model: there are never more of them than models."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, set[Any] | None] = {}
+
+    def add(self, hint: Hint) -> None:
+        """Add a hint."""
+        keys = self._keys.setdefault(hint.label, set())
+        if keys is None:
+            return
+        keys.update(hint.keys or ())
+        if hint.keys is None or len(keys) > MOST_KEYS_PENDING:
+            self._keys[hint.label] = None
+
+    def take(self) -> list[Hint]:
+        """Remove all hints, and return them."""
+        keys, self._keys = self._keys, {}
+        if EVERYTHING.label in keys:
+            return [EVERYTHING]
+        return [Hint(label, None if found is None else tuple(found)) for label, found in keys.items()]
+
+    def __bool__(self) -> bool:
+        return bool(self._keys)
+
+
 def encode(hint: Hint, limit: int = MESSAGE_LIMIT) -> list[bytes]:
-    """The messages that say it: JSON ``{"v":1,"m":"bbs.Topic","k":[1,2]}``, without ``k`` for all rows.
+    """The messages for a hint: JSON ``{"v":1,"m":"bbs.Topic","k":[1,2]}``, without ``k`` for all rows.
 
-    Keys are split over as many messages as they need. A hint with too many keys, or with a key that has no
-    form in JSON, becomes one for all rows; one with a label that no message has room for, one for all models.
-
-    Args:
-        hint: what to say.
-        limit: the most bytes of a message.
+    Keys are split over as many messages of at most ``limit`` bytes as they need. A hint with too many keys,
+    or with a key that JSON cannot express, becomes one for all rows; one whose label is too long, one for
+    all models.
     """
     every = _message(hint.label)
     if len(every) > limit:
@@ -66,11 +90,9 @@ def encode(hint: Hint, limit: int = MESSAGE_LIMIT) -> list[bytes]:
 
 
 def decode(payload: bytes | str) -> Hint:
-    """What a message says.
+    """The hint in a message; for all rows of the model if only its keys are unreadable.
 
-    Returns:
-        The hint; for all rows of the model if only its keys are unreadable; ``EVERYTHING`` if it is
-        longer than ``READ_LIMIT``, of another version, or no hint at all.
+    ``EVERYTHING`` if the message is longer than ``READ_LIMIT``, of another version, or not a hint.
     """
     if len(payload) > READ_LIMIT:
         return EVERYTHING
@@ -82,7 +104,7 @@ def decode(payload: bytes | str) -> Hint:
 
 
 def understood(message: Any) -> Hint:
-    """As ``decode()``, for a message that is parsed already."""
+    """As ``decode()``, for parsed JSON."""
     match message:
         case {"v": int(version), "m": str(label)} if version == VERSION:
             return Hint(label, _keys(message.get("k")))
@@ -99,7 +121,7 @@ def _message(label: str, keys: Sequence[bytes] | None = None) -> bytes:
 
 
 def parts(written: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
-    """As many keys at a time as fit into the room, in bytes, with commas between."""
+    """As many keys at a time as fit into so many bytes, with commas between them."""
     part: list[bytes] = []
     size = 0
     for key in written:
@@ -113,7 +135,7 @@ def parts(written: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
 
 
 def _written(key: Any) -> Any:
-    """A key as JSON has it; the model's field turns it back into what it was (``to_python``)."""
+    """A key as JSON has it; ``to_python`` of the model's field makes the key of it again."""
     match key:
         case bool() | None:
             raise TypeError

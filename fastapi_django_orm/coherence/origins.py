@@ -7,10 +7,9 @@ it elsewhere at any time.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from asgiref.sync import sync_to_async
 from django.db import connections
@@ -24,15 +23,14 @@ SERVER = """
 SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint, oid::bigint
 FROM pg_database WHERE datname = current_database()"""
 
-_POSTGRESQL = f"SELECT pg_is_in_recovery(), here.* FROM ({SERVER}) AS here"
-# A replica of MariaDB or MySQL need not be read-only. One that is not does not show, except to who may
-# administer it. Since MariaDB 12 the value is a word.
-_MYSQL = """
+_QUERIES = {
+    "postgresql": f"SELECT pg_is_in_recovery(), here.* FROM ({SERVER}) AS here",
+    # A replica of MariaDB or MySQL need not be read-only. One that is not does not show, except to who may
+    # administer it. Since MariaDB 12 the value is a word.
+    "mysql": """
 SELECT CONCAT(@@global.read_only) NOT IN ('0', 'OFF')
-    OR CONCAT(@@global.innodb_read_only) NOT IN ('0', 'OFF')"""
-
-
-Server: TypeAlias = tuple[int, ...]
+    OR CONCAT(@@global.innodb_read_only) NOT IN ('0', 'OFF')""",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,47 +38,33 @@ class Origin:
     """Where rows come from.
 
     Attributes:
-        server: what tells this server and database from others; None: not known.
+        server: identifies the server and database, as ``SERVER`` does; None: unknown.
         is_replica: whether rows come there from another server, and later.
     """
 
-    server: Server | None
+    server: tuple[int, ...] | None
     is_replica: bool
 
 
-def origin_of(alias: str) -> Origin | None:
-    """Where the rows of a database come from; None if a database of its kind does not say.
-
-    Args:
-        alias: its key in ``DATABASES``.
-
-    Raises:
-        DatabaseError: it does not answer.
-    """
-    queries = {"postgresql": _POSTGRESQL, "mysql": _MYSQL}
-    query = queries.get(kind_of(alias) or "")
-    if query is None:
-        return None
-    with connections[alias].cursor() as cursor:
-        cursor.execute(query)
-        is_replica, *server = cursor.fetchone()
-    return Origin(tuple(server) or None, bool(is_replica))
-
-
 class Origins:
-    """Keeps an eye on where the rows of some databases come from."""
+    """Watches where the rows of some databases come from.
+
+    Attributes:
+        known: the origins found last, by alias; none of databases that do not say.
+        looked: set after the first look.
+    """
 
     def __init__(self, aliases: Iterable[str], interval: float, moved: Callable[[str], None]) -> None:
-        """Look at nothing yet.
+        """Watch these databases.
 
         Args:
-            aliases: the databases' keys in ``DATABASES``.
+            aliases: their keys in ``DATABASES``.
             interval: seconds between two looks.
             moved: called on the event loop with an alias whose rows come from elsewhere now.
         """
-        self.known: Mapping[str, Origin] = {}
-        self.looked = asyncio.Event()  # set after the first look
-        self._aliases = sorted(alias for alias in aliases if kind_of(alias) in ("postgresql", "mysql"))
+        self.known: dict[str, Origin] = {}
+        self.looked = asyncio.Event()
+        self._aliases = sorted(alias for alias in aliases if kind_of(alias) in _QUERIES)
         self._interval = interval
         self._moved = moved
         self._task: asyncio.Task[None] | None = None
@@ -90,7 +74,7 @@ class Origins:
         self._task = asyncio.create_task(self._run(), name="where rows come from")
 
     async def stop(self) -> None:
-        """Look no more."""
+        """Stop looking."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -106,7 +90,14 @@ class Origins:
         # A database that does not answer now is a matter for what reads it; what was known of it stays.
         with suppress(Exception):
             found = await sync_to_async(origin_of)(alias)
-            if found is not None and found != (before := self.known.get(alias)):
-                self.known = {**self.known, alias: found}
-                if before is not None:
-                    self._moved(alias)
+            before, self.known[alias] = self.known.get(alias), found
+            if before not in (None, found):
+                self._moved(alias)
+
+
+def origin_of(alias: str) -> Origin:
+    """Where the rows of a database come from, which is PostgreSQL, MariaDB or MySQL, or DatabaseError."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(_QUERIES[kind_of(alias) or ""])
+        is_replica, *server = cursor.fetchone()
+    return Origin(tuple(server) or None, bool(is_replica))

@@ -1,18 +1,18 @@
 """What PostgreSQL itself says that a repository's queries read.
 
-Names in SQL do not show what is behind a view, inside a function or under a table of no model. PostgreSQL
+Names in SQL do not show what is behind a view, inside a function or under a table without a model. PostgreSQL
 locks every relation that it plans a query with, those behind views as well, and shows the locks. So each
 query is explained once, without being executed, and the locks are released at once.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple, TypeVar
 
 from django.apps import apps
-from django.db import DatabaseError, InterfaceError, OperationalError, connections, transaction
+from django.db import DatabaseError, InterfaceError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..reading.validation import DeclaredCached
@@ -20,8 +20,7 @@ from .concerns import Concern, Statement, concern_of, statements_of
 
 NameT = TypeVar("NameT")
 
-LOCK_TIMEOUT = "1s"
-LOCK_NOT_AVAILABLE = "55P03"  # https://www.postgresql.org/docs/current/errcodes-appendix.html
+LOCK_TIMEOUT = "1s"  # for a table that a migration has locked
 
 # A child's lock comes with its parent's, and the parent's triggers announce for it.
 _READ = r"""
@@ -54,69 +53,50 @@ FROM unnest(%s::text[], %s::text[]) AS wanted (name, label) WHERE to_regclass(wa
 
 _FUNCTION = re.compile(r'(\w+)"?\(')  # in a plan; every name counts that could be one
 
-_NO_MODEL = (
-    "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table a "
-    "model (`managed = False`) and run manage.py coherence install, or give the repository a max_age."
-)
-_FOREIGN = (
-    "It reads the foreign table {name}, whose rows change in another database, which announces nothing here. "
-    "Give the repository a max_age."
-)
-_MATERIALIZED = (
-    "It reads the materialized view {name}, of no installed model, and nothing announces its REFRESH. Give "
-    "it a model (`managed = False`), or the repository a max_age."
-)
-_CALLED = (
-    "Its query calls the function {name}(), which may read tables. Name their models in depends_on, declare "
-    "the function IMMUTABLE if it reads none, or give the repository a max_age."
-)
+# By kind, for what no installed model has; and of a foreign table, model or not.
+_UNANNOUNCED = {
+    "r": "It reads {name}, the table of no installed model, whose changes nothing announces. Give that table "
+    "a model (`managed = False`) and run manage.py coherence install, or give the repository a max_age.",
+    "m": "It reads the materialized view {name}, of no installed model, and nothing announces its REFRESH. "
+    "Give it a model (`managed = False`), or the repository a max_age.",
+    "f": "It reads the foreign table {name}, whose rows change in another database, which announces nothing "
+    "here. Give the repository a max_age.",
+    "function": "Its query calls the function {name}(), which may read tables. Name their models in "
+    "depends_on, declare the function IMMUTABLE if it reads none, or give the repository a max_age.",
+}
+_UNANNOUNCED["p"] = _UNANNOUNCED["r"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What a query reads: a relation's number (None: a function), its name, its kind."""
+class _Read(NamedTuple):
+    """A relation that a query reads, or a function that it calls."""
 
-    number: int | None
+    number: int | None  # of a relation
     name: str
     kind: str
 
 
 def concerns_of(repositories: Mapping[NameT, DeclaredCached]) -> dict[NameT, Concern]:
-    """What repositories read, and what PostgreSQL says of it. On a database thread.
+    """What repositories read, by name, and what PostgreSQL says of it. On a database thread.
 
-    Where it does not answer, only what the declarations and the SQL say is known, and ``asked`` is false.
-
-    Args:
-        repositories: by name.
-
-    Raises:
-        UnknownModel: ``depends_on`` names a model that is not installed.
-        InvalidRepository: it is not a tuple of labels.
+    Where it does not answer, only what the declarations and the SQL show is known, and ``asked`` is false.
+    Raises the errors of ``concern_of()``.
     """
     concerns = {name: concern_of(repository) for name, repository in repositories.items()}
     for alias in {concern.alias for concern in concerns.values()}:
-        if connections[alias].vendor == "postgresql":
-            here = {name: repositories[name] for name, found in concerns.items() if found.alias == alias}
-            with suppress(DatabaseError, InterfaceError):  # such as that it is away
-                concerns.update(_asked(alias, here, concerns))
+        if connections[alias].vendor != "postgresql":
+            continue
+        with suppress(DatabaseError, InterfaceError), transaction.atomic(using=alias):  # it may be away
+            labels = labels_of(connections[alias])
+            for name, concern in concerns.items():
+                if concern.alias == alias:
+                    reads = _reads(connections[alias], statements_of(repositories[name]))
+                    if reads is not None:
+                        concerns[name] = _with(concern, repositories[name], reads, labels)
     return concerns
 
 
-def _asked(
-    alias: str, repositories: Mapping[NameT, DeclaredCached], concerns: Mapping[NameT, Concern]
-) -> dict[NameT, Concern]:
-    found: dict[NameT, Concern] = {}
-    with transaction.atomic(using=alias):
-        labels = _installed(connections[alias])
-        for name, repository in repositories.items():
-            reads = _reads(connections[alias], statements_of(repository))
-            if reads is not None:
-                found[name] = _with(concerns[name], reads, labels)
-    return found
-
-
-def _installed(connection: BaseDatabaseWrapper) -> dict[int, list[str]]:
-    """The labels of the models of each relation."""
+def labels_of(connection: BaseDatabaseWrapper) -> dict[int, list[str]]:
+    """The labels of the models of each relation, by its number in the database."""
     models = [model for model in apps.get_models(include_auto_created=True) if not model._meta.proxy]
     names = [connection.ops.quote_name(model._meta.db_table) for model in models]
     found: dict[int, list[str]] = {}
@@ -128,20 +108,16 @@ def _installed(connection: BaseDatabaseWrapper) -> dict[int, list[str]]:
 
 
 def _reads(connection: BaseDatabaseWrapper, statements: Iterable[Statement | None]) -> set[_Read] | None:
-    """What statements read; None if that cannot be told now: a table is missing, or locked by a migration."""
+    """What statements read; None if that cannot be found out now: a table is missing, or locked."""
     found: set[_Read] = set()
-    for statement in statements:
-        try:
+    try:
+        for statement in statements:
             # Rolled back to the savepoint, so that the locks go and the setting as well.
             with transaction.atomic(using=connection.alias):
                 found.update(_planned(connection, *statement) if statement is not None else ())
                 transaction.set_rollback(True, using=connection.alias)
-        except OperationalError as error:
-            if getattr(error.__cause__, "sqlstate", None) != LOCK_NOT_AVAILABLE:
-                raise
-            return None
-        except DatabaseError:  # which the loads have to explain
-            return None
+    except DatabaseError:  # which the loads have to explain
+        return None
     return found
 
 
@@ -154,49 +130,27 @@ def _planned(connection: BaseDatabaseWrapper, sql: str, params: Sequence[Any]) -
         yield from (_Read(*row) for row in cursor.fetchall())
 
 
-def _with(concern: Concern, reads: Iterable[_Read], labels: Mapping[int, list[str]]) -> Concern:
+def _with(
+    concern: Concern, repository: DeclaredCached, reads: Iterable[_Read], labels: Mapping[int, list[str]]
+) -> Concern:
     """A concern, with what was found."""
     models: set[str] = set()
-    of_kind: dict[str, set[str]] = {"v": set(), "m": set()}
+    of_kind: dict[str, set[str]] = {}
     sentences: list[str] = []
     for read in sorted(reads, key=lambda each: each.name):
         known = labels.get(read.number or 0, [])
         models.update(known)
         of_kind.setdefault(read.kind, set()).update(known)
-        if (says := _SAYS.get(read.kind)) and (sentence := says(concern, read, bool(known))):
-            sentences.append(sentence)
+        is_explained = bool(repository.depends_on) if read.kind == "function" else bool(known)
+        if read.kind in _UNANNOUNCED and (read.kind == "f" or not is_explained):
+            sentences.append(_UNANNOUNCED[read.kind].format(name=read.name))
     tables = {apps.get_model(label)._meta.db_table: label for label in sorted(models)}
     return replace(
         concern,
         related=None if concern.related is None else concern.related | (models - concern.own),
         tables={**concern.tables, **tables},
-        explained=frozenset(of_kind["v"]),
-        polled=frozenset(of_kind["m"]),
+        explained=frozenset(of_kind.get("v", ())),
+        polled=frozenset(of_kind.get("m", ())),
         unannounced=tuple(sentences),
         asked=True,
     )
-
-
-def _table(concern: Concern, read: _Read, has_model: bool) -> str | None:
-    return None if has_model else _NO_MODEL.format(name=read.name)
-
-
-def _materialized(concern: Concern, read: _Read, has_model: bool) -> str | None:
-    return None if has_model else _MATERIALIZED.format(name=read.name)
-
-
-def _foreign(concern: Concern, read: _Read, has_model: bool) -> str | None:
-    return _FOREIGN.format(name=read.name)
-
-
-def _function(concern: Concern, read: _Read, has_model: bool) -> str | None:
-    return None if concern.depends else _CALLED.format(name=read.name)
-
-
-_SAYS: dict[str, Callable[[Concern, _Read, bool], str | None]] = {
-    "r": _table,
-    "p": _table,
-    "m": _materialized,
-    "f": _foreign,
-    "function": _function,
-}

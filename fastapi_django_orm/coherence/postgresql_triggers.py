@@ -1,22 +1,22 @@
-"""Whether the tables that are read still tell of their writes: a worker looks with every heartbeat.
+"""Whether the tables that are read still announce their writes: a worker looks with every heartbeat.
 
 Triggers may be dropped, switched off or replaced under it, and come back; partitions may be attached and
-detached. What was written in between has been announced to nobody.
+detached. Nothing announces what was written in between.
 """
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from django.apps import apps
 
 from ..events import logger
 from .hints import CHANNEL
-from .postgresql_session import SESSION_PATIENCE, Session
+from .postgresql_session import Session
 
 APP = "fastapi_django_orm.django"  # which has the command
 
 # Of each table whether its triggers, and those of its parents and children, announce all kinds of statements
-# under the model's label; what tells them from others, or from themselves before they were switched off and
+# under the model's label; what distinguishes them from others, and from themselves before they were off and
 # on again; what the table is; and whether logical replication fills it, which fires no such triggers.
 #
 # The bits of pg_trigger.tgtype: INSERT 4, DELETE 8, UPDATE 16, TRUNCATE 32. A function of ours ends with the
@@ -53,25 +53,17 @@ LEFT JOIN LATERAL (
 GROUP BY wanted.number, wanted.relation
 ORDER BY wanted.number"""
 
-_KINDS = {"v": "a view", "m": "a materialized view", "f": "a foreign table"}
-
 
 class TriggerWatch:
-    """What is known of the tables' triggers.
+    """Looks at the tables' triggers.
 
     Attributes:
-        unheard: labels of the models whose tables do not tell of every kind of write.
-        polls: whether there is something to look for that fires no triggers: materialized views.
+        unheard: labels of the models whose tables do not announce every kind of write.
+        polls: whether there are materialized views, whose REFRESH fires no triggers.
     """
 
     def __init__(self, transport: str, tables: Mapping[str, str], explained: Collection[str]) -> None:
-        """Know nothing yet.
-
-        Args:
-            transport: for logs.
-            tables: the names, as SQL has them, of those that should have triggers, and their models' labels.
-            explained: labels whose tables may be views, since what is behind them is among the tables.
-        """
+        """As for ``PostgreSQLListener``; the transport's name is for logs."""
         self.unheard: frozenset[str] = frozenset()
         self.polls = False
         self._transport = transport
@@ -83,12 +75,12 @@ class TriggerWatch:
         """Look at the triggers now.
 
         Returns:
-            Labels of the models whose triggers differ from those that the last call has found, or whose
-            materialized view was refreshed: what was written since then may not have been announced.
+            Labels of the models whose triggers have changed since the last call, or whose materialized view
+            was refreshed: what was written meanwhile may not have been announced.
         """
         labels = list(self._tables.values())
         written = [json.dumps(label) for label in labels]  # as the triggers' function has them
-        rows = await session.execute(_TRIGGERS, [list(self._tables), written], seconds=SESSION_PATIENCE)
+        rows = await session.execute(_TRIGGERS, [list(self._tables), written])
         before, self._found = self._found, [identity for _, _, identity, _, _ in rows]
         self.polls = any(kind == "m" for _, _, _, kind, _ in rows)
         missing: list[str] = []
@@ -96,10 +88,12 @@ class TriggerWatch:
         for label, (_, complete, _, kind, replicated) in zip(labels, rows, strict=True):
             if replicated:
                 elsewhere[label] = "filled by logical replication"
-            elif kind in _KINDS:
-                if kind == "f" or (kind == "v" and label not in self._explained):
-                    elsewhere[label] = _KINDS[kind]
-            elif not complete:
+            elif kind == "f":
+                elsewhere[label] = "a foreign table"
+            elif kind == "v":
+                if label not in self._explained:
+                    elsewhere[label] = "a view"
+            elif kind != "m" and not complete:
                 missing.append(label)
         self._note(missing, elsewhere)
         return [
@@ -108,21 +102,18 @@ class TriggerWatch:
             if was != now
         ]
 
-    def _note(self, missing: Iterable[str], elsewhere: Mapping[str, str]) -> None:
+    def _note(self, missing: Collection[str], elsewhere: Mapping[str, str]) -> None:
         before, self.unheard = self.unheard, frozenset(missing) | elsewhere.keys()
         if without := sorted(set(missing) - before):
-            hint = _how_to_install(without)
+            hint = f"python manage.py coherence install {' '.join(without)}"
+            if not apps.is_installed(APP):
+                hint = f"Put {APP} into INSTALLED_APPS first, then run: {hint}"
             logger.warning("triggers_missing", transport=self._transport, models=without, hint=hint)
         for label in sorted(elsewhere.keys() - before):
             logger.warning(
                 "writes_unannounced",
                 transport=self._transport,
                 models=[label],
-                hint=f"Its table is {elsewhere[label]}, and no trigger tells of its changes. Give the "
+                hint=f"Its table is {elsewhere[label]}, and no trigger announces its changes. Give the "
                 "repository a max_age, or run `manage.py refresh` after each change.",
             )
-
-
-def _how_to_install(labels: Iterable[str]) -> str:
-    command = f"python manage.py coherence install {' '.join(labels)}"
-    return command if apps.is_installed(APP) else f"Put {APP} into INSTALLED_APPS first, then run: {command}"

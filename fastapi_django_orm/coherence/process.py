@@ -1,20 +1,20 @@
-"""Hints from within the process: Django mounted in the same server, or the application's own writes."""
+"""Hints within one process: Django mounted in the same server, or the application's own writes."""
 
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from ..shared import renewed_at_fork
 from .hints import Hint
-from .transport import Receiver
+from .transport import Listener, TransportSupervisor
 
 _lock = renewed_at_fork(threading.Lock())
-_listening: list[tuple[asyncio.AbstractEventLoop, Receiver]] = []
+_listening: list[tuple[asyncio.AbstractEventLoop, TransportSupervisor]] = []
 
-# Called with whether an application listens, when one begins or ends: what is costly to find out is left
-# undone while nobody listens.
+# Called with whether an application listens, when one begins or ends: while none does, signals whose
+# receivers make Django slower stay disconnected.
 on_change: list[Callable[[bool], None]] = []
 
 # The loops of a parent process are not the child's to wake.
@@ -22,7 +22,7 @@ os.register_at_fork(after_in_child=_listening.clear)
 
 
 def publish(hint: Hint) -> None:
-    """Tell every application of this process. From any thread; returns at once."""
+    """Send a hint to every application of this process. From any thread; returns at once."""
     with _lock:
         listening = list(_listening)
     for loop, receiver in listening:
@@ -30,39 +30,28 @@ def publish(hint: Hint) -> None:
             loop.call_soon_threadsafe(receiver.heard, hint)
 
 
-class ProcessListener:
-    """Hears what this process publishes."""
+class ProcessListener(Listener):
+    """Receives what this process publishes. Other processes write as well, so it is never caught up."""
 
     name = "process"
-    aliases: frozenset[str] | None = None
-    unheard: frozenset[str] = frozenset()
-    server: tuple[int, ...] | None = None
 
-    async def listen(self, receiver: Receiver) -> None:
+    async def listen(self, receiver: TransportSupervisor) -> None:
         """Listen until cancelled."""
-        with _registered(receiver):
+        loop = asyncio.get_running_loop()
+        entry = loop, receiver
+        _change(_listening.append, entry)
+        try:
             receiver.connected()
-            await asyncio.get_running_loop().create_future()
-
-    async def caught_up(self) -> bool:
-        """False: other processes write as well."""
-        return False
+            await loop.create_future()
+        finally:
+            _change(_listening.remove, entry)
 
 
-@contextmanager
-def _registered(receiver: Receiver) -> Iterator[None]:
-    entry = asyncio.get_running_loop(), receiver
+def _change(
+    how: Callable[[tuple[asyncio.AbstractEventLoop, TransportSupervisor]], None],
+    entry: tuple[asyncio.AbstractEventLoop, TransportSupervisor],
+) -> None:
     with _lock:
-        _listening.append(entry)
-        _tell_change()
-    try:
-        yield
-    finally:
-        with _lock:
-            _listening.remove(entry)
-            _tell_change()
-
-
-def _tell_change() -> None:
-    for tell in on_change:
-        tell(bool(_listening))
+        how(entry)
+        for notify in on_change:
+            notify(bool(_listening))

@@ -1,12 +1,12 @@
-"""Redis or Valkey carry hints between machines: published after a commit, heard by every worker.
+"""Redis or Valkey carry hints between machines: published after a commit, received by every worker.
 
-A message is lost when nobody is connected, which is all right: whoever connects reads everything anew. It is
-therefore essential that a lost connection is noticed, and that redis-py does not mend it in silence.
+A message is lost while a worker is not connected; it reads everything again when it connects. So a lost
+connection must be noticed, and redis-py must not replace it silently.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 import redis
 import redis.asyncio
@@ -16,22 +16,20 @@ from redis.retry import Retry
 
 from ..errors import InvalidSettings
 from .hints import CHANNEL, Hint, decode, encode
-from .transport import Receiver, TransportUnavailable
-from .workers import EVERY_WORKER, channel_of, is_worker, new_worker
+from .roll_call import EVERY_WORKER, channel_of, is_worker, new_worker
+from .transport import Listener, Publisher, TransportSupervisor, TransportUnavailable
 
 REDIS_PATIENCE = 3.0  # seconds to connect, or to get an answer
 REDIS_MESSAGE_LIMIT = 100_000  # bytes
 
 
-class RedisListener:
-    """Hears what is published on a server."""
+class RedisListener(Listener):
+    """Receives what is published on a server. A hint comes after its commit, so it is never caught up."""
 
-    aliases: frozenset[str] | None = None
-    unheard: frozenset[str] = frozenset()
-    server: tuple[int, ...] | None = None
+    connects_workers = True
 
     def __init__(self, name: str, url: str, heartbeat: float) -> None:
-        """Connect to nothing yet.
+        """Listen to this server.
 
         Args:
             name: for logs.
@@ -39,7 +37,7 @@ class RedisListener:
             heartbeat: seconds of silence after which the server is asked for an answer.
 
         Raises:
-            InvalidSettings: the URL has something that redis-py does not know.
+            InvalidSettings: redis-py refuses the URL.
         """
         _client(url)
         self.name = name
@@ -48,12 +46,8 @@ class RedisListener:
         self._heartbeat = heartbeat
         self._client: redis.asyncio.Redis | None = None
 
-    async def listen(self, receiver: Receiver) -> None:
-        """Subscribe, and pass on what comes.
-
-        Raises:
-            TransportUnavailable: there is no server, or it was lost.
-        """
+    async def listen(self, receiver: TransportSupervisor) -> None:
+        """Subscribe, and pass on what comes."""
         client = redis.asyncio.from_url(
             self._url,
             socket_connect_timeout=REDIS_PATIENCE,
@@ -69,11 +63,11 @@ class RedisListener:
                 try:
                     await self._pass_on(pubsub, receiver)
                 finally:
-                    self._client = None  # first: one that is closed connects again for whoever uses it
+                    self._client = None  # first: a closed client connects again when it is used
         except (redis.RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: Receiver) -> None:
+    async def _pass_on(self, pubsub: "redis.asyncio.client.PubSub", receiver: TransportSupervisor) -> None:
         waits_for_pong = False
         task = asyncio.current_task()
         while True:
@@ -92,12 +86,8 @@ class RedisListener:
                     await pubsub.ping()
                 waits_for_pong = True
 
-    async def caught_up(self) -> bool:
-        """False: a hint is published some time after its commit."""
-        return False
-
     async def workers(self) -> frozenset[str]:
-        """The workers that are subscribed to their own channels for answers."""
+        """The workers that are subscribed to their channels for answers."""
         prefix = channel_of("").encode()
         async with self._connected() as client:
             channels = await client.pubsub_channels(prefix + b"*")
@@ -135,7 +125,7 @@ class RedisListener:
         return TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}")
 
 
-def _tell(message: dict[str, object], receiver: Receiver) -> None:
+def _tell(message: dict[str, object], receiver: TransportSupervisor) -> None:
     match message:
         case {"type": "subscribe", "channel": bytes(channel)} if channel == CHANNEL.encode():
             receiver.connected()
@@ -146,48 +136,35 @@ def _tell(message: dict[str, object], receiver: Receiver) -> None:
                 receiver.said(payload)
 
 
-class RedisPublisher:
+class RedisPublisher(Publisher):
     """Publishes on a server."""
 
     def __init__(self, name: str, url: str) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            name: for logs.
-            url: ``redis://…`` or ``rediss://…``.
-
-        Raises:
-            InvalidSettings: the URL has something that redis-py does not know.
-        """
+        """As for ``RedisListener``."""
         self.name = name
         self._client = _client(url)
 
     def publish(self, hint: Hint) -> None:
-        """Publish a hint.
-
-        Raises:
-            TransportUnavailable: the server does not take it.
-        """
-        try:
+        """Publish a hint."""
+        with self._explained():
             for message in encode(hint, REDIS_MESSAGE_LIMIT):
                 self._client.publish(CHANNEL, message)
-        except redis.RedisError as error:
-            raise TransportUnavailable(f"{self.name}: {error}") from error
 
     def check(self) -> None:
-        """Ask the server for an answer.
-
-        Raises:
-            TransportUnavailable: it gives none.
-        """
-        try:
+        """Ask the server for an answer."""
+        with self._explained():
             self._client.ping()
-        except redis.RedisError as error:
-            raise TransportUnavailable(f"{self.name}: {error}") from error
 
     def close(self) -> None:
         """Disconnect."""
         self._client.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise TransportUnavailable(f"{self.name}: {error}") from error
 
 
 def _client(url: str) -> redis.Redis:

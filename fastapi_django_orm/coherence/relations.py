@@ -1,4 +1,4 @@
-"""Models that a repository reads beside its query: by prefetching, or by what a schema takes of instances."""
+"""Models that a repository reads beside its query: by prefetching, or by what a schema reads of instances."""
 
 from collections.abc import Collection, Iterator
 from typing import Any, get_args
@@ -34,15 +34,9 @@ def children_of(repository: Declared, queryset: QuerySet[Any]) -> list[type[Mode
 def related_models(
     repository: Declared, queryset: QuerySet[Any], children: Collection[type[Model]]
 ) -> Iterator[type[Model] | None]:
-    """Those models, as far as names tell; what a method or a property reads is for ``depends_on``.
+    """Those models; None for one that only the data names, as a generic foreign key's.
 
-    Args:
-        repository: whose schema names attributes.
-        queryset: what it reads.
-        children: models whose instances may be among the rows.
-
-    Returns:
-        The models; None for one that only the data names, as a generic foreign key's.
+    What a method or a property reads is for ``depends_on``.
     """
     for each in (queryset, *prefetched(queryset)):
         for lookup in _lookups(each):
@@ -96,7 +90,7 @@ def _relation(model: type[Model], name: str) -> Any:
 
 
 def _paths(schema: Any) -> Iterator[Path]:
-    """The attributes that a schema takes: a pydantic model's fields, a DRF serializer's sources."""
+    """The attributes that a schema reads: a pydantic model's fields, a DRF serializer's sources."""
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         yield from _pydantic_paths(schema, ())
     elif schema is not None:

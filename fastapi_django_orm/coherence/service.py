@@ -9,22 +9,21 @@ from typing import Any, Self
 from asgiref.sync import sync_to_async
 
 from .. import application
+from ..database.engines import kind_of
 from ..errors import RefreshFailed
 from ..events import logger
 from ..memory.refreshing import Refresher
 from ..reading.validation import DeclaredCached
 from ..settings import ORMSettings
-from .choice import is_named, is_told_by_django, listeners
+from .choice import has_route, how_to_hear, is_named, is_told_by_django, listeners
 from .concerns import Concern, concern_of
-from .coverage import is_elsewhere, why_unheard
 from .follower import Follower
 from .hints import Hint
-from .link import Link
 from .origins import Origins
 from .planned import concerns_of
+from .process import ProcessListener
 from .roll_call import Attendance, RollCall
-from .transport import Listener
-from .workers import Connecting
+from .transport import Listener, TransportSupervisor
 
 FIRST_CONNECTIONS_PATIENCE = 5.0  # seconds
 
@@ -32,10 +31,22 @@ LATE = (
     "Its database was away when the application started, and further tables that it reads were found later. "
     "Restart the application.",
 )
+REPLICA = (
+    "Its rows are read from a replica, {alias!r}, which may have a change later than the hint of it comes. "
+    "Read them from the primary (by a database router, or .using() in queryset()), or give the repository a "
+    "max_age."
+)
+ELSEWHERE = (
+    "{transport} listens at another server or database than the one that its rows are read from. "
+    "Correct DJANGO_ORM_COHERENCE_DSN, or leave it out where DATABASES leads there directly; or give the "
+    "repository a max_age."
+)
+DOWN = "{transport} is down. It is tried again; the log says why."
+UNANNOUNCED = "{transport} does not carry the writes to {labels}. Run manage.py coherence install."
 
 
 class Coherence:
-    """Hears of writes anywhere, and has the rows concerned refreshed.
+    """Receives hints of writes anywhere, and has the repositories concerned refreshed.
 
     Attributes:
         links: the transports.
@@ -46,21 +57,14 @@ class Coherence:
     async def of(cls, settings: ORMSettings, repositories: Mapping[str, DeclaredCached]) -> Self:
         """Find out which hints concern which repositories, from the databases as well.
 
-        A database that does not answer within some seconds keeps nothing from starting, and is asked again.
-
-        Args:
-            settings: the application's.
-            repositories: by name.
-
-        Raises:
-            InvalidSettings: a transport is named whose package is not installed.
-            InvalidRepository: a ``depends_on`` cannot be used.
+        A database that does not answer within some seconds delays nothing further, and is asked again.
+        Raises what ``concern_of()`` and ``listeners()`` raise.
         """
         asking = asyncio.create_task(sync_to_async(concerns_of)(repositories))
         await asyncio.wait([asking], timeout=FIRST_CONNECTIONS_PATIENCE)
         concerns = asking.result() if asking.done() else {}
         coherence = await sync_to_async(cls)(settings, repositories, concerns)
-        # It owns the question, too, whose thread may wait for the database for a while yet.
+        # It owns the question, too, whose thread may still wait for the database.
         coherence._asking = asyncio.create_task(coherence._ask_again(asking), name="ask what queries read")
         return coherence
 
@@ -70,44 +74,24 @@ class Coherence:
         repositories: Mapping[str, DeclaredCached],
         concerns: Mapping[str, Concern],
     ) -> None:
-        """Choose the transports. On a database thread.
-
-        Args:
-            settings: the application's.
-            repositories: by name.
-            concerns: what they read, by name, of those of which it is known.
-
-        Raises:
-            InvalidSettings: a transport is named whose package is not installed.
-            InvalidRepository: a ``depends_on`` cannot be used.
-        """
+        """As ``of()``, on a database thread, with the concerns that are known."""
         self._settings = settings
         self._repositories = repositories
         self._asking: asyncio.Task[None] | None = None
-        self._spread = settings.coherence_spread
         self._concerns = {
             name: concerns.get(name) or concern_of(repository) for name, repository in repositories.items()
         }
-        self._of_alias: dict[str, list[str]] = {}
-        for name, concern in self._concerns.items():
-            self._of_alias.setdefault(concern.alias, []).append(name)
-        self._bounded_by_age = {name for name, each in repositories.items() if each.max_age is not None}
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.hear)
         self.links = [
-            Link(
-                listener,
-                self._needed(listener, repositories),
-                self._dispatch,
-                self.roll_call.said,
-            )
+            TransportSupervisor(listener, self._needed(listener), self._follow, self.roll_call.said)
             for listener in listeners(settings, self._concerns.values())
         ]
         for link in self.links:
-            if isinstance(link.listener, Connecting):
-                link.listener.worker = self.roll_call.worker
-        self._origins = Origins(self._of_alias, settings.coherence_heartbeat, self._moved)
+            link.listener.worker = self.roll_call.worker
+        aliases = {concern.alias for concern in self._concerns.values()}
+        self._origins = Origins(aliases, settings.coherence_heartbeat, self._moved)
 
     async def start(self) -> None:
         """Listen. Returns when all transports are up, or are known to be down, or after some seconds."""
@@ -123,22 +107,18 @@ class Coherence:
         for task in slow:
             task.cancel()
         await asyncio.gather(*slow, return_exceptions=True)
-        self._tell_of_deaf(self._concerns)
+        self._warn_of_unheard(self._concerns)
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
-        """Have these follow the hints that come from now on. Their first loads must begin later.
-
-        Args:
-            refreshers: by the repositories' names.
-        """
+        """Have these follow the hints that come from now on. Their first loads must begin later."""
         for name, refresher in refreshers.items():
-            # There is no server to spare where the database is a file, and its watchers look at moments of
-            # their own.
-            spread = 0.0 if self._concerns[name].embedded else self._spread
-            self._followers[name] = Follower(refresher, spread)
+            # Loads need no spreading where the database is a file: there is no server to protect, and the
+            # workers look at the file at different moments.
+            is_file = kind_of(self._concerns[name].alias) == "sqlite"
+            self._followers[name] = Follower(refresher, 0.0 if is_file else self._settings.coherence_spread)
 
     async def stop(self) -> None:
-        """Stop listening, and follow nothing more."""
+        """Stop listening and following."""
         if self._asking is not None:
             self._asking.cancel()
             await asyncio.gather(self._asking, return_exceptions=True)
@@ -149,19 +129,29 @@ class Coherence:
     def why_unheard(self, name: str) -> str | None:
         """Why writes elsewhere may not reach a repository, and what to do; None if they do.
 
-        Nothing is missed where nothing is expected: with ``off``, or with a ``max_age``.
+        One rule for all databases: some transport that is up carries the writes to every table that the
+        repository reads, from the server that it reads; or its ``max_age`` refreshes it; or nothing is
+        expected (``off``).
         """
-        if not self.links or name in self._bounded_by_age:
+        if not self.links or self._repositories[name].max_age is not None:
             return None
         concern = self._concerns[name]
+        if self._is_replica(concern.alias):
+            return REPLICA.format(alias=concern.alias)
+        carrying = [link for link in self.links if link.carries(concern.alias)]
+        reasons = [
+            self._why_not(link, concern)
+            for link in carrying
+            if not isinstance(link.listener, ProcessListener)  # which carries no writes of other processes
+        ]
+        if None not in reasons and not has_route(self._settings):
+            return reasons[0] if reasons else how_to_hear(self._settings, concern.alias)
         listening = f"postgresql:{concern.alias}" in {link.name for link in self.links}
-        return why_unheard(
-            self._settings, concern, self.links, self._origins.known.get(concern.alias)
-        ) or concern.why_unannounced(listening, told=is_told_by_django(self._settings))
+        return concern.why_unannounced(listening, told=is_told_by_django(self._settings))
 
     def hear(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
-        self._follow(hint, None)
+        self._follow(None, hint)
 
     async def tell(self, hint: Hint) -> None:
         """Follow a hint that has come another way, and have the other workers follow it.
@@ -170,18 +160,12 @@ class Coherence:
             TransportUnavailable: a transport that connects workers has been up, and is down.
         """
         self.hear(hint)
-        links = [link for link in self.links if isinstance(link.listener, Connecting) and link.has_been_up]
-        await self.roll_call.tell(links, hint)
+        await self.roll_call.tell(
+            [link for link in self.links if link.listener.connects_workers and link.has_been_up], hint
+        )
 
     async def seen(self, name: str) -> None:
-        """Wait until a repository has what was committed before this call. On any event loop.
-
-        Args:
-            name: the repository's.
-
-        Raises:
-            RefreshFailed: it could not be read.
-        """
+        """Wait until a repository has what was committed before this call, or RefreshFailed. On any loop."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             return await application.on_loop(self._loop, self.seen(name), f"{name}: wait_until_current()")
         follower, link = self._followers[name], self._orderly(name)
@@ -193,23 +177,20 @@ class Coherence:
         return None
 
     async def call_roll(self, names: Collection[str], wait: float) -> dict[str, Attendance]:
-        """Have the other workers that are connected refresh.
+        """Have the other connected workers refresh repositories, and return for each name which have.
 
         Args:
             names: the repositories'.
             wait: the most seconds to wait for them; 0: do not ask.
-
-        Returns:
-            For each name, which other workers have now what was committed before this call.
         """
-        return await self.roll_call.ask(
-            {name: self._connecting(name) if wait else [] for name in names}, wait
-        )
+        connecting = [link for link in self.links if link.listener.connects_workers and wait]
+        transports = {
+            name: [link for link in connecting if link.carries(self._concerns[name].alias)] for name in names
+        }
+        return await self.roll_call.ask(transports, wait)
 
-    def _needed(
-        self, listener: Listener, repositories: Mapping[str, DeclaredCached]
-    ) -> frozenset[str] | None:
-        """Labels of the models of whose writes nothing but this transport tells; None: it was asked for."""
+    def _needed(self, listener: Listener) -> frozenset[str] | None:
+        """Labels of the models whose writes only this transport carries; None: a setting names it."""
         if is_named(self._settings, listener):
             return None
         if is_told_by_django(self._settings):
@@ -218,15 +199,36 @@ class Coherence:
         return frozenset(
             label
             for name, concern in self._concerns.items()
-            if repositories[name].max_age is None and (aliases is None or concern.alias in aliases)
+            if self._repositories[name].max_age is None and (aliases is None or concern.alias in aliases)
             for label in concern.tables.values()
         )
 
-    def _connecting(self, name: str) -> list[Link]:
-        """The transports through which the workers can be reached that read a repository's database."""
-        alias = self._concerns[name].alias
-        links = [link for link in self.links if isinstance(link.listener, Connecting)]
-        return [link for link in links if link.listener.aliases is None or alias in link.listener.aliases]
+    def _is_replica(self, alias: str) -> bool:
+        """Whether rows come from a replica, which may have a commit later than its hint comes."""
+        origin = self._origins.known.get(alias)
+        return origin is not None and origin.is_replica
+
+    def _why_not(self, link: TransportSupervisor, concern: Concern) -> str | None:
+        """Why a transport does not carry every write that concerns a repository; None if it does."""
+        if link.connected_since is None:
+            return DOWN.format(transport=link.name)
+        listening, origin = link.listener.server, self._origins.known.get(concern.alias)
+        if listening is not None and origin is not None and listening != origin.server:
+            return ELSEWHERE.format(transport=link.name)
+        if unheard := sorted(link.listener.unheard.intersection(concern.tables.values())):
+            return UNANNOUNCED.format(transport=link.name, labels=", ".join(unheard))
+        return None
+
+    def _orderly(self, name: str) -> TransportSupervisor | None:
+        """A database's transport that carries all writes that concern a repository, in order of commits."""
+        concern = self._concerns[name]
+        doubtful = concern.related is None or concern.why_unannounced(listening=True, told=False) is not None
+        if doubtful or self._is_replica(concern.alias):
+            return None
+        for link in self.links:
+            if concern.alias in (link.listener.aliases or ()) and self._why_not(link, concern) is None:
+                return link
+        return None
 
     async def _load(self, name: str) -> bool:
         follower = self._followers[name]
@@ -236,8 +238,8 @@ class Coherence:
 
     def _moved(self, alias: str) -> None:
         """Distrust what was read of a database whose rows come from elsewhere now."""
-        names = self._of_alias[alias]
-        self._tell_of_deaf(names)
+        names = [name for name, concern in self._concerns.items() if concern.alias == alias]
+        self._warn_of_unheard(names)
         for name in names:
             if (follower := self._followers.get(name)) is not None:
                 follower.follow(None)
@@ -262,51 +264,23 @@ class Coherence:
                 late = found.tables.keys() - self._concerns[name].tables.keys()
                 self._concerns[name] = replace(found, unannounced=LATE if late else found.unannounced)
 
-    def _tell_of_deaf(self, names: Iterable[str]) -> None:
-        deaf: dict[str, list[str]] = {}  # by what helps
+    def _warn_of_unheard(self, names: Iterable[str]) -> None:
+        unheard: dict[str, list[str]] = {}  # by the reason
         for name in names:
             if (reason := self.why_unheard(name)) is not None:
-                deaf.setdefault(reason, []).append(name)
-        for hint, repositories in deaf.items():
+                unheard.setdefault(reason, []).append(name)
+        for hint, repositories in unheard.items():
             logger.warning("writes_elsewhere_unheard", repositories=repositories, hint=hint)
 
-    def _orderly(self, name: str) -> Link | None:
-        """A transport that carries all writes that concern a repository, in the order of commits."""
-        concern = self._concerns[name]
-        origin = self._origins.known.get(concern.alias)
-        labels = frozenset(concern.tables.values())
-        if origin is not None and origin.is_replica:  # which may have a commit later than its hint comes
-            return None
-        for link in self.links:
-            aliases = link.listener.aliases
-            if aliases is None or concern.alias not in aliases or link.connected_since is None:
-                continue
-            if is_elsewhere(link, origin) or concern.why_unannounced(listening=True, told=False) is not None:
-                continue
-            if concern.related is not None and labels.isdisjoint(link.listener.unheard):
-                return link
-        return None
-
-    def _dispatch(self, link: Link, hint: Hint) -> None:
-        self._follow(hint, link.listener.aliases)
-
-    def _follow(self, hint: Hint, aliases: frozenset[str] | None) -> None:
+    def _follow(self, link: TransportSupervisor | None, hint: Hint) -> None:
         for name, follower in self._followers.items():
             concern = self._concerns[name]
-            if (aliases is None or concern.alias in aliases) and concern.is_hit(hint):
+            if (link is None or link.carries(concern.alias)) and concern.is_hit(hint):
                 follower.follow(concern.keys(hint))
 
 
 async def seen(name: str) -> None:
-    """Wait until a repository of the application that this code runs under has all commits before this call.
-
-    Args:
-        name: the repository's.
-
-    Raises:
-        NotStarted: no lifespan of ``DjangoORM`` runs.
-        RefreshFailed: it could not be read.
-    """
+    """``Coherence.seen()`` of the application that this code runs under, or NotStarted."""
     coherence = application.find("wait_until_current()").get(Coherence)
     if coherence is None:
         raise RefreshFailed(f"{name} cannot be refreshed: the application is still starting.")

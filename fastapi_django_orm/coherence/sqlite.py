@@ -1,32 +1,30 @@
-"""SQLite tells nobody of a commit, but a connection can ask whether another has written: ``data_version``.
+"""SQLite announces no commit, but a connection can ask whether another has written: ``data_version``.
 
 Asking takes some ten microseconds and no lock that outlives it. A thread asks, since a writer may make it
-wait. What was written cannot be known, so every change means everything.
+wait. It does not say what was written, so every change means everything.
 https://www.sqlite.org/pragma.html#pragma_data_version
 """
 
 import asyncio
 import sqlite3
-import threading
-from collections import deque
-from contextlib import closing, suppress
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+from ..clock import pause
 from ..database.sqlite_file import Files, files_at, path_of
-from .hints import EVERYTHING, Hint
-from .transport import Receiver, TransportUnavailable
+from .hints import EVERYTHING
+from .transport import Listener, TransportSupervisor, TransportUnavailable
 
 LOCK_PATIENCE = 2.0  # seconds to wait for a writer's lock
 
 
-class SQLiteListener:
+class SQLiteListener(Listener):
     """Watches a database file."""
 
-    unheard: frozenset[str] = frozenset()
-    server: tuple[int, ...] | None = None
-
     def __init__(self, alias: str, database: str, interval: float) -> None:
-        """Watch nothing yet.
+        """Watch a file.
 
         Args:
             alias: the database's key in ``DATABASES``.
@@ -34,150 +32,84 @@ class SQLiteListener:
             interval: seconds between two looks.
         """
         self.name = f"sqlite:{alias}"
-        self.aliases: frozenset[str] | None = frozenset({alias})
+        self.aliases = frozenset({alias})
         self._database = database
         self._interval = interval
-        self._watch: _Watch | None = None
+        self._look: Callable[[], Awaitable[None]] | None = None
 
-    async def listen(self, receiver: Receiver) -> None:
-        """Watch until cancelled.
-
-        Raises:
-            TransportUnavailable: the file cannot be opened, or another file has taken its place.
-        """
-        watch = self._watch = _Watch(self._database, self._interval, receiver)
+    async def listen(self, receiver: TransportSupervisor) -> None:
+        """Watch until cancelled, or until another file has taken this one's place."""
+        loop = asyncio.get_running_loop()
+        # One thread, which does one thing after another: a caller that asks for a look during one may have
+        # committed after it has read, and gets the next one.
+        executor = ThreadPoolExecutor(1, "sqlite-watch")
+        # Called from the thread, so that the hint comes before the caller of caught_up() goes on.
+        watch = _Watch(self._database, partial(loop.call_soon_threadsafe, receiver.heard, EVERYTHING))
         try:
-            await asyncio.shield(watch.ended)
+            await loop.run_in_executor(executor, watch.open)
+            self._look = partial(loop.run_in_executor, executor, watch.look)
+            receiver.connected()
+            while True:
+                await pause(self._interval)
+                await self._look()
+        except (sqlite3.Error, OSError) as error:
+            raise TransportUnavailable(f"SQLite's file cannot be watched: {error}") from error
         finally:
-            self._watch = None
-            watch.stop()
-            await asyncio.wait([watch.ended])
+            self._look = None
+            await loop.run_in_executor(executor, watch.close)
+            executor.shutdown()
 
     async def caught_up(self) -> bool:
         """Look now, and pass on what has changed."""
-        return self._watch is not None and await self._watch.look()
+        if self._look is None:
+            return False
+        try:
+            await self._look()
+        except (sqlite3.Error, OSError):  # listen() ends with it, too
+            return False
+        return True
 
 
 class _Watch:
-    """A thread with a connection that only reads."""
+    """A read-only connection, used by one thread."""
 
-    def __init__(self, database: str, interval: float, receiver: Receiver) -> None:
+    def __init__(self, database: str, changed: Callable[[], object]) -> None:
         self._database = database
         self._path = path_of(database)
-        self._interval = interval
-        self._receiver = receiver
-        self._loop = asyncio.get_running_loop()
-        self._woken = threading.Event()
-        self._stopping = False
-        self._asking: deque[asyncio.Future[bool]] = deque()
-        self.ended: asyncio.Future[None] = self._loop.create_future()
-        threading.Thread(target=self._run, name="sqlite-watch", daemon=True).start()
+        self._changed = changed
+        self._connection: sqlite3.Connection | None = None
 
-    def stop(self) -> None:
-        """Have the thread end."""
-        self._stopping = True
-        self._woken.set()
+    def open(self) -> None:
+        # Before it is opened: a file that takes this one's place in between is found at the first look.
+        self._files = self._files_now()
+        self._connection = _open(self._database)
+        self._version = _version(self._connection)  # which makes -wal, if nothing else has
+        self._files = self._check_files()
 
-    async def look(self) -> bool:
-        """Have the thread look now; returns whether it has."""
-        if self.ended.done():
-            return False
-        asking: asyncio.Future[bool] = self._loop.create_future()
-        self._asking.append(asking)
-        self._woken.set()
-        return await asking
-
-    def _run(self) -> None:
-        error: Exception | None = None
-        with suppress(RuntimeError):  # the loop has closed
-            try:
-                self._look_again_and_again()
-            except Exception as failure:  # whatever it is, the link must be told, or it would wait for ever
-                error = TransportUnavailable(f"SQLite's file cannot be watched: {failure}")
-                error.__cause__ = failure
-            self._loop.call_soon_threadsafe(self._end, error)
-
-    def _look_again_and_again(self) -> None:
-        # Before it is opened: one that takes the file's place in between is found at the first look.
-        before = self._files()
-        with closing(_open(self._database)) as connection:
-            version = _version(connection)  # which makes -wal, if nothing else has
-            files = self._files()
-            if before.replaced_by(files):
-                raise FileNotFoundError("another has taken its place")
-            self._loop.call_soon_threadsafe(self._receiver.connected)
-            while not self._stopping:
-                self._woken.wait(self._interval)
-                self._woken.clear()
-                # Taken before the look: who asks during it may have committed after it.
-                asking = [self._asking.popleft() for _ in range(len(self._asking))]
-                if files.replaced_by(self._files()):
-                    self._asking.extend(asking)
-                    raise FileNotFoundError("another has taken its place")
-                now = _version(connection)
-                if now != version:
-                    version = now
-                    self._loop.call_soon_threadsafe(self._receiver.heard, EVERYTHING)
-                for asked in asking:
-                    self._loop.call_soon_threadsafe(_answer, asked, True)
-
-    def _files(self) -> Files:
-        return Files(None, None) if self._path is None else files_at(self._path)
-
-    def _end(self, error: Exception | None) -> None:
-        for asked in self._asking:
-            _answer(asked, False)
-        if error is None:
-            self.ended.set_result(None)
-        else:
-            self.ended.set_exception(error)
-
-
-class SQLitePublisher:
-    """Lets every watcher of a database file believe that it was written to."""
-
-    def __init__(self, alias: str, database: str) -> None:
-        """Open nothing yet.
-
-        Args:
-            alias: the database's key in ``DATABASES``.
-            database: its file, or a ``file:`` URI.
-        """
-        self.name = f"sqlite:{alias}"
-        self._database = database
-
-    def publish(self, hint: Hint) -> None:
-        """Commit a change that changes nothing: the user's version of the schema, set to what it is."""
-        try:
-            with closing(_open(self._database, "rw")) as connection:
-                connection.isolation_level = None
-                connection.execute("BEGIN IMMEDIATE")
-                (version,) = connection.execute("PRAGMA user_version").fetchone()
-                connection.execute(f"PRAGMA user_version = {version}")
-                connection.execute("COMMIT")
-        except sqlite3.Error as error:
-            raise TransportUnavailable(f"{self.name} cannot be written to: {error}") from error
-
-    def check(self) -> None:
-        """Open the file."""
-        try:
-            with closing(_open(self._database)) as connection:
-                _version(connection)
-        except sqlite3.Error as error:
-            raise TransportUnavailable(f"{self.name} cannot be read: {error}") from error
+    def look(self) -> None:
+        assert self._connection is not None, "opened first"
+        self._check_files()
+        before, self._version = self._version, _version(self._connection)
+        if before != self._version:
+            self._changed()
 
     def close(self) -> None:
-        """Do nothing: no connection is kept."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def _check_files(self) -> Files:
+        now = self._files_now()
+        if self._files.replaced_by(now):
+            raise FileNotFoundError("another has taken its place")
+        return now
+
+    def _files_now(self) -> Files:
+        return Files(None, None) if self._path is None else files_at(self._path)
 
 
-def _answer(asked: "asyncio.Future[bool]", answer: bool) -> None:
-    if not asked.done():
-        asked.set_result(answer)
-
-
-def _open(database: str, mode: str = "ro") -> sqlite3.Connection:
+def _open(database: str) -> sqlite3.Connection:
     if not database.startswith("file:"):
-        database = f"{Path(database).absolute().as_uri()}?mode={mode}"
+        database = f"{Path(database).absolute().as_uri()}?mode=ro"
     return sqlite3.connect(database, timeout=LOCK_PATIENCE, uri=True)
 
 

@@ -1,93 +1,201 @@
-"""What a transport is: a way for hints to get from where somebody writes to every worker that serves.
+"""Transports: the ways by which hints travel from a writer to every worker.
 
-The two ends are apart, because they live in different programs. A Django process publishes, from a thread
-that may wait. A FastAPI process listens on its event loop.
+The two ends live in different programs. A Django process publishes, on a thread that may wait. A FastAPI
+process listens on its event loop, under a supervisor that connects again after every loss.
 """
 
-from typing import Protocol
+import asyncio
+import random
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from typing import ClassVar
 
-from ..errors import DjangoORMError
-from .hints import Hint
+from .. import metrics
+from ..clock import backoff, monotonic, pause
+from ..errors import DjangoORMError, text_of
+from ..events import logger
+from .hints import EVERYTHING, Hint
+
+FIRST_DELAY = 0.1  # seconds
+LAST_DELAY = 5.0
 
 
 class TransportUnavailable(DjangoORMError, ConnectionError):
     """A transport cannot carry hints now; the message says what to look at."""
 
 
-class Publisher(Protocol):
-    """The end that a writer holds. Made without I/O; used by one thread at a time.
+class Publisher:
+    """The writer's end, used by one thread at a time.
 
     Attributes:
         name: for logs, without a password.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
+    name: str
 
     def publish(self, hint: Hint) -> None:
-        """Send it. Connects when it must, and anew after a failure; gives up within a few seconds.
-
-        Raises:
-            TransportUnavailable: it was not sent.
-        """
+        """Send a hint, or raise TransportUnavailable within a few seconds. Connects when necessary."""
+        raise NotImplementedError
 
     def check(self) -> None:
-        """Find out whether something could be published.
-
-        Raises:
-            TransportUnavailable: nothing could be, now.
-        """
+        """Raise TransportUnavailable if nothing can be published now."""
 
     def close(self) -> None:
-        """Let go of the connection; a later ``publish()`` opens another."""
+        """Disconnect, if a connection is kept; a later ``publish()`` connects again."""
 
 
-class Receiver(Protocol):
-    """What a listener reports to. Called on the event loop; returns at once."""
-
-    def connected(self) -> None:
-        """From now on no hint is missed. What was published before may have been."""
-
-    def heard(self, hint: Hint) -> None:
-        """A hint has come; one without a label means everything that this transport carries."""
-
-    def said(self, message: bytes) -> None:
-        """Another worker has said something, on a transport that connects workers."""
-
-
-class Listener(Protocol):
-    """The end that a worker holds. Made without I/O.
+class Listener:
+    """The worker's end.
 
     Attributes:
         name: for logs and the health route, without a password.
         aliases: the databases whose writes it carries; None: any.
-        unheard: labels of models whose writes should be heard and at present are not.
-        server: the database that it listens to, as ``origins.SERVER`` tells it from others; None: it listens
-            to none, or it is not connected.
+        unheard: labels of models whose writes it should carry and at present does not.
+        server: the database that it listens to, as ``origins.SERVER`` identifies it; None: unknown.
+        connects_workers: whether workers reach each other through it, by ``workers()`` and ``say()``.
+        worker: the name under which it presents this worker; set before it listens.
     """
 
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def aliases(self) -> frozenset[str] | None: ...  # noqa: D102
-    @property
-    def unheard(self) -> frozenset[str]: ...  # noqa: D102
-    @property
-    def server(self) -> tuple[int, ...] | None: ...  # noqa: D102
+    name: str
+    aliases: frozenset[str] | None = None
+    unheard: frozenset[str] = frozenset()
+    server: tuple[int, ...] | None = None
+    connects_workers: ClassVar[bool] = False
+    worker: str = ""
 
-    async def listen(self, receiver: Receiver) -> None:
-        """Connect, say so, and pass on what comes, until cancelled or the connection is lost.
-
-        Whoever calls it calls it again after an error, with growing delays.
-
-        Raises:
-            TransportUnavailable: it could not connect, or the connection was lost.
-        """
+    async def listen(self, receiver: "TransportSupervisor") -> None:
+        """Connect, call ``connected()``, and pass on what comes until cancelled, or TransportUnavailable."""
+        raise NotImplementedError
 
     async def caught_up(self) -> bool:
         """Wait until all that was committed before this call has been passed on.
 
-        Returns:
-            Whether that can be told. If not, because this transport keeps no order between a commit and its
-            hint or is down now, the caller has to read the database.
+        False if the transport cannot tell, because it keeps no order between a commit and its hint, or is
+        down. The caller has to read the database then.
         """
+        return False
+
+    async def workers(self) -> frozenset[str]:
+        """The workers that listen now, or TransportUnavailable."""
+        raise NotImplementedError
+
+    async def say(self, channel: str, message: bytes) -> None:
+        """Send at most ``MESSAGE_LIMIT`` bytes to other workers, or raise TransportUnavailable.
+
+        The channel is ``EVERY_WORKER``, or one worker's ``channel_of()``.
+        """
+        raise NotImplementedError
+
+
+class TransportSupervisor:
+    """Keeps one listener connected, which reports to it on the event loop.
+
+    After every loss all that was loaded before is distrusted.
+
+    Attributes:
+        connected_since: None while it is down.
+        last_hint: when the last hint came.
+        error: why it is down.
+        tried: set once it is known whether it is up.
+    """
+
+    def __init__(
+        self,
+        listener: Listener,
+        needed: Collection[str] | None,
+        heard: Callable[["TransportSupervisor", Hint], None],
+        said: Callable[["TransportSupervisor", bytes], None],
+    ) -> None:
+        """Supervise a listener.
+
+        Args:
+            listener: what to keep connected.
+            needed: labels of the models whose writes only this transport carries; None: all that it should
+                carry, as for one that a setting names. Once it was complete, it is expected to stay so.
+            heard: called with each hint, and with ``EVERYTHING`` after connecting.
+            said: called with each message of another worker.
+        """
+        self.listener = listener
+        self.name = listener.name
+        self.connected_since: datetime | None = None
+        self.last_hint: datetime | None = None
+        self.error: BaseException | None = None
+        self.tried = asyncio.Event()
+        self._heard = heard
+        self._said = said
+        self._failures = 0
+        self._needed = None if needed is None else frozenset(needed)
+        self._up_since = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def degraded(self) -> bool:
+        """Whether hints are missed that should come."""
+        unheard = self.listener.unheard
+        if self.connected_since is None:
+            return self.has_been_up or self._needed is None or bool(self._needed)
+        return bool(unheard if self._needed is None else unheard & self._needed)
+
+    @property
+    def has_been_up(self) -> bool:
+        """Whether it has ever been connected."""
+        return bool(self._up_since)
+
+    def carries(self, alias: str) -> bool:
+        """Whether writes to a database come this way."""
+        return self.listener.aliases is None or alias in self.listener.aliases
+
+    def start(self) -> None:
+        """Listen, until stopped."""
+        metrics.show_transport(self)
+        self._task = asyncio.create_task(self._run(), name=f"coherence {self.name}")
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        metrics.hide_transport(self)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def connected(self) -> None:
+        """From now on no hint is missed. What was published before may have been: read everything again."""
+        self.connected_since, self._up_since = datetime.now(UTC), monotonic()
+        self.error = None
+        self.tried.set()
+        logger.info("coherence_connected", transport=self.name)
+        self._pass_on(EVERYTHING)
+
+    def heard(self, hint: Hint) -> None:
+        """Pass on a hint; one without a label means everything that this transport carries."""
+        self.last_hint = datetime.now(UTC)
+        metrics.count_hint(self.name)
+        self._pass_on(hint)
+
+    def said(self, message: bytes) -> None:
+        """Pass on a message of another worker."""
+        self._said(self, message)
+
+    def _pass_on(self, hint: Hint) -> None:
+        if not self.listener.unheard:
+            self._needed = None
+        self._heard(self, hint)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.listener.listen(self)
+            except Exception as error:
+                self._lost(error)
+            delay = backoff(self._failures, FIRST_DELAY, LAST_DELAY)
+            await pause(delay * random.uniform(0.5, 1.0))  # or all workers would come back at once
+
+    def _lost(self, error: Exception) -> None:
+        was_up, self.connected_since = self.connected_since is not None, None
+        if was_up or self._failures == 0:  # one line, however long it lasts
+            event = "coherence_lost" if self.has_been_up else "coherence_unavailable"
+            logger.error(event, transport=self.name, error=type(error).__name__, cause=text_of(error))
+        if was_up and monotonic() - self._up_since > LAST_DELAY:
+            self._failures = 0
+        self._failures += 1
+        self.error = error
+        self.tried.set()

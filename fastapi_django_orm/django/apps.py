@@ -4,7 +4,7 @@ from django.apps import AppConfig
 
 
 class CoherenceConfig(AppConfig):
-    """Tells FastAPI's workers what this process writes."""
+    """Notifies FastAPI's workers of what this process writes."""
 
     name = "fastapi_django_orm.django"
     label = "fastapi_django_orm"

@@ -15,13 +15,12 @@ from django.db.models import Model
 from ..cached import CachedRepository, declared_cached
 from ..coherence import choice
 from ..coherence.concerns import Concern, concern_of
-from ..coherence.transport import TransportUnavailable
+from ..coherence.transport import Publisher, TransportUnavailable
 from ..database.engines import kind_of, name_of
 from ..errors import DjangoORMError
 from ..settings import ORMSettings, read_settings
 from . import selection, triggers
-from .application import import_application
-from .triggers import State
+from .tables import AnnouncedTable
 
 Messages = Iterator[checks.CheckMessage]
 Read = list[tuple[type[CachedRepository[Any]], Concern]]  # repositories, and what they read
@@ -35,8 +34,8 @@ _BY_DATABASE = [
 def register() -> None:
     """Register the checks with Django."""
     checks.register(check_triggers, checks.Tags.database)
-    for check in (check_settings, check_repositories):
-        checks.register(check, deploy=True)
+    checks.register(check_settings, deploy=True)
+    checks.register(check_repositories, deploy=True)
 
 
 def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
@@ -44,7 +43,11 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
     settings = _settings()
     if not databases or settings is None or not choice.wants(settings, "postgresql"):
         return []
-    found = selection.by_database(_models_read(), None)
+    try:
+        models = selection.read_by_repositories(None).models  # through views as well: the database is asked
+    except Exception:  # an application that cannot be imported shows its own errors
+        return []
+    found = selection.by_database(models, None)
     return [
         message
         for alias in databases
@@ -54,7 +57,7 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
 
 
 def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
-    """E001: the settings cannot be read or used, so this process tells nobody of anything."""
+    """E001: the settings cannot be read or used, so this process sends no hints."""
     try:
         choice.check_databases(settings := read_settings())
         choice.publishers(settings)
@@ -64,14 +67,15 @@ def check_settings(**kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def check_repositories(**kwargs: Any) -> list[checks.CheckMessage]:
-    """What is looked for in all repositories, which are found once for it.
-
-    W002: a transport does not answer. W003: a repository is without any. W004, I001: what it does not hear.
-    """
+    """W002: a transport does not answer. W003: a repository is without any. W004, I001: what it misses."""
     settings = _settings()
     if settings is None:
         return []
-    read = _read()
+    try:
+        selection.import_application()
+        read: Read = [(cls, concern_of(cls())) for cls in declared_cached()]
+    except Exception:  # an application that cannot be imported shows its own errors
+        read = []
     found = [*_many_to_many(read), *_relations(settings, read)]
     if "off" not in settings.coherence:
         publishers = choice.publishers(settings)
@@ -80,16 +84,15 @@ def check_repositories(**kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def _relations(settings: ORMSettings, read: Read) -> Messages:
-    """W004: the database changes rows by itself, and only signals would tell of it."""
-    for model in _heard_by_signals(settings, read):
+    """W004: the database changes rows by itself, and only signals would announce it."""
+    for model in selection.named(sorted({label for _, concern in read for label in concern.tables.values()})):
+        if choice.announces(settings, router.db_for_write(model)):
+            continue
         for field in model._meta.concrete_fields:
-            if (
-                field.remote_field is not None
-                and getattr(field.remote_field, "on_delete", None) in _BY_DATABASE
-            ):
+            if getattr(field.remote_field, "on_delete", None) in _BY_DATABASE:
                 yield checks.Warning(
                     f"{model._meta.label}.{field.name} has the database change rows by itself, of which "
-                    "Django sends no signal: FastAPI's workers do not hear of it.",
+                    "Django sends no signal: FastAPI's workers do not see it.",
                     hint="Use Django's own CASCADE or SET_NULL, or give the repository a `max_age`.",
                     obj=model,
                     id="fastapi_django_orm.W004",
@@ -106,19 +109,11 @@ def _many_to_many(read: Read) -> Messages:
             if _through(field)._meta.db_table not in concern.tables:
                 yield checks.Info(
                     f"{_name(cls)} is not refreshed when {field.name} of a {model._meta.label} changes: "
-                    "that is stored in a table of its own.",
+                    "that is stored in another table.",
                     hint=f"If its rows show it, write depends_on = ({_through(field)._meta.label!r},).",
                     obj=cls,
                     id="fastapi_django_orm.I001",
                 )
-
-
-def _models_read() -> list[type[Model]]:
-    """The models that repositories read, through views as well: the database is asked."""
-    try:
-        return selection.read_by_repositories(None).models
-    except Exception:  # an application that cannot be imported has errors of its own to show
-        return []
 
 
 def _through(field: Any) -> type[Model]:
@@ -132,40 +127,27 @@ def _settings() -> ORMSettings | None:
         return None  # which E001 reports
 
 
-def _read() -> Read:
-    """What the repositories of the application read; nothing where there is no application."""
-    try:
-        import_application()
-        return [(cls, concern_of(cls())) for cls in declared_cached()]
-    except Exception:  # an application that cannot be imported has errors of its own to show
-        return []
-
-
 def _name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _models(read: Read) -> list[type[Model]]:
-    return selection.named(sorted({label for _, concern in read for label in concern.tables.values()}))
-
-
-def _without_triggers(alias: str, tables: Iterable[Any]) -> Messages:
+def _without_triggers(alias: str, tables: Iterable[AnnouncedTable]) -> Messages:
     for table in tables:
         try:
             state = triggers.state(alias, table)
         except (DjangoORMError, DatabaseError):
             continue  # no table yet, or none that can have triggers
-        if state is not State.INSTALLED:
+        if state is not triggers.State.INSTALLED:
             yield checks.Warning(
-                f"The triggers of {table.model._meta.db_table} are {state}: FastAPI's workers are not told "
-                f"of all writes to {table.label}.",
+                f"The triggers of {table.model._meta.db_table} are {state}: not all writes to {table.label} "
+                "are announced to FastAPI's workers.",
                 hint=f"Run `manage.py coherence install {table.label} --database {alias}`.",
                 obj=table.model,
                 id="fastapi_django_orm.W001",
             )
 
 
-def _unreachable(publishers: Iterable[Any]) -> Messages:
+def _unreachable(publishers: Iterable[Publisher]) -> Messages:
     for publisher in publishers:
         try:
             publisher.check()
@@ -190,8 +172,3 @@ def _without_transport(settings: ORMSettings, read: Read) -> Messages:
                 obj=cls,
                 id="fastapi_django_orm.W003",
             )
-
-
-def _heard_by_signals(settings: ORMSettings, read: Read) -> list[type[Model]]:
-    """The models that repositories read from databases that tell nothing by themselves."""
-    return [model for model in _models(read) if not choice.announces(settings, router.db_for_write(model))]

@@ -1,18 +1,31 @@
-"""Which models a command is about: those that are named, or all that the application's repositories read."""
+"""What a command is about: an application, and the models that are named or that its repositories read."""
 
+import importlib
+import sys
+import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from django.db import router
 from django.db.models import Model
+from fastapi import FastAPI
 
 from ..cached import CachedRepository, declared_cached
 from ..coherence.planned import concerns_of
 from ..errors import ConfigurationError, nearest
 from ..reading.resolve import model_named
-from .application import import_application
 from .tables import AnnouncedTable, tables_of
+
+# Where FastAPI's own command line looks: https://fastapi.tiangolo.com/fastapi-cli/
+CANDIDATES = ("main.py", "app.py", "api.py", "app/main.py", "app/app.py", "app/api.py")
+HOW_TO_NAME = "Name it: --app main:app."
+
+
+class ApplicationNotFound(ConfigurationError):
+    """No FastAPI application is where it was looked for."""
 
 
 class NoRepository(ConfigurationError):
@@ -40,43 +53,8 @@ class Selection:
     unannounced: tuple[str, ...] = ()
 
 
-def model_of(name: str, application: str | None) -> type[Model]:
-    """The model of an application's repository.
-
-    Args:
-        name: the repository's.
-        application: as in ``read_by_repositories()``.
-
-    Raises:
-        UnknownRepository: there is none; the message has the nearest names.
-        ApplicationNotFound: there is no such application.
-    """
-    known = {cls.name: cls for cls in declared_by(application)}
-    if name not in known:
-        raise UnknownRepository(f"There is no repository {name!r}. {nearest(name, known)}")
-    model = known[name]().model_class
-    return model._meta.concrete_model or model
-
-
-def named(labels: Iterable[str]) -> list[type[Model]]:
-    """The models with these labels.
-
-    Raises:
-        UnknownModel: no installed app has one; the message has the nearest labels.
-    """
-    return [model_named(label) for label in labels]
-
-
 def read_by_repositories(application: str | None) -> Selection:
-    """Every model that a repository of the application reads.
-
-    Args:
-        application: ``main:app``; by default as FastAPI's command line finds it.
-
-    Raises:
-        ApplicationNotFound: there is none.
-        NoRepository: it has no repository.
-    """
+    """Every model that a repository of the application reads, as in ``declared_by()``."""
     concerns = concerns_of({cls: cls() for cls in declared_by(application)})
     labels, aged = set[str](), set[str]()
     for cls, concern in concerns.items():
@@ -94,16 +72,22 @@ def read_by_repositories(application: str | None) -> Selection:
     )
 
 
+def named(labels: Iterable[str]) -> list[type[Model]]:
+    """The models with these labels, or UnknownModel with the nearest labels."""
+    return [model_named(label) for label in labels]
+
+
+def model_of(name: str, application: str | None) -> type[Model]:
+    """The model of an application's repository, or UnknownRepository with the nearest names."""
+    known = {cls.name: cls for cls in declared_by(application)}
+    if name not in known:
+        raise UnknownRepository(f"There is no repository {name!r}. {nearest(name, known)}")
+    model = known[name]().model_class
+    return model._meta.concrete_model or model
+
+
 def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
-    """The repositories of an application, which is imported for it.
-
-    Args:
-        application: ``main:app``; by default as FastAPI's command line finds it.
-
-    Raises:
-        ApplicationNotFound: there is none.
-        NoRepository: it has no repository.
-    """
+    """The repositories of an application, which is imported, or NoRepository."""
     app = import_application(application)
     if not (found := declared_cached()):
         raise NoRepository(
@@ -114,14 +98,71 @@ def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
 
 
 def by_database(models: Sequence[type[Model]], database: str | None) -> dict[str, list[AnnouncedTable]]:
-    """The tables that these models are read from, by the database where they are written.
-
-    Args:
-        models: which ones.
-        database: an alias to take for all of them; by default the routers decide.
-    """
+    """The tables that these models are read from, by this database or by the one that routers write to."""
     found: dict[str, list[AnnouncedTable]] = {}
     for table in tables_of(models):
         alias = database or router.db_for_write(table.model)
         found.setdefault(alias, []).append(table)
     return found
+
+
+def import_application(name: str | None = None) -> FastAPI:
+    """Import ``main:app``, and with it the declarations of its repositories, or raise ApplicationNotFound.
+
+    By default ``[tool.fastapi] entrypoint`` in ``pyproject.toml`` counts, then the usual files (``main.py``,
+    ``app.py``, ``app/main.py``, …) and names (``app``, ``api``).
+    """
+    name = name or _entrypoint()
+    if name is None:
+        return _usual_application(_import(_usual_module()))
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise ApplicationNotFound(f"{name!r} does not say where the application is. Write module:app.")
+    module = _import(module_name)
+    found = getattr(module, attribute, None)
+    if not isinstance(found, FastAPI):
+        raise ApplicationNotFound(
+            f"{module_name}.{attribute} is not a FastAPI application but {found!r}. {HOW_TO_NAME}"
+        )
+    return found
+
+
+def _entrypoint() -> str | None:
+    file = Path("pyproject.toml")
+    if not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        found = tomllib.load(opened).get("tool", {}).get("fastapi", {}).get("entrypoint")
+    return found if isinstance(found, str) else None
+
+
+def _usual_module() -> str:
+    """The dotted name of the first of the usual files, whose outermost folder becomes importable."""
+    for candidate in map(Path, CANDIDATES):
+        if candidate.is_file():
+            return ".".join(candidate.with_suffix("").parts)
+    raise ApplicationNotFound(
+        f"There is no FastAPI application in {Path.cwd()}: none of {', '.join(CANDIDATES)}. {HOW_TO_NAME}"
+    )
+
+
+def _import(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):
+            raise  # something that the module imports
+        raise ApplicationNotFound(f"There is no module {name!r} in {here}. {HOW_TO_NAME}") from None
+
+
+def _usual_application(module: ModuleType) -> FastAPI:
+    for name in ("app", "api", *dir(module)):
+        found = getattr(module, name, None)
+        if isinstance(found, FastAPI):
+            return found
+    raise ApplicationNotFound(
+        f"{module.__name__} ({module.__file__}) has no FastAPI application. {HOW_TO_NAME}"
+    )

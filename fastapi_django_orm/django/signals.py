@@ -1,7 +1,7 @@
-"""What Django's ORM writes in this process, told when it is committed.
+"""What Django's ORM writes in this process, announced when it is committed.
 
 A receiver of ``post_delete`` makes Django fetch the rows that it deletes, of any model, so one is connected
-only while there is somebody to tell.
+only while something receives the hints.
 """
 
 from collections.abc import Collection
@@ -13,44 +13,40 @@ from django.db.models import Model
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
 from ..coherence import choice, process
-from ..coherence.hints import Hint
+from ..coherence.hints import Hint, PendingHints
 from ..coherence.transport import Publisher
 from ..events import django_logger as logger
 from ..settings import read_settings
-from .outbox import Outbox
+from .hint_sender import HintSender
 from .tables import announced
-from .waiting import Waiting
 
-_outbox: Outbox | None = None
+_sender: HintSender | None = None
 _UID = "fastapi_django_orm"
 
 
 def connect() -> None:
     """Connect the signals, for as long as the process lives."""
-    global _outbox
-    if _outbox is None and _publishers():
-        _outbox = Outbox(_publishers)
-    post_save.connect(_saved, dispatch_uid=_UID)
+    global _sender
+    if _sender is None and _publishers():
+        _sender = HintSender(_publishers)
+    post_save.connect(_written, dispatch_uid=_UID)
     m2m_changed.connect(_related, dispatch_uid=_UID)
-    if _outbox is not None:
-        _hear_of_deletes(True)
+    if _sender is not None:
+        _watch_deletes(True)
     else:
-        process.on_change.append(_hear_of_deletes)
+        process.on_change.append(_watch_deletes)
 
 
-def _hear_of_deletes(wanted: bool) -> None:
+def _watch_deletes(wanted: bool) -> None:
     if wanted:
-        post_delete.connect(_deleted, dispatch_uid=_UID)
+        post_delete.connect(_written, dispatch_uid=_UID)
     else:
         post_delete.disconnect(dispatch_uid=_UID)
 
 
 def _publishers() -> list[Publisher]:
-    """The publishers that the settings name.
-
-    ``connect()`` calls this before any writer does, since it imports client libraries, and a process that
-    forks while a thread imports leaves half a module to its child.
-    """
+    # connect() calls this before any writer does: it imports client libraries, and a process that forks while
+    # a thread imports leaves half a module to its child.
     try:
         return choice.publishers(read_settings())
     except ImproperlyConfigured as error:
@@ -58,11 +54,7 @@ def _publishers() -> list[Publisher]:
         return []
 
 
-def _saved(sender: type[Model], instance: Model, using: str, **kwargs: Any) -> None:
-    _announce(sender, [instance.pk], using)
-
-
-def _deleted(sender: type[Model], instance: Model, using: str, **kwargs: Any) -> None:
+def _written(sender: type[Model], instance: Model, using: str, **kwargs: Any) -> None:
     _announce(sender, [instance.pk], using)
 
 
@@ -82,44 +74,40 @@ def _related(
 
 
 def _announce(model: type[Model], keys: Collection[Any] | None, using: str) -> None:
-    """Tell of these rows when the open transaction is committed; None: of all rows."""
-    commit = _commit(using)
+    """Send a hint of these rows when the open transaction is committed; None: of all rows."""
+    commit, is_new = _last_commit(using), False
+    if commit is None:
+        commit, is_new = _Commit(), True
     for label, keyed in announced(model):
-        commit.waiting.add(Hint(label, tuple(keys) if keyed and keys is not None else None))
-    if not commit.is_registered:
-        commit.is_registered = True
-        _on_commit(commit, using)
-
-
-def _on_commit(commit: "_Commit", using: str) -> None:
-    try:
-        transaction.on_commit(commit.tell, using=using, robust=True)
-    except transaction.TransactionManagementError:
-        # Autocommit is off without atomic(): nobody will tell of the commit, and the write must not fail.
-        commit.tell()
+        commit.pending.add(Hint(label, tuple(keys) if keyed and keys is not None else None))
+    if is_new:
+        try:
+            transaction.on_commit(commit.announce, using=using, robust=True)
+        except transaction.TransactionManagementError:
+            # Autocommit is off without atomic(): Django sees no commit, and the write must not fail.
+            commit.announce()
 
 
 class _Commit:
-    """What a transaction, or one of its savepoints, has to tell."""
+    """The hints of a transaction, or of one of its savepoints."""
 
     def __init__(self) -> None:
-        self.waiting = Waiting()
-        self.is_registered = False
+        self.pending = PendingHints()
 
-    def tell(self) -> None:
+    def announce(self) -> None:
         """Publish the hints. Django calls this after the commit."""
-        for hint in self.waiting.take():
+        for hint in self.pending.take():
             process.publish(hint)
-            if _outbox is not None:
-                _outbox.put(hint)
+            if _sender is not None:
+                _sender.put(hint)
 
 
-def _commit(using: str) -> _Commit:
-    """Django's last commit hook, if it is ours and drops with the same savepoints; else a new one."""
+def _last_commit(using: str) -> _Commit | None:
+    """Django's last commit hook, if it is ours and drops with the same savepoints."""
     connection = transaction.get_connection(using)
     if connection.in_atomic_block and connection.run_on_commit:
         savepoints, function = connection.run_on_commit[-1][:2]
         last = getattr(function, "__self__", None)
         if isinstance(last, _Commit) and savepoints == set(connection.savepoint_ids):
             return last
-    return _Commit()
+    return None

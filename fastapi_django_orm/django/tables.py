@@ -1,10 +1,10 @@
-"""Whose rows a table holds: what to announce when it changes, and which tables a model is read from.
+"""Which models to announce when a table changes, and which tables a model is read from.
 
 A model that inherits from another has its row in two tables, and several models may share one. A hint names a
-model, so whoever writes a table announces every model that has something in it.
+model, so a write to a table announces every model that has something in it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from django.apps import apps
 from django.db.models import Model
 
-# Keys of these types look the same in JSON, whoever writes them, and `to_python` gives the key back. Others
+# Keys of these types look the same in JSON, whatever writes them, and `to_python` gives the key back. Others
 # have several forms (a decimal's zeros, a moment's time zone, an address's mask) or none.
 PLAIN_KEYS = frozenset(
     {"AutoField", "BigAutoField", "SmallAutoField"}
@@ -46,21 +46,18 @@ class AnnouncedTable:
         """The column of the primary key."""
         return str(self.model._meta.pk.column)
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Every model that is announced."""
-        return self.keyed + self.unkeyed
-
 
 def table_of(model: type[Model]) -> AnnouncedTable:
     """What to announce when this model's own table changes."""
     own = _concrete(model)
-    keyed: list[str] = []
-    unkeyed: list[str] = []
-    for other in _concerned(own):
-        plain = _has_plain_key(own) and _shares_key(own, other)
-        (keyed if plain else unkeyed).append(other._meta.label)
-    return AnnouncedTable(own, tuple(keyed), tuple(unkeyed))
+    sharing = _by_table(tuple(apps.get_models(include_auto_created=True))).get(own._meta.db_table, ())
+    concerned = dict.fromkeys([*lineage(own), *sharing])  # parents have their part of a row elsewhere
+    keyed = [each for each in concerned if _has_plain_key(own) and _shares_key(own, each)]
+    return AnnouncedTable(
+        own,
+        tuple(each._meta.label for each in keyed),
+        tuple(each._meta.label for each in concerned if each not in keyed),
+    )
 
 
 def tables_of(models: Iterable[type[Model]]) -> list[AnnouncedTable]:
@@ -68,7 +65,8 @@ def tables_of(models: Iterable[type[Model]]) -> list[AnnouncedTable]:
     found: dict[str, AnnouncedTable] = {}
     for model in models:
         for part in lineage(model):
-            found.setdefault(part._meta.db_table, table_of(part))
+            if part._meta.db_table not in found:
+                found[part._meta.db_table] = table_of(part)
     return list(found.values())
 
 
@@ -90,21 +88,13 @@ def announced(model: type[Model]) -> tuple[tuple[str, bool], ...]:
     for part in lineage(own):
         table = table_of(part)
         same = part is own or _shares_key(own, part)
-        for label in table.labels:
+        for label in table.keyed + table.unkeyed:
             found[label] = found.get(label, True) and same and label in table.keyed
     return tuple(found.items())
 
 
 def _concrete(model: type[Model]) -> type[Model]:
     return model._meta.concrete_model or model
-
-
-def _concerned(own: type[Model]) -> Iterator[type[Model]]:
-    """The model, its parents, and all that have something in its table."""
-    yield from (family := lineage(own))
-    for other in _by_table(tuple(apps.get_models(include_auto_created=True))).get(own._meta.db_table, ()):
-        if other not in family:
-            yield other
 
 
 @lru_cache(maxsize=1)

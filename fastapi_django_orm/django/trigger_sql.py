@@ -2,12 +2,12 @@
 
 PostgreSQL calls one function for each statement, with the rows before and after it, so ``bulk_create``,
 ``update()``, ``COPY``, cascades and psql all count. ``NOTIFY`` goes out when the transaction commits, and not
-when it rolls back. Each table has a function of its own, because a query that names its column is planned
-once. One function for all tables, which takes the column as an argument, costs a write of one row nearly
-three times as much.
+when it rolls back. Each table has its own function, because a query that names its column is planned once.
+One function for all tables, which takes the column as an argument, costs a write of one row nearly three
+times as much.
 
-No trigger names a column, so no migration is in its way: PostgreSQL refuses to change the type of a column
-that a trigger names.
+No trigger names a column, so none blocks a migration: PostgreSQL refuses to change the type of a column that
+a trigger names.
 
 A statement that names a partition, or a child by ``INHERITS``, fires the triggers of that table and not of
 its parent; a statement that names the parent fires those of the parent alone. So the parents and children of
@@ -15,12 +15,11 @@ a table get triggers that call its function, too.
 
 django-pgtrigger was looked at. It writes a function for each trigger and leaves it behind, asks a function
 with a subtransaction before each call, and puts the triggers into the migrations of the model's app, which is
-often somebody else's.
+often another project's.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -34,30 +33,19 @@ LONGEST_KEY = 700  # bytes
 
 
 class Event(NamedTuple):
-    """A kind of statement that is announced.
+    """A kind of statement that is announced, and how its trigger refers to the rows."""
 
-    Attributes:
-        type: as ``pg_trigger.tgtype`` has it, for a trigger after each statement.
-        old: the name of the table of rows before the statement.
-        new: the name of the table of rows after it.
-    """
-
-    type: int
-    old: str | None = None
-    new: str | None = None
-
-    @property
-    def referencing(self) -> str:
-        """The clause that names both tables."""
-        named = [f"{which} TABLE AS {name}" for which, name in (("OLD", self.old), ("NEW", self.new)) if name]
-        return f"REFERENCING {' '.join(named)} " if named else ""
+    type: int  # as pg_trigger.tgtype has it
+    old: str | None  # the name of the table of rows before the statement
+    new: str | None  # the name of the table of rows after it
+    referencing: str = ""
 
 
 EVENTS = {
-    "insert": Event(4, new="changed"),
-    "update": Event(16, old="before", new="changed"),
-    "delete": Event(8, old="changed"),
-    "truncate": Event(32),
+    "insert": Event(4, None, "changed", "REFERENCING NEW TABLE AS changed "),
+    "update": Event(16, "before", "changed", "REFERENCING OLD TABLE AS before NEW TABLE AS changed "),
+    "delete": Event(8, "changed", None, "REFERENCING OLD TABLE AS changed "),
+    "truncate": Event(32, None, None),
 }
 
 _FUNCTION = "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint${source}$hint$"
@@ -149,7 +137,7 @@ OURS = f"""\
     OR pg_catalog.starts_with(p.proname::pg_catalog.text, '{CHANNEL}_'))
     AND NOT t.tgisinternal AND t.tgparentid = 0"""
 
-# Whether it is there for another table, a parent or a child of its own: its name begins with the function's.
+# Whether it is there for another table, a parent or a child of it: its name begins with the function's.
 FOR_RELATIVE = "pg_catalog.starts_with(t.tgname::pg_catalog.text, p.proname::pg_catalog.text || '_')"
 
 # Whether it is there for a given table, as it should be or otherwise.
@@ -236,24 +224,18 @@ class TriggerSQL:
     """
 
     def __init__(self, table: AnnouncedTable, connection: BaseDatabaseWrapper) -> None:
-        """Write the statements; nothing is executed.
-
-        Args:
-            table: what to announce.
-            connection: whose names to quote; it is not opened.
-        """
+        """Write the statements, with names as this connection quotes them; it is not opened."""
         quote = connection.ops.quote_name
         self.table = quote(table.model._meta.db_table)
         self.function = f"{CHANNEL}_{_digest(self.table)[:12]}"
-        self.source = _signed(_source(table, quote(table.key) if table.keyed else ""))
-        self.literals = {"table": _text(self.table), "function": f"'{self.function}()'"}
+        # With its digest at the end, by which a worker sees whether it was replaced.
+        source = _source(table, quote(table.key) if table.keyed else "") + "-- "
+        self.source = source + _digest(source)
+        literal = self.table.replace("'", "''")
+        self.literals = {"table": f"'{literal}'", "function": f"'{self.function}()'"}
 
     def named(self, is_own: bool) -> dict[str, Event]:
-        """The triggers that a table should have.
-
-        Args:
-            is_own: whether it is the table itself, and not a parent or a child of it.
-        """
+        """The triggers that the table itself should have, or each parent and child of it."""
         before = CHANNEL if is_own else self.function
         return {f"{before}_{suffix}": event for suffix, event in EVENTS.items()}
 
@@ -262,55 +244,41 @@ class TriggerSQL:
         family = FAMILY.format(**self.literals)
         own, others = (f"'{{{','.join(self.named(is_own))}}}'::name[]" for is_own in (True, False))
         misplaced = _MISPLACED.format(family=family, own=own, others=others, **self.literals)
-        create = _CREATE.format(
-            family=family,
-            table=self.literals["table"],
-            channel=CHANNEL,
-            function=self.function,
-            create="\n".join(self._created()),
-        )
-        return [_FUNCTION.format(function=self.function, source=self.source), self._drop(misplaced), create]
+        created = [
+            _CREATE_ONE.format(
+                event=suffix.upper(), suffix=suffix, referencing=event.referencing, function=self.function
+            )
+            for suffix, event in EVENTS.items()
+        ]
+        return [
+            _FUNCTION.format(function=self.function, source=self.source),
+            _DROP.format(which=OF_TABLE.format(**self.literals) + misplaced),
+            _CREATE.format(
+                family=family,
+                table=self.literals["table"],
+                channel=CHANNEL,
+                function=self.function,
+                create="\n".join(created),
+            ),
+        ]
 
     def uninstall(self) -> list[str]:
         """What removes the triggers; ``DROP_UNUSED`` removes the function."""
-        return [self._drop()]
-
-    def _created(self) -> Iterator[str]:
-        for suffix, event in EVENTS.items():
-            yield _CREATE_ONE.format(
-                event=suffix.upper(), suffix=suffix, referencing=event.referencing, function=self.function
-            )
-
-    def _drop(self, unless: str = "") -> str:
-        return _DROP.format(which=OF_TABLE.format(**self.literals) + unless)
+        return [_DROP.format(which=OF_TABLE.format(**self.literals))]
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _signed(source: str) -> str:
-    """A function's text with its digest at the end, by which a worker sees whether it was replaced."""
-    source += "-- "
-    return source + _digest(source)
-
-
-def _text(text: str) -> str:
-    quoted = text.replace("'", "''")
-    return f"'{quoted}'"
-
-
 def _source(table: AnnouncedTable, key: str) -> str:
-    """The function's text.
-
-    Args:
-        table: what to announce.
-        key: the column of the primary key, quoted.
-    """
-    labels = table.labels
-    every = ", ".join(_call(_literal(label)) for label in labels)
+    """The function's text, for this column of the primary key, quoted."""
+    every = ", ".join(_notify(f"{_hint(label)}}}'") for label in table.keyed + table.unkeyed)
     if not table.keyed:
         return _UNKEYED.format(every=every)
+    # `part` is a variable of the function: some of the keys, with commas between.
+    some = [f"""{_hint(label)},"k":[' OPERATOR(pg_catalog.||) part OPERATOR(pg_catalog.||) ']}}'"""
+            for label in table.keyed]  # fmt: skip
     return _KEYED.format(
         key=key,
         written=f"pg_catalog.to_json({key})::pg_catalog.text",
@@ -318,24 +286,15 @@ def _source(table: AnnouncedTable, key: str) -> str:
         most=MOST_KEYS_OF_STATEMENT,
         part=PART,
         longest=LONGEST_KEY,
-        some=", ".join(map(_call, [*_keyed(table, "part"), *map(_literal, table.unkeyed)])),
+        some=", ".join(map(_notify, [*some, *(f"{_hint(label)}}}'" for label in table.unkeyed)])),
         every=every,
     )
 
 
-def _call(payload: str) -> str:
+def _notify(payload: str) -> str:
     return f"pg_catalog.pg_notify('{CHANNEL}', {payload})"
 
 
-def _keyed(table: AnnouncedTable, keys: str) -> Iterator[str]:
-    """The payloads for some of the keys, which an expression gives as text."""
-    concatenated = " OPERATOR(pg_catalog.||) "
-    for label in table.keyed:
-        before, after = _literal(label, keys="|").split("|")
-        yield concatenated.join((f"{before}'", keys, f"'{after}"))
-
-
-def _literal(label: str, keys: str | None = None) -> str:
-    """A hint as `hints.encode` writes it, as a text constant."""
-    listed = "" if keys is None else f',"k":[{keys}]'
-    return f"""'{{"v":{VERSION},"m":{json.dumps(label)}{listed}}}'"""
+def _hint(label: str) -> str:
+    """The beginning of a hint as `hints.encode` writes it, and of a text constant in SQL."""
+    return f"""'{{"v":{VERSION},"m":{json.dumps(label)}"""

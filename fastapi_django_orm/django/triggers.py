@@ -1,4 +1,8 @@
-"""The triggers in a PostgreSQL database: their state, how they are installed, and how they are removed."""
+"""The triggers in a PostgreSQL database: their state, how they are installed, and how they are removed.
+
+Triggers outlive what they were installed for: a repository that is gone, a ``depends_on``, a model, the
+application. So those that are no longer needed are found by their names.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,9 +12,10 @@ from typing import Any
 from django.db import DatabaseError, connections, transaction
 
 from ..coherence.hints import CHANNEL
+from ..coherence.planned import labels_of
 from ..errors import ConfigurationError, DjangoORMError, TableMissing
 from .tables import AnnouncedTable
-from .trigger_sql import DROP_UNUSED, FAMILY, OF_TABLE, TriggerSQL
+from .trigger_sql import DROP_ALL, DROP_UNUSED, FAMILY, FOR_RELATIVE, OF_TABLE, OURS, TriggerSQL
 
 # Other writers queue behind a session that waits for a table's lock.
 LOCK_TIMEOUT = "5s"
@@ -32,33 +37,19 @@ SELECT c.oid::regclass::text, c.relkind::text, c.oid = to_regclass({{table}}), t
     ARRAY[t.tgtype, t.tgoldtable, t.tgnewtable, t.tgenabled, t.tgqual, t.proname, t.prosrc]::text[]
 FROM family JOIN pg_class c ON c.oid = family.relation FULL JOIN ours t ON t.tgrelid = c.oid"""
 
+_TABLES = f"""
+SELECT DISTINCT t.tgrelid::bigint, t.tgrelid::regclass::text
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid
+WHERE {OURS} AND NOT {FOR_RELATIVE} ORDER BY 2"""
 
-class NotPostgreSQL(ConfigurationError):
-    """Triggers were asked for in a database that has no ``NOTIFY``."""
+# Those that only parents and children of a table call have lost the table.
+_UNUSED = f"""
+SELECT p.oid::regprocedure::text FROM pg_proc p
+WHERE starts_with(p.proname::text, '{CHANNEL}_') AND p.prorettype = 'trigger'::regtype
+    AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid AND NOT {FOR_RELATIVE})
+ORDER BY 1"""
 
-
-class TriggersRefused(DjangoORMError, DatabaseError):
-    """The database does not let the triggers be changed; the message says what to do."""
-
-
-class NoTable(TriggersRefused):
-    """What has the table's name fires no triggers that announce rows.
-
-    Attributes:
-        kind: ``"view"``, ``"materialized view"`` or ``"foreign table"``.
-    """
-
-    def __init__(self, table: str, kind: str) -> None:
-        """Say what keeps such rows current.
-
-        Args:
-            table: its name, quoted, and the model's label.
-            kind: what it is.
-        """
-        self.kind = kind
-        super().__init__(f"{table} is a {kind}: {_ADVICE[kind]}")
-
-
+# What has a table's name, fires no triggers that announce rows, and how its rows are kept current.
 _ADVICE = {
     "view": "the triggers belong on the tables that it reads. Name the models of those, or no model, since "
     "`coherence install` finds them for the repositories of an application.",
@@ -70,6 +61,23 @@ _ADVICE = {
 _KINDS = {"v": "view", "m": "materialized view", "f": "foreign table"}
 
 
+class NotPostgreSQL(ConfigurationError):
+    """Triggers were asked for in a database that has no ``NOTIFY``."""
+
+
+class TriggersRefused(DjangoORMError, DatabaseError):
+    """This user may not change the triggers, or the table stays locked; the message says what to do."""
+
+
+class NoTable(TriggersRefused):
+    """What has the table's name fires no triggers that announce rows; ``kind`` is ``"view"``, for example."""
+
+    def __init__(self, table: str, kind: str) -> None:
+        """Say what keeps such rows current."""
+        self.kind = kind
+        super().__init__(f"{table} is a {kind}: {_ADVICE[kind]}")
+
+
 class State(StrEnum):
     """The state of a table's triggers."""
 
@@ -79,37 +87,37 @@ class State(StrEnum):
 
 
 def check_postgresql(alias: str) -> None:
-    """Refuse a database without ``NOTIFY``.
-
-    Raises:
-        NotPostgreSQL: it is another kind of database.
-    """
+    """Raise NotPostgreSQL for a database without ``NOTIFY``."""
     connection = connections[alias]
     if connection.vendor != "postgresql":
         raise NotPostgreSQL(
-            f"The database {alias!r} is {connection.display_name}, and triggers that tell of writes need "
+            f"The database {alias!r} is {connection.display_name}, and triggers that announce writes need "
             "PostgreSQL. Changes in SQLite are noticed without them; for other databases let "
             "DJANGO_ORM_COHERENCE name a Redis or Valkey, redis://host."
         )
 
 
 def state(alias: str, table: AnnouncedTable) -> State:
-    """The state of a table's triggers, its function's text included.
-
-    Raises:
-        NotPostgreSQL: the database has no ``NOTIFY``.
-        TableMissing: there is no such table.
-        NoTable: what has the table's name cannot have such triggers.
-    """
+    """The state of a table's triggers, its function's text included; or TableMissing, or NoTable."""
     check_postgresql(alias)
     sql = TriggerSQL(table, connections[alias])
-    rows = _read(alias, sql)
-    kinds = {name: kind for name, kind, *_ in rows if kind}
-    _check_kind(alias, table, sql, kinds, {name for name, _, is_own, *_ in rows if is_own})
+    rows = _rows(alias, _STATE.format(**sql.literals))
+    kinds = {name: (kind, is_own) for name, kind, is_own, *_ in rows if kind}
+    own = [kind for kind, is_own in kinds.values() if is_own]
+    if not own:
+        advice = "Create it with `python manage.py migrate`."
+        if not table.model._meta.managed:
+            advice = (
+                "Its model is not managed (`managed = False`), so `migrate` does not create it: create it as "
+                "this project does, then run `manage.py coherence install` again."
+            )
+        raise TableMissing(f"The database {alias!r} has no table {sql.table} for {table.label}. {advice}")
+    if own[0] in _KINDS or any(kind == "f" for kind, _ in kinds.values()):
+        raise NoTable(f"{sql.table} ({table.label})", _KINDS.get(own[0], "foreign table"))
     found = {(name, trigger): tuple(described) for name, _, _, trigger, described in rows if trigger}
     wanted = {
         (name, trigger): (str(event.type), event.old, event.new, "A", None, sql.function, sql.source)
-        for name, is_own in {(name, is_own) for name, kind, is_own, *_ in rows if kind}
+        for name, (_, is_own) in kinds.items()
         for trigger, event in sql.named(is_own).items()
     }
     if not found:
@@ -117,80 +125,55 @@ def state(alias: str, table: AnnouncedTable) -> State:
     return State.INSTALLED if found == wanted else State.OUTDATED
 
 
-def _check_kind(
-    alias: str, table: AnnouncedTable, sql: TriggerSQL, kinds: dict[str, str], own: set[str]
-) -> None:
-    if not own:
-        raise TableMissing(
-            f"The database {alias!r} has no table {sql.table} for {table.label}. " + _how_to_create(table)
-        )
-    kind = _KINDS.get(kinds[own.pop()]) or ("foreign table" if "f" in kinds.values() else None)
-    if kind is not None:
-        raise NoTable(f"{sql.table} ({table.label})", kind)
-
-
-def _how_to_create(table: AnnouncedTable) -> str:
-    if table.model._meta.managed:
-        return "Create it with `python manage.py migrate`."
-    return (
-        "Its model is not managed (`managed = False`), so `migrate` does not create it: create it as this "
-        "project does, then run `manage.py coherence install` again."
-    )
-
-
 def install(alias: str, table: AnnouncedTable) -> State:
-    """Bring a table's triggers to this version, unless they have it.
-
-    Returns:
-        What was there before.
-
-    Raises:
-        TriggersRefused: this user may not, or the table stays locked.
-    """
+    """Bring a table's triggers to this version, unless they have it, and return what was there before."""
     before = state(alias, table)
     if before is not State.INSTALLED:
-        # To look for what is unused means to read all triggers, so not for each new one of a thousand tables.
+        # Looking for what is unused means reading all triggers, so not for each new one of a thousand tables.
         unused = [DROP_UNUSED] if before is State.OUTDATED else []
-        execute(alias, table.label, [*TriggerSQL(table, connections[alias]).install(), *unused])
+        _execute(alias, table.label, [*TriggerSQL(table, connections[alias]).install(), *unused])
     return before
 
 
 def uninstall(alias: str, table: AnnouncedTable) -> bool:
-    """Remove a table's triggers, of whatever version, and whatever the table is by now.
-
-    Returns:
-        Whether there were any.
-
-    Raises:
-        NotPostgreSQL: the database has no ``NOTIFY``.
-        TriggersRefused: this user may not, or the table stays locked.
-    """
+    """Remove a table's triggers, of whatever version, and return whether there were any."""
     check_postgresql(alias)
     sql = TriggerSQL(table, connections[alias])
-    found = any(trigger for *_, trigger, _ in _read(alias, sql))
+    found = any(trigger for *_, trigger, _ in _rows(alias, _STATE.format(**sql.literals)))
     if found:
-        execute(alias, table.label, [*sql.uninstall(), DROP_UNUSED])
+        _execute(alias, table.label, [*sql.uninstall(), DROP_UNUSED])
     return found
 
 
-def _read(alias: str, sql: TriggerSQL) -> list[tuple[Any, ...]]:
-    """The rows of ``_STATE``."""
+def tables_with_triggers(alias: str) -> dict[str, list[str]]:
+    """Every table with triggers of this package, of any version, and the labels of its models, if any."""
+    labels = labels_of(connections[alias])
+    return {name: labels.get(number, []) for number, name in _rows(alias, _TABLES)}
+
+
+def unused_functions(alias: str) -> list[str]:
+    """The functions of this package that no trigger calls, as those of a table that was dropped."""
+    return [name for (name,) in _rows(alias, _UNUSED)]
+
+
+def uninstall_all(alias: str) -> None:
+    """Remove all triggers and functions of this package, of whatever version."""
+    _execute(alias, f"Database {alias}", [DROP_ALL, DROP_UNUSED])
+    if kept := unused_functions(alias):
+        raise TriggersRefused(
+            f"{', '.join(kept)}: this user may not remove them, only their owner may. Run the command as the "
+            "owner, or add --sql and give what it prints to whoever may."
+        )
+
+
+def _rows(alias: str, query: str) -> list[tuple[Any, ...]]:
     with connections[alias].cursor() as cursor:
-        cursor.execute(_STATE.format(**sql.literals))
+        cursor.execute(query)
         return list(cursor.fetchall())
 
 
-def execute(alias: str, what: str, statements: Iterable[str]) -> None:
-    """Execute statements in one transaction, which waits for no lock for long.
-
-    Args:
-        alias: the database's key in ``DATABASES``.
-        what: what they are about, for the message.
-        statements: SQL.
-
-    Raises:
-        TriggersRefused: this user may not, or the table stays locked.
-    """
+def _execute(alias: str, what: str, statements: Iterable[str]) -> None:
+    """Execute statements in one transaction, which waits for no lock for long, or raise TriggersRefused."""
     with _explained(what), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
         cursor.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")
         # One at a time: of two sessions that create or drop a function at once, PostgreSQL fails one.

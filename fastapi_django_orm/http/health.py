@@ -13,8 +13,8 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 
 from .. import application
-from ..coherence.link import Link
 from ..coherence.service import Coherence
+from ..coherence.transport import TransportSupervisor
 from ..database.startup_checks import check_reachable
 from ..errors import DatabaseUnreachable
 from ..memory.refreshing import Refresher
@@ -153,7 +153,7 @@ def _state(refresher: Refresher[Any], coherence: Coherence | None) -> DjangoORMR
     )
 
 
-def _transport(link: Link) -> DjangoORMTransportHealth:
+def _transport(link: TransportSupervisor) -> DjangoORMTransportHealth:
     return DjangoORMTransportHealth(
         connected_since=link.connected_since,
         last_hint=link.last_hint,

@@ -15,10 +15,9 @@ from pydantic import BaseModel, Field, SecretStr
 
 from .. import application
 from ..coherence.hints import READ_LIMIT, VERSION, Hint, decode
-from ..coherence.roll_call import Attendance
+from ..coherence.roll_call import LONGEST_ROLL_CALL, Attendance
 from ..coherence.service import Coherence
 from ..coherence.transport import TransportUnavailable
-from ..coherence.workers import LONGEST_ROLL_CALL
 from ..errors import NotFound, NotStarted, RefreshFailed, UnknownModel, nearest
 from ..events import logger
 from ..memory.refreshing import Load, Refresher

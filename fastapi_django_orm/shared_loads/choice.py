@@ -10,11 +10,7 @@ if TYPE_CHECKING:  # it needs redis-py
 
 
 def shared_snapshots(settings: ORMSettings) -> "SharedSnapshots | None":
-    """Where workers share what they load; None if they do not.
-
-    Raises:
-        InvalidSettings: redis-py is not installed, or does not understand the URL.
-    """
+    """Where workers share what they load; None if they do not."""
     if settings.shared is None:
         return None
     try:

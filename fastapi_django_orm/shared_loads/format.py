@@ -1,9 +1,9 @@
-"""Rows as bytes that another process may trust: what a worker has loaded, on its way to the others.
+"""Rows as bytes that another process may trust.
 
-A table's pages go in *parts* of about a megabyte, in a binary layout around the JSON that the rows are kept
-as anyhow. Nothing in it is code (pickle would be). A *manifest* says whom the rows are for, and names each
-part by size and digest. It is signed, so a client of the server without the application's key can neither
-change rows nor make some, nor pass older rows for newer ones.
+A table's pages go in *parts* of about a megabyte, in a binary layout around the rows' JSON. Nothing in it is
+code (pickle would be). A *manifest* says whom the rows are for, and names each part by size and digest. It is
+signed, so a client of the server without the application's key can neither change nor forge rows, nor pass
+older rows for newer ones.
 
 A page in a part is whether it is the first, its size in rows, that of its keys and that of its JSON in bytes;
 then the keys as JSON, how long each row is, and the rows.
@@ -31,7 +31,7 @@ _KEYS: dict[str, Any] = {"int": int, "str": str, "UUID": UUID}
 
 
 class NotPortable(DjangoORMError):
-    """A table has keys that JSON does not say all of, and stays in the process that has read it."""
+    """A table has keys that JSON cannot express, and stays in the process that has read it."""
 
 
 class NotGenuine(DjangoORMError):
@@ -43,8 +43,8 @@ class Manifest:
     """What a load has led to.
 
     Attributes:
-        wanted_by: the numbers of those who had asked before it began to read: random, and each drawn for one
-            question. Nobody else may take its rows.
+        wanted_by: the numbers of the workers that had asked before it began to read: random, and each drawn
+            for one question. No other may take its rows.
         version: under which the rows are on the server.
         kind: the type of the rows' keys.
         parts: the size and the digest of each part; None if every worker is to load for itself.
@@ -64,11 +64,7 @@ class Manifest:
 
     @classmethod
     def verified(cls, signed: bytes, key: bytes) -> "Manifest":
-        """The manifest that was signed with this key.
-
-        Raises:
-            NotGenuine: it was not.
-        """
+        """The manifest that was signed with this key, or NotGenuine."""
         body = signed[SIGNED:]
         if not hmac.compare_digest(signed[:SIGNED], _signature(key, body)):
             raise NotGenuine("what stands for shared rows is damaged, or another application's")
@@ -80,16 +76,12 @@ def _signature(key: bytes, body: bytes) -> bytes:
 
 
 def digest_of(part: bytes) -> str:
-    """What a manifest knows a part by, beside its size."""
+    """What identifies a part in a manifest, beside its size."""
     return blake2b(part, digest_size=16).hexdigest()
 
 
 def kind_of(pages: Sequence[Page]) -> str:
-    """The type of these pages' keys.
-
-    Raises:
-        NotPortable: it is none that can be written, or not the same for all.
-    """
+    """The type of these pages' keys, or NotPortable: it cannot be written, or not the same for all."""
     kinds = set().union(*(map(type, page.keys) for page in pages)) or {int}
     names = [name for name, kind in _KEYS.items() if {kind} == kinds]
     if not names:

@@ -3,13 +3,13 @@
 A worker that wants rows draws a random *number* and leaves it on the server. The one that gets the lock
 takes, in the same step, all numbers that are there, and only then begins to read. It signs them with the
 rows, and so a worker that finds its number among them knows that the rows were read after it had asked:
-whatever anybody's clock says, whatever the server has lost or got back, and whoever else writes to it.
+whatever any clock says, whatever the server has lost or got back, and whatever else writes to it.
 
-Nothing here is believed. What the server gives is bounded in size, and verified by ``format``; what it should
-have and has not is left there again with the next look.
+Nothing here is trusted. What the server returns is bounded in size, and verified by ``format``; what it
+should have and has not is left there again with the next look.
 
 Waiting is ``XREAD BLOCK`` on a stream that is rung like a bell, since a notification could come before the
-subscription; the bell tells nothing but that it is time to look.
+subscription; the bell only means that it is time to look.
 """
 
 import secrets
@@ -87,7 +87,7 @@ NONE_SEEN = b"none"  # a signature that no manifest has
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Somebody has loaded since our last look; here is the manifest, not verified."""
+    """Another worker has loaded since our last look; here is the manifest, not verified."""
 
     manifest: bytes
 
@@ -97,7 +97,7 @@ class LoadTurn:
     """It is for us to load: the lock is ours.
 
     Attributes:
-        token: by which the lock knows us.
+        token: identifies us to the lock.
         manifest: the last load's, not verified; empty if there is none.
         numbers: those that others, and perhaps we, have left before the lock was ours.
     """
@@ -109,7 +109,7 @@ class LoadTurn:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Somebody else loads. Look again when the bell has rung, or after so many seconds."""
+    """Another worker loads. Look again when the bell has rung, or after so many seconds."""
 
     signature: bytes
     seconds: float
@@ -121,10 +121,9 @@ class Gone(Exception):
 
 
 class Room:
-    """What one kind of worker shares on the server; used for one load."""
+    """What workers with one identity share on the server; used for one load."""
 
     def __init__(self, client: "redis.Redis", identity: str) -> None:
-        """Enter, over this client, the room of this fingerprint."""
         self._client = client
         self._name = f"{PREFIX}:{{{identity}}}"  # in braces: a cluster keeps them on one server
         self._keys = [f"{self._name}:{what}" for what in ("state", "lock", "bell")]
@@ -136,9 +135,6 @@ class Room:
             number: ours.
             seen: the signature of the last manifest that we know of; empty with the first look, since no
                 manifest from before it can have our number.
-
-        Raises:
-            NotGenuine: the server answers what it never does.
         """
         token = secrets.token_hex(16)
         match self._run(_LOOK, number, seen, token, _ms(LOCK)):
@@ -174,7 +170,7 @@ class Room:
             thread.join()
 
     def release(self, turn: LoadTurn, manifest: bytes) -> None:
-        """Give the lock away, and this manifest to all who wait; an empty one leaves them what there is."""
+        """Release the lock, and leave this manifest to all who wait; an empty one changes nothing."""
         self._run(_RELEASE, turn.token, manifest)
 
     def put(self, version: str, number: int, part: bytes) -> None:
@@ -182,18 +178,14 @@ class Room:
         self._client.set(self._part(version, number), part, ex=ROWS_KEPT)
 
     def part(self, version: str, number: int, size: int) -> bytes:
-        """A part of some rows, or whatever stands in its place, up to a byte more than it should have.
-
-        Raises:
-            Gone: there is none.
-        """
+        """A part of some rows, or whatever stands in its place, up to a byte more than it should have."""
         part: bytes = self._client.getrange(self._part(version, number), 0, size)  # type: ignore[assignment]
         if not part:
             raise Gone
         return part
 
     def drop(self, version: str, parts: int) -> None:
-        """Remove rows that nobody takes any more."""
+        """Remove rows that no worker takes any more."""
         if parts:
             self._client.unlink(*(self._part(version, number) for number in range(parts)))
 
@@ -208,41 +200,22 @@ class Room:
         return self._client.eval(script, len(self._keys), *self._keys, *arguments)
 
 
-class SharedStore:
-    """The server, for all repositories of an application."""
+def connect(url: str) -> "redis.Redis":
+    """A client for one load, which is rare, so nothing stays open; ValueError if redis-py refuses the URL.
 
-    def __init__(self, url: str) -> None:
-        """Connect to nothing yet.
-
-        Args:
-            url: ``redis://…``, ``rediss://…`` or ``unix://…``; ``valkey://…`` as well.
-
-        Raises:
-            ValueError: it has a part or an option that redis-py does not know.
-        """
-        self._url = url.replace("valkey", "redis", 1) if url.startswith("valkey") else url
-        try:
-            self._client().connection_pool.make_connection()
-        except TypeError as error:
-            raise ValueError(str(error)) from None
-
-    @contextmanager
-    def room(self, identity: str) -> Iterator[Room]:
-        """A room, over a connection of its own: a load is rare, and nothing is left to be closed.
-
-        Args:
-            identity: the fingerprint of those who share it.
-        """
-        with self._client() as client:
-            yield Room(client, identity)
-
-    def _client(self) -> "redis.Redis":
-        return redis.Redis.from_url(
-            self._url,
-            socket_connect_timeout=STORE_PATIENCE,
-            socket_timeout=STORE_PATIENCE,
-            retry=Retry(NoBackoff(), 0),
-        )
+    It is ``redis://…``, ``rediss://…`` or ``unix://…``; ``valkey://…`` as well.
+    """
+    client = redis.Redis.from_url(
+        url.replace("valkey", "redis", 1) if url.startswith("valkey") else url,
+        socket_connect_timeout=STORE_PATIENCE,
+        socket_timeout=STORE_PATIENCE,
+        retry=Retry(NoBackoff(), 0),
+    )
+    try:
+        client.connection_pool.make_connection()  # connects to nothing
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+    return client
 
 
 def _ms(seconds: float) -> int:

@@ -52,7 +52,7 @@ def copy(hand: Hand) -> None:
     """COPY on a connection that Django knows nothing of, as from psql."""
     import psycopg
 
-    from fastapi_django_orm.coherence.postgresql_parameters import libpq_parameters
+    from fastapi_django_orm.coherence.postgresql_session import libpq_parameters
 
     rows = [_values(item) for item in hand.new_items(20)]
     with (

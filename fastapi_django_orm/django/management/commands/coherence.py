@@ -1,4 +1,4 @@
-"""``manage.py coherence``: the triggers that tell FastAPI's workers of every write to PostgreSQL."""
+"""``manage.py coherence``: the triggers that announce every write to PostgreSQL to FastAPI's workers."""
 
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
@@ -8,32 +8,36 @@ from typing import Any, TypeAlias
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
 
+from ....coherence.origins import origin_of
 from ....database.engines import kind_of
 from ....database.startup_checks import check_reachable
 from ....errors import DatabaseUnreachable, DjangoORMError, TableMissing
-from ... import leftovers, selection, triggers
+from ... import selection, triggers
 from ...tables import AnnouncedTable
 from ...trigger_sql import DROP_ALL, DROP_UNUSED, TriggerSQL
 
 Tables: TypeAlias = list[tuple[str, AnnouncedTable]]  # each with its database
 
+_INSTALLED = {
+    triggers.State.MISSING: "installed",
+    triggers.State.OUTDATED: "brought up to date",
+    triggers.State.INSTALLED: "up to date already",
+}
+
 
 class Command(BaseCommand):
     """Installs, shows and removes the triggers."""
 
-    help = "Manages the triggers that tell FastAPI's workers of every write to a PostgreSQL database."
+    help = "Manages the triggers that announce every write to a PostgreSQL database to FastAPI's workers."
     requires_system_checks: list[str] = []  # noqa: RUF012 - one of them asks for this very command
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """One command for each thing to do."""
+        """Add a command for each action."""
         actions = parser.add_subparsers(dest="action", required=True)
+        read = "all that are read"
         for name, text, models in (
-            ("install", "Install the triggers, or bring them up to date.", "all that are read"),
-            (
-                "status",
-                "Tell which tables have them; the exit code is 1 unless all have.",
-                "all that are read",
-            ),
+            ("install", "Install the triggers, or bring them up to date.", read),
+            ("status", "Show which tables have them; the exit code is 1 unless all have.", read),
             ("uninstall", "Remove the triggers.", "whatever has triggers, in every database"),
         ):
             action = actions.add_parser(name, help=text, description=text)
@@ -49,7 +53,7 @@ class Command(BaseCommand):
                 action.add_argument("--sql", action="store_true", help="Print the statements; execute none.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Run the action, and say what was done."""
+        """Run the action, and print what was done."""
         try:
             self._run(**options)
         except DjangoORMError as error:
@@ -65,29 +69,33 @@ class Command(BaseCommand):
             self._uninstall_all(database, sql)
             return
         try:
-            wanted = _selected(models, options.get("app"))
+            if models:
+                wanted = selection.Selection(selection.named(models))
+            else:
+                wanted = selection.read_by_repositories(options.get("app"))
         except selection.NoRepository:
-            if action != "status" or not self._tell_of_leftovers(database, []):
+            if action != "status" or not self._show_leftovers(database, []):
                 raise
             return
         tables = list(_tables(wanted, database, sql))
         if sql:
             self._print(action, tables)
         elif action == "uninstall":
-            self._uninstall(tables)
+            for alias, table in tables:
+                self._tell(alias, table, "removed" if triggers.uninstall(alias, table) else "not there")
         elif action == "install":
             self._install(tables, wanted)
         else:
             self._status(tables, wanted, database, everything=not models)
 
     def _print(self, action: str, tables: Tables) -> None:
-        """A transaction for each database, to be run there."""
+        """Print a transaction for each database, to be run there."""
         for alias, group in groupby(tables, key=lambda each: each[0]):
             self.stdout.write(f"-- Database {alias}\nBEGIN;")
-            known = _answers(alias)
+            answers = _why_unreachable(alias) is None
             for _, table in group:
                 self.stdout.write(f"-- {table.label}")
-                if known and (error := _why_no_table(alias, table)):
+                if answers and (error := _why_no_table(alias, table)):
                     self.stdout.write(f"-- Left out. {error}")
                     continue
                 for statement in getattr(TriggerSQL(table, connections[alias]), action)():
@@ -95,21 +103,36 @@ class Command(BaseCommand):
             self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};\nCOMMIT;")
 
     def _install(self, tables: Tables, wanted: selection.Selection) -> None:
-        words = {
-            triggers.State.MISSING: "installed",
-            triggers.State.OUTDATED: "brought up to date",
-            triggers.State.INSTALLED: "up to date already",
-        }
-        stale = self._for_each(tables, wanted, lambda alias, table: words[triggers.install(alias, table)])
+        stale = self._for_each(
+            tables, wanted, lambda alias, table: _INSTALLED[triggers.install(alias, table)]
+        )
         for sentence in wanted.unannounced:
             self.stdout.write(sentence)
         if stale:
             raise CommandError("All others have their triggers.\n" + "\n".join(stale))
 
+    def _status(
+        self, tables: Tables, wanted: selection.Selection, database: str | None, everything: bool
+    ) -> None:
+        states: dict[str, str] = {}
+
+        def act(alias: str, table: AnnouncedTable) -> str:
+            return states.setdefault(table.label, triggers.state(alias, table))
+
+        stale = [*self._for_each(tables, wanted, act), *wanted.unannounced]
+        if everything:
+            self._show_leftovers(database, tables)
+        if lacking := sorted(label for label, state in states.items() if state != triggers.State.INSTALLED):
+            stale.append(
+                f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install`."
+            )
+        if stale:
+            raise CommandError("\n".join(stale))
+
     def _for_each(
         self, tables: Tables, wanted: selection.Selection, act: Callable[[str, AnnouncedTable], str]
     ) -> list[str]:
-        """Do something with each table, and tell what; one that cannot have triggers keeps no other waiting.
+        """Do something with each table, and go on after one that cannot have triggers.
 
         Returns:
             For each that was left out, and whose rows nothing keeps current, what to do.
@@ -127,94 +150,63 @@ class Command(BaseCommand):
             self.stdout.write(sentence)
         return stale
 
-    def _uninstall(self, tables: Tables) -> None:
-        for alias, table in tables:
-            self._tell(alias, table, "removed" if triggers.uninstall(alias, table) else "not there")
-
     def _uninstall_all(self, database: str | None, sql: bool) -> None:
-        """Remove whatever bears this package's name: what it was installed for may be gone."""
-        for alias in self._databases(database):
+        """Remove whatever has this package's name: what it was installed for may be gone."""
+        for alias in _databases(database):
             if sql:
                 self.stdout.write(f"-- Database {alias}\nBEGIN;\n{DROP_ALL};\n{DROP_UNUSED};\nCOMMIT;")
                 continue
             check_reachable(alias, starting=False)
-            if leftovers.place_of(alias) is None:
+            if origin_of(alias).is_replica:
                 self.stdout.write(f"Database {alias}: a standby, and like its primary")
                 continue
-            found = leftovers.tables_with_triggers(alias)
-            for leftover in found:
-                leftovers.remove(alias, leftover)
-                self._tell_of(alias, leftover, "removed")
-            functions = leftovers.remove_unused_functions(alias)
+            tables, functions = triggers.tables_with_triggers(alias), triggers.unused_functions(alias)
+            if not tables and not functions:
+                self.stdout.write(f"Database {alias}: nothing is there")
+                continue
+            triggers.uninstall_all(alias)
+            for table, labels in tables.items():
+                self._show(alias, table, labels, "removed")
             for function in functions:
                 self.stdout.write(f"{function} (database {alias}): removed")
-            if not functions and not found:
-                self.stdout.write(f"Database {alias}: nothing is there")
 
-    def _databases(self, database: str | None) -> list[str]:
-        """The database that is named, or every one that may have triggers."""
-        found = [database] if database else [alias for alias in connections if kind_of(alias) == "postgresql"]
-        for alias in found or [DEFAULT_DB_ALIAS]:
-            triggers.check_postgresql(alias)
-        return found
-
-    def _status(
-        self, tables: Tables, wanted: selection.Selection, database: str | None, everything: bool
-    ) -> None:
-        states: dict[str, str] = {}
-
-        def act(alias: str, table: AnnouncedTable) -> str:
-            return states.setdefault(table.label, triggers.state(alias, table))
-
-        stale = [*self._for_each(tables, wanted, act), *wanted.unannounced]
-        if everything:
-            self._tell_of_leftovers(database, tables)
-        if lacking := sorted(label for label, state in states.items() if state != triggers.State.INSTALLED):
-            stale.append(
-                f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install`."
-            )
-        if stale:
-            raise CommandError("\n".join(stale))
-
-    def _tell_of_leftovers(self, database: str | None, tables: Tables) -> bool:
-        """Tell what is there for none of these tables; returns whether anything is."""
-        wanted: dict[Any, set[str | None]] = {}
+    def _show_leftovers(self, database: str | None, tables: Tables) -> bool:
+        """Print what is there for none of these tables, and return whether anything is."""
+        # Two aliases may lead to one database.
+        wanted: dict[Any, set[str]] = {}
         for alias, group in groupby(tables, key=lambda each: each[0]):
-            quote = connections[alias].ops.quote_name
-            names = leftovers.names_of(alias, [quote(table.model._meta.db_table) for _, table in group])
-            wanted.setdefault(leftovers.place_of(alias), set()).update(names)
-        places: set[Any] = {None}
-        found = False
-        for alias in self._databases(database):
-            try:
-                check_reachable(alias, starting=False)
-            except DatabaseUnreachable as error:  # no repository needs it, or it would have been told before
+            wanted.setdefault(origin_of(alias).server, set()).update(table.label for _, table in group)
+        seen, found = set[Any](), False
+        for alias in _databases(database):
+            if error := _why_unreachable(alias):  # no repository needs it, or it would have failed before
                 self.stdout.write(f"Database {alias}: not looked at. {error}")
                 continue
-            if (place := leftovers.place_of(alias)) in places:
+            origin = origin_of(alias)
+            if origin.is_replica or origin.server in seen:
                 continue
-            places.add(place)
-            for leftover in leftovers.tables_with_triggers(alias):
-                if leftover.table not in wanted.get(place, ()):
-                    self._tell_of(alias, leftover, "installed, and no repository needs it")
+            seen.add(origin.server)
+            for table, labels in triggers.tables_with_triggers(alias).items():
+                if wanted.get(origin.server, set()).isdisjoint(labels):
+                    self._show(alias, table, labels, "installed, and no repository needs it")
                     found = True
-            for function in leftovers.unused_functions(alias):
+            for function in triggers.unused_functions(alias):
                 self.stdout.write(f"{function} (database {alias}): no trigger calls it")
                 found = True
         return found
 
-    def _tell_of(self, alias: str, leftover: leftovers.Leftover, what: str) -> None:
-        table = f"{leftover.table}, database {alias}"
-        self.stdout.write(f"{leftover.label or 'no model'} ({table}): {what}")
+    def _show(self, alias: str, table: str, labels: list[str], what: str) -> None:
+        self.stdout.write(f"{next(iter(labels), 'no model')} ({table}, database {alias}): {what}")
 
     def _tell(self, alias: str, table: AnnouncedTable, what: str) -> None:
         self.stdout.write(f"{table.label} ({table.model._meta.db_table}, database {alias}): {what}")
 
 
-def _selected(labels: list[str], application: str | None) -> selection.Selection:
-    if labels:
-        return selection.Selection(selection.named(labels))
-    return selection.read_by_repositories(application)
+def _databases(database: str | None) -> list[str]:
+    """The database that is named, or every one that may have triggers."""
+    found = [database] if database else [alias for alias in connections if kind_of(alias) == "postgresql"]
+    for alias in found or [DEFAULT_DB_ALIAS]:
+        triggers.check_postgresql(alias)
+    return found
 
 
 def _tables(
@@ -227,12 +219,12 @@ def _tables(
         yield from ((alias, table) for table in tables)
 
 
-def _answers(alias: str) -> bool:
+def _why_unreachable(alias: str) -> DatabaseUnreachable | None:
     try:
         check_reachable(alias, starting=False)
-    except DatabaseUnreachable:
-        return False
-    return True
+    except DatabaseUnreachable as error:
+        return error
+    return None
 
 
 def _why_no_table(alias: str, table: AnnouncedTable) -> str | None:

@@ -1,7 +1,6 @@
 """``manage.py refresh``: have FastAPI's workers load again, after a write that nothing has announced."""
 
 from argparse import ArgumentParser
-from collections.abc import Iterator
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -16,14 +15,14 @@ from ....settings import read_settings
 from ... import selection
 
 NO_TRANSPORT = (
-    "There is no transport to tell FastAPI's workers through: DJANGO_ORM_COHERENCE={coherence} finds none "
+    "There is no transport to FastAPI's workers: DJANGO_ORM_COHERENCE={coherence} finds none "
     "for these databases. Let it name a Redis or Valkey, redis://host, or the workers' refresh routes, "
     "http://host:8000/refresh/."
 )
 
 
 class Command(BaseCommand):
-    """Tells the workers through every transport."""
+    """Sends hints through every transport."""
 
     help = "Has FastAPI's workers load again, all that they hold or some of it."
     requires_system_checks: list[str] = []  # noqa: RUF012 - it shall work while something is wrong
@@ -36,32 +35,21 @@ class Command(BaseCommand):
         parser.add_argument("--app", metavar="main:app", help="The FastAPI application that has them.")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Tell the workers, and say through which transports."""
+        """Send the hints, and print through which transports."""
         try:
-            hints = list(self._hints(options["names"], options["app"]))
-            publishers = self._publishers()
+            hints = [_hint(name, options["app"]) for name in options["names"]] or [EVERYTHING]
+            settings = read_settings()
+            publishers = choice.publishers(settings) + choice.database_publishers(settings, connections)
         except DjangoORMError as error:
             raise CommandError(str(error)) from error
-        failures = [failure for publisher in publishers if (failure := self._tell(publisher, hints))]
+        if not publishers:
+            raise CommandError(NO_TRANSPORT.format(coherence=",".join(settings.coherence)))
+        failures = [failure for publisher in publishers if (failure := self._send(publisher, hints))]
         if failures:
             raise CommandError("\n".join(failures))
 
-    def _hints(self, names: list[str], application: str | None) -> Iterator[Hint]:
-        if not names:
-            yield EVERYTHING
-        for name in names:
-            model = model_named(name) if "." in name else selection.model_of(name, application)
-            yield Hint(model._meta.label)
-
-    def _publishers(self) -> list[Publisher]:
-        settings = read_settings()
-        found = choice.publishers(settings) + choice.database_publishers(settings, connections)
-        if not found:
-            raise CommandError(NO_TRANSPORT.format(coherence=",".join(settings.coherence)))
-        return found
-
-    def _tell(self, publisher: Publisher, hints: list[Hint]) -> str | None:
-        """Publish the hints; returns what went wrong, if anything did."""
+    def _send(self, publisher: Publisher, hints: list[Hint]) -> str | None:
+        """Publish the hints, and return what went wrong, if anything did."""
         try:
             for hint in hints:
                 publisher.publish(hint)
@@ -72,3 +60,8 @@ class Command(BaseCommand):
         what = ", ".join(hint.label for hint in hints) if hints != [EVERYTHING] else "everything"
         self.stdout.write(f"{publisher.name}: workers that listen load {what} again")
         return None
+
+
+def _hint(name: str, application: str | None) -> Hint:
+    model = model_named(name) if "." in name else selection.model_of(name, application)
+    return Hint(model._meta.label)

@@ -12,11 +12,17 @@ from fastapi import FastAPI
 
 from fastapi_django_orm import DjangoORM
 from fastapi_django_orm.coherence.choice import publishers
-from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
-from fastapi_django_orm.coherence.http import HTTP_PATIENCE
-from fastapi_django_orm.django import destination as destination_module
-from fastapi_django_orm.django.outbox import Outbox
-from fastapi_django_orm.django.waiting import MOST_KEYS_OF_MODEL, Waiting
+from fastapi_django_orm.coherence.hints import (
+    CHANNEL,
+    EVERYTHING,
+    MOST_KEYS_PENDING,
+    Hint,
+    PendingHints,
+    decode,
+)
+from fastapi_django_orm.coherence.publishers import HTTP_PATIENCE
+from fastapi_django_orm.django import hint_sender
+from fastapi_django_orm.django.hint_sender import HintSender
 from fastapi_django_orm.settings import ORMSettings
 from tests.gates import Gate, gated
 from tests.projects import Project
@@ -67,9 +73,9 @@ def subscriber(valkey: Valkey) -> Iterator[Subscriber]:
         subscriber.close()
 
 
-def outbox_to(*urls: str) -> Outbox:
-    """An outbox that publishes there."""
-    return Outbox(lambda: publishers(ORMSettings(coherence=urls, refresh_token="token")))
+def sender_to(*urls: str) -> HintSender:
+    """A sender that publishes there."""
+    return HintSender(lambda: publishers(ORMSettings(coherence=urls, refresh_token="token")))
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -79,32 +85,32 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 def test_published(valkey: Valkey, subscriber: Subscriber) -> None:
     """A hint that is put in comes out at the broker."""
-    outbox = outbox_to(valkey.url())
-    outbox.put(Hint(TOPICS, (1,)))
+    sender = sender_to(valkey.url())
+    sender.put(Hint(TOPICS, (1,)))
     assert subscriber.hint() == Hint(TOPICS, (1,))
-    assert outbox.flush(DEADLINE)
+    assert sender.flush(DEADLINE)
 
 
 def test_a_burst(valkey: Valkey, subscriber: Subscriber) -> None:
     """Ten thousand hints are put in without waiting, and the last is heard of in fewer messages."""
-    outbox = outbox_to(valkey.url())
+    sender = sender_to(valkey.url())
     for key in range(10_000):
-        outbox.put(Hint(TOPICS, (key,)))
+        sender.put(Hint(TOPICS, (key,)))
     assert 9_999 in subscriber.until(9_999)
-    assert outbox.flush(DEADLINE)
+    assert sender.flush(DEADLINE)
 
 
 def test_merged() -> None:
     """Hints that wait are one for each model; too many keys are all rows; everything leaves nothing else."""
-    waiting = Waiting()
-    for key in range(MOST_KEYS_OF_MODEL):
+    waiting = PendingHints()
+    for key in range(MOST_KEYS_PENDING):
         waiting.add(Hint(TOPICS, (key,)))
         waiting.add(Hint(TOPICS, (key,)))
     (hint,) = waiting.take()
-    assert set(hint.keys or ()) == set(range(MOST_KEYS_OF_MODEL))
+    assert set(hint.keys or ()) == set(range(MOST_KEYS_PENDING))
     assert not waiting
     for hint in (
-        Hint(TOPICS, tuple(range(MOST_KEYS_OF_MODEL + 1))),
+        Hint(TOPICS, tuple(range(MOST_KEYS_PENDING + 1))),
         Hint(TOPICS, (1,)),
         Hint("bbs.Author", ()),
     ):
@@ -118,15 +124,15 @@ def test_merged() -> None:
 def test_the_broker_dies(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> None:
     """While the broker is away nothing blocks; one line says so, one that it is back; then all is told."""
     caplog.set_level(logging.INFO)
-    outbox = outbox_to(valkey.url())
-    outbox.put(Hint(TOPICS, (0,)))
-    assert outbox.flush(DEADLINE)
+    sender = sender_to(valkey.url())
+    sender.put(Hint(TOPICS, (0,)))
+    assert sender.flush(DEADLINE)
     valkey.kill()
     started = time.monotonic()
     for key in range(1, 101):
-        outbox.put(Hint(TOPICS, (key,)))
+        sender.put(Hint(TOPICS, (key,)))
     assert time.monotonic() - started < 1
-    assert not outbox.flush(1.2)  # it has been tried, and tried again
+    assert not sender.flush(1.2)  # it has been tried, and tried again
     assert len(lines(caplog)) == 1
     assert "cannot be told of writes through redis" in lines(caplog)[0]
     valkey.start()
@@ -134,7 +140,7 @@ def test_the_broker_dies(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> No
         subscriber = Subscriber(client)
         assert subscriber.until(100) >= set(range(1, 101))
         subscriber.close()
-    assert outbox.flush(DEADLINE)
+    assert sender.flush(DEADLINE)
     assert len(lines(caplog)) == 2
     assert lines(caplog)[1].endswith("through redis again")
 
@@ -143,16 +149,16 @@ def test_a_broker_that_is_back_is_told_at_the_end(
     valkey: Valkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process that ends does not wait for the next attempt of its own accord, which may be too late."""
-    monkeypatch.setattr(destination_module, "LAST_RETRY", 3600.0)
-    outbox = outbox_to(valkey.url())
+    monkeypatch.setattr(hint_sender, "LAST_RETRY", 3600.0)
+    sender = sender_to(valkey.url())
     valkey.kill()
-    outbox.put(Hint(TOPICS, (1,)))
-    assert not outbox.flush(0.1)
-    (destination,) = outbox._destinations or []
+    sender.put(Hint(TOPICS, (1,)))
+    assert not sender.flush(0.1)
+    (destination,) = sender._destinations or []
     destination.failures = 20  # as after a long time
-    assert not outbox.flush(0.8)  # it has been tried once more
+    assert not sender.flush(0.8)  # it has been tried once more
     valkey.start()
-    assert outbox.flush()
+    assert sender.flush()
     assert destination.failures == 0
 
 
@@ -165,15 +171,15 @@ def test_a_log_that_raises_ends_no_thread(valkey: Valkey) -> None:
     log = logging.getLogger("fastapi_django_orm")
     log.addFilter(full)
     try:
-        outbox = outbox_to(valkey.url())
+        sender = sender_to(valkey.url())
         valkey.kill()
-        outbox.put(Hint(TOPICS, (1,)))
-        assert not outbox.flush(0.1)
+        sender.put(Hint(TOPICS, (1,)))
+        assert not sender.flush(0.1)
         valkey.start()
         with redis.Redis.from_url(valkey.url()) as client:
             subscriber = Subscriber(client)
-            assert outbox.flush(DEADLINE)
-            outbox.put(Hint(TOPICS, (2,)))
+            assert sender.flush(DEADLINE)
+            sender.put(Hint(TOPICS, (2,)))
             assert subscriber.until(2)
             subscriber.close()
     finally:
@@ -183,27 +189,27 @@ def test_a_log_that_raises_ends_no_thread(valkey: Valkey) -> None:
 def test_a_black_hole(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture) -> None:
     """A broker that keeps silent blocks no writer, and is told when it answers again."""
     with TCPProxy("127.0.0.1", valkey.port) as proxy:
-        outbox = outbox_to(valkey.url().replace(str(valkey.port), str(proxy.port)))
-        outbox.put(Hint(TOPICS, (1,)))
+        sender = sender_to(valkey.url().replace(str(valkey.port), str(proxy.port)))
+        sender.put(Hint(TOPICS, (1,)))
         assert subscriber.hint() == Hint(TOPICS, (1,))
         proxy.black_hole()
         started = time.monotonic()
-        outbox.put(Hint(TOPICS, (2,)))
-        assert not outbox.flush(0.1)
+        sender.put(Hint(TOPICS, (2,)))
+        assert not sender.flush(0.1)
         assert time.monotonic() - started < 1
         proxy.resume()
         assert subscriber.until(2)
-        assert outbox.flush(DEADLINE)
+        assert sender.flush(DEADLINE)
 
 
 def test_one_of_two(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture) -> None:
     """A transport that is down takes nothing from another."""
-    outbox = outbox_to("http://127.0.0.1:9/refresh/", valkey.url())
-    outbox.put(Hint(TOPICS, (1,)))
+    sender = sender_to("http://127.0.0.1:9/refresh/", valkey.url())
+    sender.put(Hint(TOPICS, (1,)))
     assert subscriber.hint() == Hint(TOPICS, (1,))
-    outbox.put(Hint(TOPICS, (2,)))
+    sender.put(Hint(TOPICS, (2,)))
     assert subscriber.hint() == Hint(TOPICS, (2,))
-    assert not outbox.flush(0.1)
+    assert not sender.flush(0.1)
     assert len([line for line in lines(caplog) if "through http" in line]) == 1
 
 
@@ -216,38 +222,38 @@ def test_routes_that_hang(
     with serving(app) as client, TCPProxy("127.0.0.1", client.base_url.port or 0) as proxy:
         proxy.black_hole()
         hanging = f"http://127.0.0.1:{proxy.port}/refresh/"
-        outbox = outbox_to(
+        sender = sender_to(
             hanging, hanging, valkey.url(), f"http://127.0.0.1:{client.base_url.port}/refresh/"
         )
         gate.reset()
         for key in (1, 2, 3):
             started = time.monotonic()
-            outbox.put(Hint("board.Topic", (key,)))
+            sender.put(Hint("board.Topic", (key,)))
             assert subscriber.hint() == Hint("board.Topic", (key,))
             gate.wait_for_load()
             assert time.monotonic() - started < HTTP_PATIENCE / 2
-        assert not outbox.flush(0.1)
+        assert not sender.flush(0.1)
         proxy.resume()
-        assert outbox.flush(DEADLINE)
+        assert sender.flush(DEADLINE)
     assert len([line for line in lines(caplog) if "cannot be told" in line]) <= 2  # one for each
 
 
 def test_many_writers(valkey: Valkey, subscriber: Subscriber) -> None:
     """Threads that write at once are all told of."""
-    outbox = outbox_to(valkey.url())
+    sender = sender_to(valkey.url())
     barrier = threading.Barrier(8)
 
     def write(number: int) -> None:
         barrier.wait(DEADLINE)
         for key in range(100):
-            outbox.put(Hint(TOPICS, (number * 100 + key,)))
+            sender.put(Hint(TOPICS, (number * 100 + key,)))
 
     writers = [threading.Thread(target=write, args=[number]) for number in range(8)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join(DEADLINE)
-    assert outbox.flush(DEADLINE)
+    assert sender.flush(DEADLINE)
     found: set[int] = set()
     while len(found) < 800:
         found |= set(subscriber.hint().keys or ())
@@ -303,7 +309,7 @@ if not pid:
     Topic.objects.create(pk=1002, comment="child")
     connections.close_all()
     from fastapi_django_orm.django import signals
-    os._exit(0 if signals._outbox.flush(10) else 1)
+    os._exit(0 if signals._sender.flush(10) else 1)
 assert os.waitpid(pid, 0)[1] == 0
 Topic.objects.create(pk=1003, comment="parent again")
 """
