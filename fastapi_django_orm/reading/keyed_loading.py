@@ -22,6 +22,7 @@ from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
 from .on_loop import MOST_BYTES, LoopOutcome, LoopReads
 from .own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
+from .past_caches import past_caches
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 
@@ -85,7 +86,7 @@ class KeyedLoader:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
             codec = before.cache.codec
             surprises = 0 if codec is None else codec.surprises
-            with table_explained(queryset.model, queryset.db):
+            with table_explained(queryset.model, queryset.db), past_caches(queryset.db):
                 chunks = list(self._reader.read(of_keys, codec=codec))
             if codec is not None and codec.surprises > surprises:
                 return None  # a migration may have changed a column, and with it the other rows

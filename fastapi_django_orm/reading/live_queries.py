@@ -20,6 +20,7 @@ from .equality import is_loose, storable
 from .key_columns import AnyQuerySet
 from .own_ways import TOGETHER, not_djangos, not_djangos_lookups, note, pinned
 from .pacing import switching_sooner
+from .past_caches import past_caches
 from .readers import OF_ONE_KEY, Reader, depends_on_others, is_final
 from .sql_json import NotExpressible
 from .windows import IsWanted, Listed, Window
@@ -201,7 +202,7 @@ class LiveQueries:
     ) -> dict[Hashable, NewRow | Exception]:
         values = storable(values, queryset.db)
         self._why_alone(queryset, name)
-        with table_explained(self.model, queryset.db):
+        with table_explained(self.model, queryset.db), past_caches(queryset.db):
             if self._why_one_by_one(queryset, name) is None:
                 return self._outcomes(queryset, name, values)
             each = (self._outcomes(queryset, name, [value]) for value in values)
@@ -306,7 +307,7 @@ class LiveQueries:
             return self.listed([])
         queryset = pinned(self._ordered()[offset:end])
         # Whoever computes holds the interpreter, and the loop answers others meanwhile.
-        with table_explained(self.model, queryset.db), switching_sooner():
+        with table_explained(self.model, queryset.db), past_caches(queryset.db), switching_sooner():
             try:
                 return self.listed(self._joined(queryset, is_wanted, in_python=False))
             except NotExpressible:

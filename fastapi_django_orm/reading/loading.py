@@ -22,6 +22,7 @@ from .keyed_loading import KeyedLoader
 from .on_loop import LoopReads
 from .own_ways import pinned
 from .pacing import Pace
+from .past_caches import past_caches
 from .readers import CHUNK, ColumnReader, Reader
 from .sql_json import DatabaseJSON, NotExpressible
 
@@ -92,7 +93,7 @@ class Loader:
         began = datetime.now(UTC)
         self._pace.begin()
         queryset = pinned(queryset)
-        with table_explained(queryset.model, queryset.db):
+        with table_explained(queryset.model, queryset.db), past_caches(queryset.db):
             reader = self._reader
             in_sql = reader.database_json(queryset) if isinstance(reader, ColumnReader) else None
             try:
