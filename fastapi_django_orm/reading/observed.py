@@ -22,6 +22,8 @@ class Observed:
     Threads add statements, and the event loop looks at them.
     """
 
+    changes_nothing = True  # for own_ways, which looks for wrappers that may
+
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._new: list[str] = []
