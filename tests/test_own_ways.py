@@ -543,6 +543,8 @@ def test_an_order_by_keys_that_are_shown_otherwise(database: str) -> None:
                     await run(Debt.objects.create, id=3, name="b")
                     await kept.refresh(3)
                     assert [row["id"] for row in kept.all()] == [4, 3, 2, 1]
+                    # The wrapper that notes a load's statements is not the project's.
+                    assert "execute_wrapper" not in kept.reasons["json_by_database"]
 
             finish(main)
 

@@ -10,17 +10,20 @@ import threading
 import pytest
 
 from tests.playing import play
-from tests.transactions.playing import THREADS, play_for
+from tests.transactions.playing import DEADLINE, THREADS, play_for
 
 SECONDS = float(os.environ.get("RANDOM_TRANSACTIONS", "3"))
 SEED = int(os.environ.get("RANDOM_TRANSACTIONS_SEED", "1"))
 
 
-@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.timeout(SECONDS + 210)
 def test_random_programs_leave_what_they_must(default_database: str) -> None:
     """Rows are kept or lost as their blocks are; nothing waits for ever; no connection or thread is lost."""
     played = play(
-        lambda: play_for(SECONDS, SEED, _report), deadline=SECONDS + 50, threads=THREADS, thread_timeout=15
+        lambda: play_for(SECONDS, SEED, _report),
+        deadline=SECONDS + 200,
+        threads=THREADS,
+        thread_timeout=2 * DEADLINE,  # what waits in vain is found, and does not go on with an error
     )
     assert played
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("transaction-")]

@@ -384,9 +384,11 @@ class Pool:
         """Close a connection, and what the server has of it."""
         raw: Any = connection.connection
         with ended_by_server(connection):
-            if getattr(raw, "_pool", None) is not None:  # OPTIONS["pool"] lends it on, unless it is closed
+            if getattr(raw, "_pool", None) is not None:
+                # A driver's pool would lend it on: that of OPTIONS["pool"] unless it is closed, SQLAlchemy's
+                # (django-db-connection-pool) unless it is invalidated, since close() gives it back there.
                 with suppress(Exception):
-                    raw.close()
+                    getattr(raw, "invalidate", raw.close)()
             self._close(connection)
         if connection.vendor == "sqlite":
             _close_any(connection)

@@ -13,6 +13,7 @@ from ..reading.codec import Chunk, EncodedRow, RowCodec, value_of
 from ..reading.keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
 from ..reading.on_loop import MOST_BYTES, LoopReads
 from ..reading.own_ways import PLACING, not_djangos, not_djangos_lookups, note, pinned
+from ..reading.past_caches import past_caches
 from ..reading.postgresql_json import NotExpressible
 from ..reading.readers import Reader, depends_on_others, is_final
 from .changing import Changing, NotComparable, Order
@@ -65,7 +66,7 @@ class KeyedLoader:
             of_keys = queryset.filter(pk__in=storable(keys, queryset.db)).order_by()
             codec = before.cache.codec
             surprises = 0 if codec is None else codec.surprises
-            with table_explained(queryset.model, queryset.db):
+            with table_explained(queryset.model, queryset.db), past_caches(queryset.db):
                 chunks = list(self._reader.read(of_keys, codec=codec))
             if codec is not None and codec.surprises > surprises:
                 return None  # a migration may have changed a column, and with it the other rows

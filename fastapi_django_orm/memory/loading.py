@@ -13,6 +13,7 @@ from ..reading.keys import AnyQuerySet
 from ..reading.on_loop import LoopReads
 from ..reading.own_ways import pinned
 from ..reading.pacing import Pace
+from ..reading.past_caches import past_caches
 from ..reading.postgresql_json import DatabaseJSON, NotExpressible
 from ..reading.readers import CHUNK, ColumnReader, Reader
 from .key_index import KeyIndex, ValueIndex, check_values
@@ -79,7 +80,7 @@ class Loader:
         began = datetime.now(UTC)
         self._pace.begin()
         queryset = pinned(queryset)
-        with table_explained(queryset.model, queryset.db):
+        with table_explained(queryset.model, queryset.db), past_caches(queryset.db):
             reader = self._reader
             in_sql = reader.database_json(queryset) if isinstance(reader, ColumnReader) else None
             try:
@@ -220,6 +221,8 @@ class Observed:
     method, a generic foreign key, an iterable of another package. No analysis of the repository finds that,
     so the loads are watched. Threads add statements, and the event loop looks at them.
     """
+
+    changes_nothing = True  # for own_ways, which looks for wrappers that may
 
     def __init__(self) -> None:
         self._known: set[str] = set()

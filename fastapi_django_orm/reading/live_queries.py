@@ -18,6 +18,7 @@ from .encoding import CLOSING, opening
 from .keys import OF_ONE_KEY, AnyQuerySet, is_loose, prepared, storable
 from .own_ways import TOGETHER, not_djangos, not_djangos_lookups, note, pinned
 from .pacing import switching_sooner
+from .past_caches import past_caches
 from .postgresql_json import NotExpressible
 from .readers import Reader, depends_on_others, is_final
 from .windows import IsWanted, Listed, Window
@@ -167,7 +168,7 @@ class LiveQueries:
 
     def _read_rows(self, queryset: AnyQuerySet, name: str, values: Sequence[Hashable]) -> _Found:
         values = storable(values, queryset.db)
-        with table_explained(self.model, queryset.db):
+        with table_explained(self.model, queryset.db), past_caches(queryset.db):
             if self._why_one_by_one(queryset, name) is None:
                 return self._outcomes(queryset, name, values)
             each = (self._outcomes(queryset, name, [value]) for value in values)
@@ -260,7 +261,7 @@ class LiveQueries:
             return self.listed([])
         queryset = pinned(self._ordered()[offset:end])
         # A thread that computes holds the interpreter, and the loop answers others meanwhile.
-        with table_explained(self.model, queryset.db), switching_sooner():
+        with table_explained(self.model, queryset.db), past_caches(queryset.db), switching_sooner():
             try:
                 return self.listed(self._joined(queryset, is_wanted, in_python=False))
             except NotExpressible:

@@ -152,7 +152,8 @@ def _not_djangos_engine(connection: Any) -> str | None:
     for name in _STATEMENTS:
         if name in own:
             return f"a connection has its own {name}"
-    if connection.execute_wrappers != getattr(connection, "own_wrappers", []):  # ours note the time
+    ours = getattr(connection, "own_wrappers", [])  # which note the time
+    if any(each not in ours and not hasattr(each, "changes_nothing") for each in connection.execute_wrappers):
         return "an execute_wrapper is around the statements"
     return None
 

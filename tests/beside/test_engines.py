@@ -9,13 +9,15 @@ from typing import Any
 import dj_database_url
 import pytest
 from django.core.management import call_command
-from django.db import connections
+from django.db import connection, connections
 from structlog.testing import capture_logs
 
+from fastapi_django_orm import run
 from fastapi_django_orm.database.engines import kind_of
 from fastapi_django_orm.django.management.commands.coherence import Command
 from tests.databases import BOARD, default_changed
 from tests.hearing import follows, hearing, link, write
+from tests.playing import play
 from tests.project import router
 from tests.project.board.models import Topic
 from tests.repositories import declare
@@ -78,3 +80,19 @@ def test_writes_are_followed(engine: str, named: str) -> None:
         connections.close_all()
         assert "removed" in coherence("uninstall")
     assert "nothing is there" in coherence("uninstall")
+
+
+def test_what_is_left_on_a_connection_ends_with_it(engine: str) -> None:
+    """A setting of the session meets no other call, also where the engine has a pool of its own."""
+
+    def left() -> str:
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW application_name")
+            before: str = cursor.fetchone()[0]
+            cursor.execute("SET application_name = 'mine'")
+        return before
+
+    async def main() -> list[str]:
+        return [await run(left) for _ in range(3)]
+
+    assert play(main) == ["", "", ""]

@@ -1,11 +1,13 @@
 """Plays random programs under the plugin, and compares what they leave with what the oracle expects."""
 
 import asyncio
+import faulthandler
+import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -36,7 +38,8 @@ from tests.transactions.programs import (
     wanted,
 )
 
-DEADLINE = 30.0  # seconds that a program may take
+DEADLINE = 30.0  # seconds that a program may take on an idle machine; it takes a tenth of one
+TICK = 0.1  # seconds
 THREADS = 2
 
 
@@ -244,7 +247,7 @@ async def check(seed: int, executor: ThreadPoolExecutor) -> None:
     for player in players:
         player.loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as group:
+        async with _deadline(), asyncio.TaskGroup() as group:
             for player, program in zip(players, programs, strict=True):
                 group.create_task(player.play(program))
         await _all_is_free()
@@ -257,6 +260,29 @@ async def check(seed: int, executor: ThreadPoolExecutor) -> None:
         faults = [*player.faults, *expected.wrong(kept | player.hooks)]
         assert not faults, f"seed {seed}: {faults}, in\n{program!r}"
     await Topic.objects.all().adelete()
+
+
+@asynccontextmanager
+async def _deadline() -> AsyncIterator[None]:
+    """Raise TimeoutError if the block hangs, having written where its tasks and threads are.
+
+    A late tick counts as one in time: on a loaded machine the programs are as late as the ticks.
+    """
+
+    async def watch() -> None:
+        for _ in range(int(DEADLINE / TICK)):
+            await asyncio.sleep(TICK)
+        for task in asyncio.all_tasks():
+            task.print_stack()
+        faulthandler.dump_traceback(sys.__stderr__)
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.timeout(None) as limit:
+        watching = asyncio.create_task(watch())
+        try:
+            yield
+        finally:
+            watching.cancel()
 
 
 async def _all_is_free() -> None:
