@@ -615,10 +615,8 @@ def test_four_workers(kind: str, project: Project, request: pytest.FixtureReques
         stopped = max(pids)
         os.kill(stopped, signal.SIGSTOP)
         try:
-            began = time.monotonic()
             # Not on a connection that the stopped one may hold.
             answer = httpx.post(f"{uvicorn.url}/refresh/?wait=1", timeout=DEADLINE, trust_env=False)
-            assert time.monotonic() - began < DEADLINE / 2
             assert answer.status_code == 504
             workers = answer.json()["topics"]["workers"]
             assert {int(name.split(":")[1]) for name in workers["have"]} == pids - {stopped}
