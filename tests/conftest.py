@@ -26,7 +26,7 @@ from django.db import connections
 from tests.databases import BOARD, default_changed, set_default
 from tests.interpreter import Interpreter
 from tests.project import router
-from tests.projects import Project
+from tests.projects import PUBLISHING, Project
 from tests.servers import MariaDB, PostgreSQL, Server, Valkey
 
 pymysql.install_as_MySQLdb()
@@ -147,6 +147,13 @@ def interpreter() -> Iterator[Interpreter]:
 def project(tmp_path: Path, interpreter: Interpreter) -> Project:
     """A Django project of its own with ``main.py``, for code that runs in processes of its own."""
     return Project(tmp_path, interpreter)
+
+
+@pytest.fixture
+def published_project(project: Project) -> Project:
+    """The same, whose ``main.py`` publishes the topics and has nothing else."""
+    project.write("main.py", PUBLISHING)
+    return project
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])

@@ -27,8 +27,8 @@ def _leave_after_an_error(response: httpx.Response) -> None:
         response.extensions["network_stream"].close()
 
 
-# Options of an httpx.Client that sends no request on a connection that uvicorn is about to close, which it does
-# after an unhandled error, and after five seconds without a request.
+# Options of an httpx.Client that sends no request on a connection that uvicorn is about to close: it closes
+# one after an unhandled error, and after five seconds without a request.
 KEEP_ALIVE: dict[str, Any] = {
     "event_hooks": {"response": [_leave_after_an_error]},
     "limits": httpx.Limits(keepalive_expiry=2.0),
