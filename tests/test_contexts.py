@@ -239,7 +239,7 @@ def test_busy(by: str, default_database: str) -> None:
         assert not failed(await asyncio.gather(*waiting))
         assert not failed([await client.get("/django/sync/")])
 
-    play(main, by, threads=3, thread_timeout=0.5)
+    play(main, by, threads=3, thread_timeout=1.5)
 
 
 # Django leaves the body of a request open when `request_started` raises.
@@ -258,7 +258,7 @@ def test_busy_threads(default_database: str, monkeypatch: pytest.MonkeyPatch) ->
         assert not failed(await asyncio.gather(waiting, later))
         assert not failed([await client.get("/django/async/")])
 
-    play(main, threads=2, thread_timeout=1)
+    play(main, threads=2, thread_timeout=2)
 
 
 def test_a_transaction_in_a_view_that_fails(default_database: str) -> None:

@@ -157,7 +157,7 @@ def test_black_hole_in_a_transaction(proxy: TCPProxy, server: Any) -> None:
             await Topic.objects.acount()
 
     async def main() -> None:
-        async with application(threads=1, call_timeout=0.5):
+        async with application(threads=1, call_timeout=1):
             with pytest.raises(Error):
                 await cut_off()
             proxy.resume()
@@ -209,7 +209,7 @@ def test_a_loop_in_a_black_hole(proxy: TCPProxy) -> None:
     Topic.objects.bulk_create([Topic(comment="-") for _ in range(5)])
 
     async def main() -> None:
-        async with application(threads=2, call_timeout=0.5):
+        async with application(threads=2, call_timeout=1):
             loop = Topic.objects.aiterator(chunk_size=2)
             await anext(loop)
             await anext(loop)
