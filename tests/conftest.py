@@ -45,6 +45,21 @@ def pytest_xdist_auto_num_workers() -> int | None:
     return 0 if any(os.environ.get(server.variable) for server in servers) else None
 
 
+# What a test that needs a server has among its fixtures or parameters, and files whose tests start servers.
+SERVERS = frozenset({"postgresql", "mariadb", "valkey", "mortal", "board", "server", "triggers"})
+ABOUT_SERVERS = frozenset({"test_servers.py", "test_soak.py"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, so that `-m "not server"` leaves them out."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        needed = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+        if needed & SERVERS or item.path.name in ABOUT_SERVERS:
+            item.add_marker("server")
+
+
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[PostgreSQL]:
     yield from _server(PostgreSQL)
