@@ -15,6 +15,7 @@ os.environ["DJANGO_ORM_COHERENCE"] = "off"  # most tests say themselves when to 
 
 import dj_database_url
 import django
+import hypothesis
 import pymysql
 import redis
 import structlog
@@ -31,6 +32,12 @@ from tests.servers import MariaDB, PostgreSQL, Server, Valkey
 
 pymysql.install_as_MySQLdb()
 django.setup()
+
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile(
+    "no clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_report_header() -> str:

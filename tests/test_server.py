@@ -217,7 +217,7 @@ def both(rows: None) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
         yield below, own
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     requests=st.lists(st.sampled_from(REQUESTS), max_size=6),
     last=st.sampled_from(LAST),
