@@ -15,6 +15,7 @@ os.environ["DJANGO_ORM_COHERENCE"] = "off"  # most tests say themselves when to 
 
 import dj_database_url
 import django
+import hypothesis
 import pymysql
 import redis
 import structlog
@@ -26,11 +27,17 @@ from django.db import connections
 from tests.databases import BOARD, default_changed, set_default
 from tests.interpreter import Interpreter
 from tests.project import router
-from tests.projects import Project
+from tests.projects import PUBLISHING, Project
 from tests.servers import MariaDB, PostgreSQL, Server, Valkey
 
 pymysql.install_as_MySQLdb()
 django.setup()
+
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile(
+    "no clock", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("no clock")
 
 
 def pytest_report_header() -> str:
@@ -43,6 +50,21 @@ def pytest_xdist_auto_num_workers() -> int | None:
     """Run in one process where servers are named by the environment: tests empty them and change them."""
     servers = (PostgreSQL, MariaDB, Valkey)
     return 0 if any(os.environ.get(server.variable) for server in servers) else None
+
+
+# What a test that needs a server has among its fixtures or parameters, and files whose tests start servers.
+SERVERS = frozenset({"postgresql", "mariadb", "valkey", "mortal", "board", "server", "triggers"})
+ABOUT_SERVERS = frozenset({"test_servers.py", "test_soak.py"})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need a server, so that `-m "not server"` leaves them out."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        needed = {*item.fixturenames, *(value for value in parameters if isinstance(value, str))}
+        if needed & SERVERS or item.path.name in ABOUT_SERVERS:
+            item.add_marker("server")
 
 
 @pytest.fixture(scope="session")
@@ -147,6 +169,13 @@ def interpreter() -> Iterator[Interpreter]:
 def project(tmp_path: Path, interpreter: Interpreter) -> Project:
     """A Django project of its own with ``main.py``, for code that runs in processes of its own."""
     return Project(tmp_path, interpreter)
+
+
+@pytest.fixture
+def published_project(project: Project) -> Project:
+    """The same, whose ``main.py`` publishes the topics and has nothing else."""
+    project.write("main.py", PUBLISHING)
+    return project
 
 
 @pytest.fixture(params=["sqlite", "postgresql", "mariadb"])

@@ -91,6 +91,22 @@ async def index(topics: TopicRepo):
 """
 
 
+PUBLISHING = """\
+from fastapi import FastAPI
+
+from fastapi_django_orm import CachedRepository, DjangoORM
+
+
+class Topics(CachedRepository):
+    model = "bbs.Topic"
+    fields = ("id", "comment")
+    publish = "/topics/"
+
+
+app = FastAPI(lifespan=DjangoORM.lifespan)
+"""
+
+
 class Project:
     """A Django project with ``main.py`` beside ``manage.py``, and one topic in an SQLite database.
 

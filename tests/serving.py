@@ -10,6 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from tests.servers.uvicorn import KEEP_ALIVE
+
 DEADLINE = 20.0  # seconds
 
 
@@ -52,7 +54,7 @@ def serving(
             if not server.started:
                 raise RuntimeError("uvicorn did not start")
             port = server.servers[0].sockets[0].getsockname()[1]
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE) as client:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE, **KEEP_ALIVE) as client:
                 yield client
         finally:
             server.should_exit = True

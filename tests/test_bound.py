@@ -94,7 +94,6 @@ def test_requests_of_all_kinds_at_once(server: Any, threads: int) -> None:
     assert [answer for answer in answered if answer[1] != 200] == []
     assert len(answers) == len(sockets)
     assert 0 < max(seen) <= threads
-    assert len(seen) > 20
     wait_until_gone(server)
     assert Topic.objects.count() == sum(WRITES.get(path, 0) for path, _, _ in answered)
 

@@ -200,7 +200,7 @@ def test_nothing_is_left(by: str, default_database: str, postgresql: Any) -> Non
 
 @on_servers
 def test_many_clients(default_database: str, request: pytest.FixtureRequest) -> None:
-    """Three hundred requests at once, handlers among them: all are answered, within the bound."""
+    """More requests at once than have threads, handlers among them: all are answered, within the bound."""
     server = request.getfixturevalue(default_database)
     before, most = threading.active_count(), [0, 0]
 
@@ -211,7 +211,7 @@ def test_many_clients(default_database: str, request: pytest.FixtureRequest) -> 
                 most[:] = max(most[0], number), max(most[1], threading.active_count())
 
         watching = asyncio.create_task(watch())
-        paths = ["/django/sync/", "/django/async/", "/await", "/def"] * 75
+        paths = ["/django/sync/", "/django/async/", "/await", "/def"] * 30
         assert not failed(await asyncio.gather(*map(client.get, paths)))
         watching.cancel()
         await asyncio.wait([watching])
@@ -239,7 +239,7 @@ def test_busy(by: str, default_database: str) -> None:
         assert not failed(await asyncio.gather(*waiting))
         assert not failed([await client.get("/django/sync/")])
 
-    play(main, by, threads=3, thread_timeout=0.5)
+    play(main, by, threads=3, thread_timeout=1.5)
 
 
 # Django leaves the body of a request open when `request_started` raises.
@@ -258,7 +258,7 @@ def test_busy_threads(default_database: str, monkeypatch: pytest.MonkeyPatch) ->
         assert not failed(await asyncio.gather(waiting, later))
         assert not failed([await client.get("/django/async/")])
 
-    play(main, threads=2, thread_timeout=1)
+    play(main, threads=2, thread_timeout=2)
 
 
 def test_a_transaction_in_a_view_that_fails(default_database: str) -> None:

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository
 from fastapi_django_orm.errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel
 from tests.project.board.models import Account, Author, LoudTopic, Seat, Topic
+from tests.projects import Project
 from tests.repositories import declare, of, read, rows
 
 pytestmark = pytest.mark.usefixtures("sqlite")
@@ -43,9 +44,15 @@ def test_a_model_is_named_by_its_label_or_its_class(model: Any) -> None:
     assert [row["comment"] for row in rows(declare(model=model))] == ["here"]
 
 
-def test_a_declaration_imports_no_model() -> None:
-    """Declaring a repository of an app that does not exist is no error before the start."""
-    declare(model="nowhere.Nothing")
+def test_a_declaration_imports_no_model(project: Project) -> None:
+    """A module that declares repositories can be imported before Django is set up."""
+    code = """
+        import sys
+        from main import Topics
+        from django.apps import apps
+        print(Topics.model, "bbs.models" in sys.modules, apps.ready)
+    """
+    assert project.python(code) == "bbs.Topic False False\n"
 
 
 def test_a_wrong_label_is_answered_with_the_nearest_ones() -> None:

@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,8 @@ import redis
 from fastapi import FastAPI
 
 from fastapi_django_orm import DjangoORM
+from fastapi_django_orm.coherence import publishers as http_transport
+from fastapi_django_orm.coherence import redis as redis_transport
 from fastapi_django_orm.coherence.choice import publishers
 from fastapi_django_orm.coherence.hints import (
     CHANNEL,
@@ -20,10 +21,10 @@ from fastapi_django_orm.coherence.hints import (
     PendingHints,
     decode,
 )
-from fastapi_django_orm.coherence.publishers import HTTP_PATIENCE
 from fastapi_django_orm.django import hint_sender
 from fastapi_django_orm.django.hint_sender import HintSender
 from fastapi_django_orm.settings import ORMSettings
+from tests.databases import wait_until
 from tests.gates import Gate, gated
 from tests.projects import Project
 from tests.servers import TCPProxy, Valkey
@@ -128,11 +129,11 @@ def test_the_broker_dies(valkey: Valkey, caplog: pytest.LogCaptureFixture) -> No
     sender.put(Hint(TOPICS, (0,)))
     assert sender.flush(DEADLINE)
     valkey.kill()
-    started = time.monotonic()
     for key in range(1, 101):
         sender.put(Hint(TOPICS, (key,)))
-    assert time.monotonic() - started < 1
-    assert not sender.flush(1.2)  # it has been tried, and tried again
+    (destination,) = sender._destinations or []
+    wait_until(lambda: destination.failures >= 2, "it has been tried, and tried again")
+    assert not sender.flush(0.1)
     assert len(lines(caplog)) == 1
     assert "cannot be told of writes through redis" in lines(caplog)[0]
     valkey.start()
@@ -156,9 +157,9 @@ def test_a_broker_that_is_back_is_told_at_the_end(
     assert not sender.flush(0.1)
     (destination,) = sender._destinations or []
     destination.failures = 20  # as after a long time
-    assert not sender.flush(0.8)  # it has been tried once more
+    assert not sender.flush(0.8)
     valkey.start()
-    assert sender.flush()
+    assert sender.flush(DEADLINE)  # which is far sooner than the next attempt of its own accord
     assert destination.failures == 0
 
 
@@ -186,17 +187,16 @@ def test_a_log_that_raises_ends_no_thread(valkey: Valkey) -> None:
         log.removeFilter(full)
 
 
-def test_a_black_hole(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_black_hole(valkey: Valkey, subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that keeps silent blocks no writer, and is told when it answers again."""
+    monkeypatch.setattr(redis_transport, "REDIS_PATIENCE", 3600.0)
     with TCPProxy("127.0.0.1", valkey.port) as proxy:
         sender = sender_to(valkey.url().replace(str(valkey.port), str(proxy.port)))
         sender.put(Hint(TOPICS, (1,)))
         assert subscriber.hint() == Hint(TOPICS, (1,))
         proxy.black_hole()
-        started = time.monotonic()
-        sender.put(Hint(TOPICS, (2,)))
+        sender.put(Hint(TOPICS, (2,)))  # which would not return before the proxy resumes, if it waited
         assert not sender.flush(0.1)
-        assert time.monotonic() - started < 1
         proxy.resume()
         assert subscriber.until(2)
         assert sender.flush(DEADLINE)
@@ -210,13 +210,19 @@ def test_one_of_two(valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCa
     sender.put(Hint(TOPICS, (2,)))
     assert subscriber.hint() == Hint(TOPICS, (2,))
     assert not sender.flush(0.1)
+    wait_until(lambda: any("through http" in line for line in lines(caplog)), "it has been tried")
     assert len([line for line in lines(caplog) if "through http" in line]) == 1
 
 
 def test_routes_that_hang(
-    sqlite: str, valkey: Valkey, subscriber: Subscriber, caplog: pytest.LogCaptureFixture
+    sqlite: str,
+    valkey: Valkey,
+    subscriber: Subscriber,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Routes that take a connection and say nothing hold up no other route and no broker."""
+    monkeypatch.setattr(http_transport, "HTTP_PATIENCE", 3600.0)
     gate = Gate()
     app = FastAPI(lifespan=DjangoORM(ORMSettings(refresh_token="token"), repositories=[gated(gate)]).lifespan)
     with serving(app) as client, TCPProxy("127.0.0.1", client.base_url.port or 0) as proxy:
@@ -227,11 +233,9 @@ def test_routes_that_hang(
         )
         gate.reset()
         for key in (1, 2, 3):
-            started = time.monotonic()
             sender.put(Hint("board.Topic", (key,)))
             assert subscriber.hint() == Hint("board.Topic", (key,))
             gate.wait_for_load()
-            assert time.monotonic() - started < HTTP_PATIENCE / 2
         assert not sender.flush(0.1)
         proxy.resume()
         assert sender.flush(DEADLINE)
@@ -287,11 +291,9 @@ def test_a_process_that_ends(writer: Project, valkey: Valkey, subscriber: Subscr
 
 
 def test_a_process_that_ends_without_a_broker(writer: Project, valkey: Valkey) -> None:
-    """A command whose broker is away does its work, says so in one line, and ends soon."""
+    """A command whose broker is away does its work, says so in one line, and ends."""
     valkey.kill()
-    started = time.monotonic()
     output = writer.python(SAVE + 'print(Topic.objects.count(), "topics")', **environment(valkey))
-    assert time.monotonic() - started < 10
     assert "2 topics" in output
     assert output.count("cannot be told of writes") == 1
 

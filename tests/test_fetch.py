@@ -800,7 +800,7 @@ def test_many_who_give_up_at_once_do_not_leave_the_rest_waiting() -> None:
 
             # After the tasks' first steps, in the same turn of the loop, before the query is made.
             asyncio.get_running_loop().call_soon(leave)
-            assert (await asyncio.wait_for(last, 2))["slug"] == "a"
+            assert (await asyncio.wait_for(last, DEADLINE))["slug"] == "a"
 
     finish(main)
 

@@ -241,7 +241,7 @@ def test_names_that_need_quotes() -> None:
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=100)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sets(TEXTS | st.sampled_from(["%", "%s", "it's", "\\", "\\'", 'q"', "$1", "{}"]), min_size=1))
 def test_any_text_as_key(slugs: set[str]) -> None:
     """Whatever is in a key: the row that Django has."""

@@ -1345,26 +1345,9 @@ def test_names_that_pydantic_would_not_take_are_documented() -> None:
     assert [*properties] == [*row]
 
 
-def test_published_by_a_class_in_a_module(project: Any) -> None:
+def test_published_by_a_class_in_a_module(published_project: Any) -> None:
     """A project that declares a published repository needs nothing else."""
-    project.write(
-        "main.py",
-        """
-        from fastapi import FastAPI
-
-        from fastapi_django_orm import CachedRepository, DjangoORM
-
-
-        class Topics(CachedRepository):
-            model = "bbs.Topic"
-            fields = ("id", "comment")
-            publish = "/topics/"
-
-
-        app = FastAPI(lifespan=DjangoORM.lifespan)
-        """,
-    )
-    with project.uvicorn() as server:
+    with published_project.uvicorn() as server:
         assert json.loads(server.get("/topics/").content)["topics"][0]["comment"] == "first"
         assert server.get("/topics/1").status_code == 200
 

@@ -1,4 +1,4 @@
-"""The README's code runs as it is written, and its tables are complete."""
+"""The code of the README and of docs/ runs as it is written; tables are complete, links lead somewhere."""
 
 import os
 import re
@@ -14,18 +14,27 @@ from tests.servers import Uvicorn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TABLE_OF_PAGES = [ROOT / page for page in re.findall(r"^\| \[[^]]+\]\((docs/[^)]+)\)", README, re.MULTILINE)]
+PAGES = [ROOT / "README.md", *TABLE_OF_PAGES]
+OTHERS = [ROOT / name for name in ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "sample/README.md")]
 
 
-def python_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def python_blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page, as GitHub links to them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """The sample's Django project, migrated, with the README's code as its main.py."""
+    """The sample's Django project, migrated, with the code of all pages as its main.py."""
     directory = tmp_path / "project"
     shutil.copytree(ROOT / "sample", directory, ignore=shutil.ignore_patterns("*.sqlite3*", "__pycache__"))
-    (directory / "main.py").write_text("\n".join(python_blocks()))
+    (directory / "main.py").write_text("\n".join(block for page in PAGES for block in python_blocks(page)))
     env = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
     command = [sys.executable, "manage.py", "migrate", "-v0"]
     subprocess.run(command, cwd=directory, env=env, check=True, timeout=30)
@@ -59,20 +68,37 @@ def test_the_code_runs_as_one_application(project: Path) -> None:
 
 def test_the_first_block_runs_alone(project: Path) -> None:
     """Who copies only the first example has an application."""
-    (project / "main.py").write_text(python_blocks()[0])
+    (project / "main.py").write_text(python_blocks(ROOT / "README.md")[0])
     with Uvicorn(directory=project, env={"DJANGO_SETTINGS_MODULE": None}) as server:
         assert server.get("/").json() == {"topics": []}
 
 
 def test_every_setting_is_in_the_table() -> None:
     """The table of settings has each variable with its default."""
-    rows = dict(re.findall(r"^\| `(DJANGO_ORM_\w+)` \|(.*?)\|", README, re.MULTILINE))
+    settings = (ROOT / "docs" / "settings.md").read_text()
+    rows = dict(re.findall(r"^\| `(DJANGO_ORM_\w+)` \|(.*?)\|", settings, re.MULTILINE))
     assert set(rows) == {f"DJANGO_ORM_{name.upper()}" for name in ORMSettings.model_fields}
     for name, field in ORMSettings.model_fields.items():
         default = f"{field.default:g}" if isinstance(field.default, float) else field.default or ""
         if isinstance(default, tuple):
             default = ",".join(default)
         assert rows[f"DJANGO_ORM_{name.upper()}"].strip().strip("`") == str(default)
+
+
+def test_the_readme_lists_every_page() -> None:
+    """Its table of pages has all of docs/."""
+    assert sorted(TABLE_OF_PAGES) == sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each link to a file names one that is there, and a heading in it."""
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("https://"):
+            path, _, heading = target.partition("#")
+            found = (page.parent / path).resolve() if path else page
+            assert found.exists(), target
+            assert not heading or heading in anchors(found), target
 
 
 def test_make_test_is_what_the_readme_says() -> None:

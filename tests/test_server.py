@@ -217,7 +217,7 @@ def both(rows: None) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
         yield below, own
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     requests=st.lists(st.sampled_from(REQUESTS), max_size=6),
     last=st.sampled_from(LAST),
@@ -523,23 +523,9 @@ def test_tls_and_unix_sockets(rows: None, where: str, tmp_path: Path) -> None:
         thread.join(DEADLINE)
 
 
-def test_several_workers(project: Project) -> None:
+def test_several_workers(published_project: Project) -> None:
     """`--workers 2 --http fastapi_django_orm.server:Published` serves from both."""
-    project.write(
-        "main.py",
-        """
-        from fastapi import FastAPI
-        from fastapi_django_orm import CachedRepository, DjangoORM
-
-        class Topics(CachedRepository):
-            model = "bbs.Topic"
-            fields = ("id", "comment")
-            publish = "/topics/"
-
-        app = FastAPI(lifespan=DjangoORM.lifespan)
-        """,
-    )
-    with project.uvicorn("--workers", "2", "--http", BELOW) as server:
+    with published_project.uvicorn("--workers", "2", "--http", BELOW) as server:
         assert server.get("/topics/").json()["topics"][0]["comment"] == "first"
 
 

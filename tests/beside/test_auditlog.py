@@ -1,9 +1,8 @@
 """django-auditlog keeps the actor in a context variable, and finds it in signals."""
 
-from pathlib import Path
 from typing import Any
 
-from tests.beside.sites import MOUNTED, site, started
+from tests.beside.sites import MOUNTED, started
 
 MODELS = """
     from auditlog.registry import auditlog
@@ -68,9 +67,9 @@ HANDLERS = """
 HANDLED = ("await", "run", "atomic", "def", "nobody")
 
 
-def test_auditlog(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_auditlog(site: Any) -> None:
     """Each entry has the user of the request that has written the row."""
-    auditlog = site("auditlog", tmp_path, interpreter, postgresql)
+    auditlog = site("auditlog")
     middleware = ["auditlog.middleware.AuditlogMiddleware"]
     auditlog.write(["auditlog"], middleware, models=MODELS, act=ACT, handlers=HANDLERS)
     with started(auditlog).serving():

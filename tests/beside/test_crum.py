@@ -1,9 +1,8 @@
 """django-crum keeps the request's user in a ``threading.local``."""
 
-from pathlib import Path
 from typing import Any
 
-from tests.beside.sites import MOUNTED, site, started
+from tests.beside.sites import MOUNTED, started
 
 MODELS = """
     from django.db import models
@@ -66,9 +65,9 @@ HANDLERS = """
 """
 
 
-def test_crum(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_crum(site: Any) -> None:
     """Each request of a mounted Django has its own user, on whatever thread, and leaves none to a handler."""
-    crum = site("crum", tmp_path, interpreter, postgresql)
+    crum = site("crum")
     crum.write(["crum"], ["crum.CurrentRequestUserMiddleware"], models=MODELS, act=ACT, handlers=HANDLERS)
     with started(crum).serving():
         assert not crum.mistaken([*MOUNTED, "/def", "/run", "/nobody"])

@@ -1,9 +1,8 @@
 """django-guardian asks for permissions on single objects."""
 
-from pathlib import Path
 from typing import Any
 
-from tests.beside.sites import MOUNTED, site, started
+from tests.beside.sites import MOUNTED, started
 
 MODELS = """
     from django.db import models
@@ -85,9 +84,9 @@ HANDLERS = """
 """
 
 
-def test_guardian(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_guardian(site: Any) -> None:
     """Each user is allowed what was granted to this user."""
-    guardian = site("guardian", tmp_path, interpreter, postgresql)
+    guardian = site("guardian")
     guardian.write(["guardian"], ["bbs.act.middleware"], SETTINGS, models=MODELS, act=ACT, handlers=HANDLERS)
     started(guardian).python(GRANT)
     with guardian.serving():

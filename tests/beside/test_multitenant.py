@@ -1,11 +1,10 @@
 """django-multitenant keeps the tenant in a ``threading.local``, or in a ``Local`` of asgiref if told to."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.beside.sites import MOUNTED, site, started
+from tests.beside.sites import MOUNTED, started
 
 MODELS = """
     from django.db import models
@@ -125,9 +124,9 @@ HANDLERS = """
 
 
 @pytest.mark.parametrize("asgiref", [False, True])
-def test_multitenant(asgiref: bool, tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_multitenant(asgiref: bool, site: Any) -> None:
     """Each request has its tenant's rows; what is loaded for everybody has those of all."""
-    tenants = site("django_multitenant", tmp_path, interpreter, postgresql, f"multitenant_{asgiref}".lower())
+    tenants = site("django_multitenant", f"multitenant_{asgiref}".lower())
     settings = f"TENANT_USE_ASGIREF = {asgiref}\n"
     apps = ["django_multitenant"]
     tenants.write(apps, ["bbs.act.middleware"], settings, models=MODELS, act=ACT, handlers=HANDLERS)

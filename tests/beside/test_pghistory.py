@@ -1,9 +1,8 @@
 """django-pghistory puts a wrapper around a connection's queries, and its data into a ``threading.local``."""
 
-from pathlib import Path
 from typing import Any
 
-from tests.beside.sites import MOUNTED, site, started
+from tests.beside.sites import MOUNTED, started
 
 MODELS = """
     import pghistory
@@ -99,9 +98,9 @@ HANDLERS = """
 HANDLED = ("await", "run", "gather", "around-atomic", "in-atomic", "def", "none", "left")
 
 
-def test_pghistory(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_pghistory(site: Any) -> None:
     """Each event has the context of the request that has caused it, and none that another has left."""
-    history = site("pghistory", tmp_path, interpreter, postgresql)
+    history = site("pghistory")
     apps = ["pgtrigger", "pghistory"]
     history.write(apps, ["pghistory.middleware.HistoryMiddleware"], models=MODELS, act=ACT, handlers=HANDLERS)
     history.manage("makemigrations", "bbs")

@@ -1,9 +1,8 @@
 """django-reversion collects a request's changes in a context variable, and saves them in a transaction."""
 
-from pathlib import Path
 from typing import Any
 
-from tests.beside.sites import MOUNTS, site, started
+from tests.beside.sites import MOUNTS, started
 
 MODELS = """
     import reversion
@@ -76,9 +75,9 @@ HANDLERS = """
 """
 
 
-def test_reversion(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_reversion(site: Any) -> None:
     """Each revision has the user and the rows of its own request."""
-    reversion = site("reversion", tmp_path, interpreter, postgresql)
+    reversion = site("reversion")
     reversion.write(
         ["reversion"],
         ["reversion.middleware.RevisionMiddleware"],

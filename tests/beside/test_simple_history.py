@@ -1,9 +1,8 @@
 """django-simple-history keeps the request in a ``Local`` of asgiref."""
 
-from pathlib import Path
 from typing import Any
 
-from tests.beside.sites import MOUNTED, site, started
+from tests.beside.sites import MOUNTED, started
 
 MODELS = """
     from django.db import models
@@ -96,9 +95,9 @@ HANDLERS = """
 HANDLED = ("await", "run", "sync-to-async", "atomic", "in-transaction", "on-commit", "instance")
 
 
-def test_simple_history(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_simple_history(site: Any) -> None:
     """Each row of history has the user of the request that has written it, in mounts and in handlers."""
-    history = site("simple_history", tmp_path, interpreter, postgresql)
+    history = site("simple_history")
     middleware = ["simple_history.middleware.HistoryRequestMiddleware"]
     history.write(["simple_history"], middleware, models=MODELS, act=ACT, handlers=HANDLERS)
     with started(history).serving():

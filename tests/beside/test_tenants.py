@@ -1,11 +1,10 @@
 """django-tenants keeps the tenant's schema on the connection."""
 
-from pathlib import Path
 from typing import Any
 
 import httpx
 
-from tests.beside.sites import DEADLINE, MOUNTED, Site, site, started
+from tests.beside.sites import DEADLINE, MOUNTED, Site, started
 
 MODELS = """
     from django.db import models
@@ -183,16 +182,16 @@ HANDLERS = """
 HANDLED = ("await", "run", "atomic", "def", "def-await", "around", "public", "everybody")
 
 
-def of_tenants(tmp_path: Path, interpreter: Any, postgresql: Any) -> Site:
-    tenants = site("django_tenants", tmp_path, interpreter, postgresql)
+def of_tenants(site: Any) -> Site:
+    tenants = site("django_tenants")
     tenants.write(["django_tenants"], [], SETTINGS, models=MODELS, act=ACT, handlers=HANDLERS, shop=SHOP)
     tenants.manage("makemigrations", "bbs", "shop")  # tenants' tables are made by migrations alone
     return started(tenants, "migrate_schemas", "--shared")
 
 
-def test_tenants(tmp_path: Path, interpreter: Any, postgresql: Any) -> None:
+def test_tenants(site: Any) -> None:
     """Each request has its tenant's rows; what is read for everybody has the public schema's."""
-    tenants = of_tenants(tmp_path, interpreter, postgresql)
+    tenants = of_tenants(site)
     tenants.python(FILL)
     with tenants.serving(), httpx.Client(base_url=tenants.server.url, timeout=DEADLINE) as client:
         assert not tenants.mistaken([*MOUNTED, *(f"/{path}" for path in HANDLED)])

@@ -20,6 +20,21 @@ from .guard import guard, kill_tree
 from .ports import free_port, listens
 
 
+def _leave_after_an_error(response: httpx.Response) -> None:
+    """Close the connection of a 500: uvicorn closes it a moment later, and no header announces that."""
+    if response.status_code == 500:
+        response.read()
+        response.extensions["network_stream"].close()
+
+
+# Options of an httpx.Client that sends no request on a connection that uvicorn is about to close: it closes
+# one after an unhandled error, and after five seconds without a request.
+KEEP_ALIVE: dict[str, Any] = {
+    "event_hooks": {"response": [_leave_after_an_error]},
+    "limits": httpx.Limits(keepalive_expiry=2.0),
+}
+
+
 class UvicornError(RuntimeError):
     """Uvicorn did not do what the test waited for; the message ends with all of its output."""
 
@@ -104,6 +119,7 @@ class Uvicorn:
                 timeout=self.deadline,
                 # A proxy from the environment is not for 127.0.0.1.
                 trust_env=False,
+                **KEEP_ALIVE,
             )
         return self._client
 
