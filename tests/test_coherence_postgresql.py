@@ -182,7 +182,7 @@ def test_a_publisher_without_triggers(board: PostgreSQL) -> None:
 
     async def main() -> None:
         async with hearing(gated(gate), gate=gate):
-            await outside(lambda: DatabasePublisher("postgresql").publish(Hint("board.Topic", (1,))))
+            await outside(lambda: DatabasePublisher("postgresql").publish(Hint("board.Topic", None)))
             await gate.load_begun()
 
     run(main)

@@ -12,7 +12,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -793,13 +792,13 @@ def identity(**attributes: Any) -> str | None:
     return None if in_sql is None else identity_of(in_sql, queryset)
 
 
-@pytest.mark.usefixtures("sqlite")
+@pytest.mark.usefixtures("board")
 def test_the_same_question_to_the_same_database_shares() -> None:
     """Two workers that would send the same SQL have one fingerprint, whatever they call the rows."""
     assert identity() == identity() == identity(name="others") is not None
 
 
-@pytest.mark.usefixtures("sqlite")
+@pytest.mark.usefixtures("board")
 @pytest.mark.parametrize(
     "other",
     [
@@ -817,8 +816,7 @@ def test_another_question_does_not(other: dict[str, Any]) -> None:
     assert identity(**other) not in (identity(**base), None)
 
 
-@pytest.mark.usefixtures("sqlite")
-def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_other_settings_and_versions_do_not(board: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another deployment, database, type of a column or version: nothing is shared."""
     found = {identity()}
     with override_settings(SECRET_KEY="another"):
@@ -828,7 +826,7 @@ def test_other_settings_and_versions_do_not(monkeypatch: pytest.MonkeyPatch, tmp
             patch.setattr(shared_loader, *change)
             found.add(identity())
     with monkeypatch.context() as patch:
-        patch.setitem(connections.settings["default"], "NAME", tmp_path / "another")
+        patch.setitem(connections.settings[board], "NAME", "another")
         found.add(identity())
     with monkeypatch.context() as patch:
         of = DatabaseJSON.of
@@ -907,8 +905,7 @@ def test_rows_in_which_code_has_a_part_are_not_shared(
     assert not list(broker.scan_iter("*"))
 
 
-@pytest.mark.usefixtures("sqlite")
-def test_connections_that_code_prepares_share_nothing() -> None:
+def test_connections_that_code_prepares_share_nothing(board: str) -> None:
     """What is wrapped around queries may send others; what prepares them may choose another schema."""
 
     def prepare(**_: Any) -> None:

@@ -71,8 +71,9 @@ def _run_sync(original: RunSync) -> RunSync:
         call = _OnThread(_close_of(func, args))
         try:
             return await run(call.run, (func, *args), limiter=limiter)
-        except BaseException:
-            call.abandon()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # the task was cancelled, not the call
+                call.abandon()
             raise
         finally:
             if call.left_open is not None:
@@ -169,9 +170,12 @@ class _OnThread(Call):
         end_abandoned(self.pools, held, self._close)
 
     def abandon(self) -> None:
-        """Note that nothing will join what the call still leaves open."""
+        """Have what the call leaves open ended: by its thread, or here if that has adopted it already."""
         with self._lock:
             self._abandoned = True
+            adopted, self.left_open = self.left_open, None
+        if adopted is not None:
+            adopted.break_off()
 
 
 def _close_of(func: Any, args: tuple[Any, ...]) -> Callable[[], None] | None:
