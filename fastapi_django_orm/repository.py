@@ -32,7 +32,7 @@ _declared: dict[tuple[str, str], "type[Repository[Any]]"] = {}
 
 
 def declared() -> "list[type[Repository[Any]]]":
-    """Every repository class that names a model, in the order of validation."""
+    """Every repository class that names a model, in the order of declaration."""
     return list(_declared.values())
 
 

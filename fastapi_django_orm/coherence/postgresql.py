@@ -174,9 +174,7 @@ class PostgreSQLListener(Listener):
 
     async def _do_errands(self, session: Session) -> None:
         while self._errands:
-            query, parameters, rows = self._errands[
-                0
-            ]  # stays there until it is done, for listen() to give up
+            query, parameters, rows = self._errands[0]  # it stays there for listen(), which may give it up
             if not rows.done():  # its caller still waits
                 try:
                     _settle(rows, await session.execute(query, parameters))

@@ -1,13 +1,10 @@
 """``async with atomic()``: Django's transactions around asynchronous code."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from .atomic_scope import AtomicScope
-from .calls import left_open
 from .keeping import AdoptedScope
 from .scopes import Scope, current_scope, enter_scope, entered_scope
 
@@ -83,24 +80,12 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
     return Atomic(using, savepoint, durable)
 
 
-@asynccontextmanager
-async def nothing_left_open() -> AsyncIterator[None]:
-    """Roll back what a call inside leaves open, where no code could end it later.
+async def end_left_open(before: Scope | None) -> list[str]:
+    """Roll back what a call has left open in the scope that was current before, where nothing could end it.
 
-    Raises:
-        TransactionLeftOpen: there was something.
+    Returns:
+        The databases that it was left open on.
     """
-    before = current_scope()
-    try:
-        yield
-    except BaseException:
-        await _end_left_open(before)  # the error that is on its way says more
-        raise
-    if aliases := await _end_left_open(before):
-        raise left_open(aliases)
-
-
-async def _end_left_open(before: Scope | None) -> list[str]:
     scope = current_scope()
     if scope is before or not isinstance(scope, AdoptedScope):
         return []

@@ -18,7 +18,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Protocol
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
@@ -27,6 +26,7 @@ from ..events import logger
 from ..shared import renewed_at_fork
 from .atomic_scope import AtomicScope
 from .calls import Call
+from .current import CurrentExecutor
 from .pool import Connections, Pool
 from .scopes import Scope, State, rolled_back_before
 from .state import is_open, left_behind
@@ -109,7 +109,7 @@ class ContextScope(_KeptScope):
 class RequestScope(_KeptScope):
     """What serves a request's calls after one of them has left something on a connection."""
 
-    def __init__(self, request: "RequestConnections", executor: "_Executor") -> None:
+    def __init__(self, request: "RequestConnections", executor: CurrentExecutor) -> None:
         """Begin, on the thread whose call has ended: it runs what follows, if it serves everybody."""
         super().__init__(_Kept(executor.threads, executor.pools, executor.threads.take_running()), None)
         self.state = State.LENDING
@@ -217,13 +217,6 @@ def end_abandoned(
         release(call.held)
 
 
-class _Executor(Protocol):
-    """What an application runs calls with; ``executor.DatabaseExecutor`` is one."""
-
-    threads: DatabaseThreads
-    pools: Callable[[str], Pool]
-
-
 class RequestConnections:
     """What the calls of one request have left on connections.
 
@@ -233,8 +226,7 @@ class RequestConnections:
 
     __slots__ = ("_adopted", "_ended", "_executor", "scope")
 
-    def __init__(self, executor: _Executor) -> None:
-        """Keep nothing yet."""
+    def __init__(self, executor: CurrentExecutor) -> None:
         self.scope: RequestScope | None = None
         self._adopted: list[Scope] = []
         self._executor = executor

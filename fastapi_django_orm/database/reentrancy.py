@@ -104,7 +104,7 @@ class ReentrantScope(Scope):
 def submit_call(
     pools: Callable[[str], Connections],
     function: Callable[[], Any],
-    outside: Callable[[Job], None],
+    outside: Callable[[Job], object],
     inside: Callable[[Job], bool] = lambda job: False,
 ) -> Job:
     """Run a function as a call: in its turn in the transaction around, or at once where there is none.
@@ -127,7 +127,7 @@ def submit_call(
 def job_inside(
     parent: Scope,
     run: Callable[[ReentrantScope], Any],
-    outside: Callable[[Job], None],
+    outside: Callable[[Job], object],
     inside: Callable[[Job], bool] = lambda job: False,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> Job:

@@ -197,21 +197,17 @@ class Scope:
             DatabaseBusy: it has waited for too long.
             TransactionManagementError: the block around was rolled back meanwhile.
         """
-        if not granted.done() and self.withdraw(granted):
+        with self.transaction.lock:
+            is_late = not granted.done()
+            if is_late:
+                self._begin = _nothing
+                if self.state is State.WAITING:
+                    self.end()
+        if is_late:
             raise self.transaction.busy()
         if self.broken:
             self.end()
             raise rolled_back_before()
-
-    def withdraw(self, granted: "Future[None]") -> bool:
-        """Give a request up. False if it has just been granted."""
-        with self.transaction.lock:
-            if granted.done():
-                return False
-            self._begin = _nothing
-            if self.state is State.WAITING:
-                self.end()
-            return True
 
     def release(self) -> None:
         """Give the connections of this scope back, and end, on a thread that may close connections."""
@@ -260,7 +256,7 @@ class Scope:
                 self.transaction.end()
 
     def _wait_in(self, parent: "Scope") -> None:
-        around = _open_around(parent)
+        around = open_around(parent)
         self.broken = around is not None and around.broken
         self.parent = None if self.broken else around
         if self.parent is not None:
@@ -294,7 +290,7 @@ def _nothing() -> None:
 _scope: ContextVar[Scope | None] = ContextVar("fastapi_django_orm_scope", default=None)
 
 
-def _open_around(scope: Scope | None) -> Scope | None:
+def open_around(scope: Scope | None) -> Scope | None:
     """The scope itself, or the innermost around it that has not ended, or is broken."""
     while scope is not None and scope.state is State.ENDED and not scope.broken:
         scope = scope.parent
@@ -307,7 +303,7 @@ def current_scope() -> Scope | None:
     Raises:
         TransactionManagementError: the code is inside a block that was rolled back under it.
     """
-    scope = _open_around(_scope.get())  # a task may have outlived scopes
+    scope = open_around(_scope.get())  # a task may have outlived scopes
     if scope is not None and scope.broken:
         raise rolled_back_before()
     return scope

@@ -26,7 +26,7 @@ from asgiref.sync import AsyncToSync, SyncToAsync
 
 from ..database import calls, current
 from ..database.reentrancy import entered_for, lend, lent, scope_of_waiting, submit_call, take_back
-from ..database.scopes import Scope, current_scope, enter_scope, entered_scope
+from ..database.scopes import Scope, current_scope, enter_scope, entered_scope, waiting_thread
 from ..database.threads import Job
 from ..errors import DatabaseBusy
 from .replacing import Replacement
@@ -70,7 +70,7 @@ def _threadsafe(original: Callable[..., Future[Any]]) -> Callable[..., Future[An
         call = calls.current()
         if call is None:
             return original(coro, loop)
-        around = getattr(AsyncToSync.executors, "current", None)
+        around = waiting_thread()
         AsyncToSync.executors.current = None  # of a thread that will wait for the future, and run no calls
         try:
             with entered_for(call):

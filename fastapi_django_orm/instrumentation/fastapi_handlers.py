@@ -22,9 +22,9 @@ from fastapi.encoders import jsonable_encoder
 from starlette.responses import Response
 
 from ..cached import CachedRepository
-from ..database.atomic import atomic, atomic_aliases, nothing_left_open
-from ..database.calls import give_over, take_over
-from ..database.scopes import Scope, current_scope, enter_scope, entered_scope
+from ..database.atomic import atomic, atomic_aliases, end_left_open
+from ..database.calls import give_over, left_open, take_over
+from ..database.scopes import current_scope, enter_scope, entered_scope
 from ..errors import LazyAnswer, UnknownFastAPI
 from ..memory.snapshot import Snapshot
 from ..reading.encoding import in_forms_of_rows
@@ -72,29 +72,17 @@ def _run_endpoint_function(run: Callable[..., Any]) -> Callable[..., Any]:
                 for alias in aliases:
                     await stack.enter_async_context(atomic(using=alias))
                 return await run(dependant=dependant, **options)
-        # Not `async with nothing_left_open()`, which few handlers need and all would pay for.
         before = current_scope()
         try:
             answer = await run(dependant=dependant, **options)
-        except BaseException as error:
-            if current_scope() is not before:
-                await _end_left_open(before, error)
+        except BaseException:
+            await end_left_open(before)  # the error that is on its way says more
             raise
-        if current_scope() is not before:
-            await _end_left_open(before)
+        if aliases := await end_left_open(before):
+            raise left_open(aliases)
         return answer
 
     return run_endpoint_function
-
-
-async def _end_left_open(before: Scope | None, error: BaseException | None = None) -> None:
-    """Do what ``nothing_left_open()`` around the handler would do at its end."""
-    after = current_scope()
-    enter_scope(before)
-    async with nothing_left_open():
-        enter_scope(after)
-        if error is not None:
-            raise error
 
 
 class _ReadingField:

@@ -38,6 +38,7 @@ from ..database.scopes import (
     ended_meanwhile,
     enter_scope,
     entered_scope,
+    open_around,
     rolled_back_before,
     scope_to_ask,
 )
@@ -91,16 +92,10 @@ async def _in_its_turn(run: RunSync, parent: Scope, function: Callable[[], Any])
             turn.set_result(None)
         return True
 
-    def outside(job: Job) -> None:
-        begin(job)
+    def run_in(scope: ReentrantScope) -> Any:
+        return run_call(_InTransaction(scope), function)
 
-    job = job_inside(
-        parent,
-        lambda scope: run_call(_InTransaction(scope), function),
-        outside,
-        begin,
-        asyncio.get_running_loop(),
-    )
+    job = job_inside(parent, run_in, begin, begin, asyncio.get_running_loop())
     job.future.add_done_callback(lambda _: begin(job))  # given up
     try:
         if not turn.done():
@@ -244,9 +239,7 @@ def _submit(original: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
         # What synchronous code submits may be waited for with a connection in hand, and may never end.
         if asyncio._get_running_loop() is None:
             return original(self, fn, *args, **kwargs)
-        scope = entered_scope()
-        while scope is not None and scope.state is State.ENDED and not scope.broken:
-            scope = scope.parent
+        scope = open_around(entered_scope())
         call = partial(run_call, _OfExecutor(scope), partial(fn, *args, **kwargs))
         return original(self, _with_application(call, scope))
 

@@ -18,6 +18,7 @@ from typing_extensions import TypeVar
 from ..reading.codec import RowCodec
 from ..reading.encoding import CLOSING, digest, opening
 from ..reading.row import Row, copied
+from ..shared import renewed_at_fork
 from .key_index import ValueIndex
 from .pages import Page
 from .table import Table
@@ -41,7 +42,7 @@ class RowCache:
         self.codec = codec
         self._kept: deque[tuple[Page, int]] = deque()
         self._count = 0
-        self._lock = threading.Lock()  # handlers read on many threads
+        self._lock = renewed_at_fork(threading.Lock())  # handlers read on many threads
 
     def rows(self, page: Page) -> Sequence[Any]:
         """Return the rows of a page."""
