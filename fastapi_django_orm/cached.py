@@ -138,7 +138,7 @@ class CachedRepository(Repository[RowT]):
 
     def all(self) -> tuple[RowT, ...]:
         """All rows, in order."""
-        return tuple(self.snapshot.rows)
+        return self.snapshot.rows
 
     def get(self, pk: Hashable) -> RowT:
         """The row with this primary key, in any form that Django takes for it.

@@ -36,31 +36,9 @@ class Transport(Protocol):
     def name(self) -> str: ...  # noqa: D102
 
 
-# An exporter's thread reads copies of these.
-_repositories: list[Measured] = []
-_transports: list[Transport] = []
-
-
-def show_repository(repository: Measured) -> None:
-    """Show how many rows a repository has, and how old they are."""
-    _repositories.append(repository)
-
-
-def hide_repository(repository: Measured) -> None:
-    """Stop showing it, if it was shown."""
-    with suppress(ValueError):
-        _repositories.remove(repository)
-
-
-def show_transport(transport: Transport) -> None:
-    """Show whether a transport is up."""
-    _transports.append(transport)
-
-
-def hide_transport(transport: Transport) -> None:
-    """Stop showing it, if it was shown."""
-    with suppress(ValueError):
-        _transports.remove(transport)
+# What runs adds itself, and removes itself when it stops. An exporter's thread reads copies.
+repositories: set[Measured] = set()
+transports: set[Transport] = set()
 
 
 def count_load(repository: str, trigger: str, seconds: float, error: BaseException | None = None) -> None:
@@ -80,19 +58,19 @@ def count_hint(transport: str) -> None:
 
 
 def _rows(options: CallbackOptions) -> Iterator[Observation]:
-    for repository in _repositories.copy():
+    for repository in repositories.copy():
         if (snapshot := repository.snapshot) is not None:
             yield Observation(len(snapshot), {"repository": repository.name})
 
 
 def _ages(options: CallbackOptions) -> Iterable[Observation]:
-    for repository in _repositories.copy():
+    for repository in repositories.copy():
         if (age := repository.age) is not None:
             yield Observation(age, {"repository": repository.name})
 
 
 def _up(options: CallbackOptions) -> Iterable[Observation]:
-    for transport in _transports.copy():
+    for transport in transports.copy():
         yield Observation(int(transport.connected_since is not None), {"transport": transport.name})
 
 

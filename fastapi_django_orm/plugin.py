@@ -21,10 +21,14 @@ from .application import Application
 from .cached import CachedRepository
 from .coherence.service import Coherence
 from .database.current import current_executor
-from .database.engines import fit_driver_pools, is_configured, notice_dead_networks
+from .database.engines import (
+    fit_driver_pools,
+    is_configured,
+    notice_dead_networks,
+    warn_of_short_lives,
+)
 from .database.executor import DatabaseExecutor
 from .database.lifecycle import database_service
-from .database.lifetimes import warn_of_short_lives
 from .database.startup_checks import check_reachable, check_shareable
 from .dependencies import check_streams, dependencies_of
 from .errors import AsyncioNeeded, InvalidRepository

@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI
 from structlog.testing import LogCapture
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, run
-from fastapi_django_orm.database import lifetimes
+from fastapi_django_orm.database import engines
 from fastapi_django_orm.errors import DatabaseBusy, RefreshFailed
 from tests.databases import default_changed
 from tests.gates import Gate, gated, started
@@ -191,7 +191,7 @@ def test_connections_that_are_not_kept_are_warned_of(
     lines: list[Any], changes: dict[str, Any], warns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log says once for each database what it costs, and which setting changes it."""
-    monkeypatch.setattr(lifetimes, "_told_of", set())
+    monkeypatch.setattr(engines, "_warned_of", set())
     with default_changed(**changes):
         for _ in range(2):
             with serving(application(refresh_token="s3cret")):
@@ -209,7 +209,7 @@ def test_a_pool_of_the_driver_keeps_connections(
     database: str, lines: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Django wants `CONN_MAX_AGE = 0` with psycopg's pool, and that is not warned of."""
-    monkeypatch.setattr(lifetimes, "_told_of", set())
+    monkeypatch.setattr(engines, "_warned_of", set())
     settings = {**connections.settings[database], "CONN_MAX_AGE": 0, "OPTIONS": {"pool": True}}
     with default_changed(**settings), serving(application(refresh_token="s3cret")):
         pass

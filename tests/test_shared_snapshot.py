@@ -789,7 +789,7 @@ def identity(**attributes: Any) -> str | None:
     repository.prepare(here)
     queryset = repository.ordered_queryset()
     in_sql = repository._reader.database_json(queryset)
-    return None if in_sql is None else identity_of(in_sql, queryset)
+    return identity_of(in_sql, queryset)
 
 
 @pytest.mark.usefixtures("board")

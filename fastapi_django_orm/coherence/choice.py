@@ -36,14 +36,10 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
             found += _postgresql_listener(alias, settings, [c for c in concerns if c.alias == alias])
     if wants(settings, "sqlite"):
         for alias in _of_kind("sqlite", aliases):
-            found.append(SQLiteListener(alias, _file_of(alias), settings.coherence_poll))
-    return [
-        *found,
-        *(
-            _redis().RedisListener(name, url, settings.coherence_heartbeat)
-            for name, url in _brokers(settings)
-        ),
-    ]
+            file = database_of(connections.create_connection(alias))
+            found.append(SQLiteListener(alias, file, settings.coherence_poll))
+    heartbeat = settings.coherence_heartbeat
+    return [*found, *(_redis().RedisListener(name, url, heartbeat) for name, url in _brokers(settings))]
 
 
 def publishers(settings: ORMSettings) -> list[Publisher]:
@@ -130,10 +126,6 @@ def _names(settings: ORMSettings, kind: str) -> bool:
 
 def _of_kind(kind: Kind, aliases: Iterable[str]) -> Iterator[str]:
     return (alias for alias in aliases if kind_of(alias) == kind)
-
-
-def _file_of(alias: str) -> str:
-    return database_of(connections.create_connection(alias))
 
 
 def _postgresql_listener(

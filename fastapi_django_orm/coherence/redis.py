@@ -140,7 +140,6 @@ class RedisPublisher(Publisher):
     """Publishes on a server."""
 
     def __init__(self, name: str, url: str) -> None:
-        """As for ``RedisListener``."""
         self.name = name
         self._client = _client(url)
 

@@ -1,7 +1,7 @@
 """Models that a repository reads beside its query: by prefetching, or by what a schema reads of instances."""
 
 from collections.abc import Collection, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from django.apps import apps
 from django.core.exceptions import FieldDoesNotExist
@@ -9,6 +9,7 @@ from django.db.models import Model, Prefetch, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 from pydantic import AliasChoices, AliasPath, BaseModel
 
+from ..reading.schema_code import models_in
 from ..reading.validation import Declared
 
 Path = tuple[str, ...]
@@ -101,7 +102,7 @@ def _pydantic_paths(schema: type[BaseModel], seen: tuple[type[BaseModel], ...]) 
     for name, field in schema.model_fields.items():
         for source in {(name,), *_aliases(field.validation_alias)}:
             yield source
-            for nested in _nested(field.annotation):
+            for nested in models_in(field.annotation):
                 if nested not in seen:
                     rest = _pydantic_paths(nested, (*seen, schema, nested))
                     yield from ((*source, *path) for path in rest)
@@ -115,13 +116,6 @@ def _aliases(alias: str | AliasPath | AliasChoices | None) -> Iterator[Path]:
     elif isinstance(alias, AliasChoices):
         for choice in alias.choices:
             yield from _aliases(choice)
-
-
-def _nested(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _nested(argument)
 
 
 def _serializer_paths(serializer: Any) -> Iterator[Path]:

@@ -147,12 +147,12 @@ class TransportSupervisor:
 
     def start(self) -> None:
         """Listen, until stopped."""
-        metrics.show_transport(self)
+        metrics.transports.add(self)
         self._task = asyncio.create_task(self._run(), name=f"coherence {self.name}")
 
     async def stop(self) -> None:
         """Stop listening."""
-        metrics.hide_transport(self)
+        metrics.transports.discard(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

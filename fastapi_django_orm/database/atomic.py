@@ -13,7 +13,6 @@ class Atomic:
     """What ``atomic()`` gives: an asynchronous ``django.db.transaction.atomic``."""
 
     def __init__(self, using: str | None, savepoint: bool, durable: bool) -> None:
-        """Hold the arguments; see ``atomic()``."""
         self._alias = using or DEFAULT_DB_ALIAS
         self._django = transaction.atomic(using=using, savepoint=savepoint, durable=durable)
         self._outer: Scope | None = None

@@ -39,7 +39,6 @@ class AtomicScope(Scope):
     is_block = True
 
     def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
-        """Ask for nothing yet."""
         self._django: Atomic | None = None  # what is to be left, once it was entered
         self._alias = ""
         self._watched: Any = None  # see _watch_rollbacks()

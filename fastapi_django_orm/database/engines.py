@@ -15,6 +15,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import load_backend
 
+from ..events import logger
+
 Kind: TypeAlias = Literal["mysql", "postgresql", "sqlite"]
 
 _KINDS: dict[str, Kind] = {"mysql": "mysql", "postgresql": "postgresql", "sqlite": "sqlite"}
@@ -23,6 +25,10 @@ _KINDS: dict[str, Kind] = {"mysql": "mysql", "postgresql": "postgresql", "sqlite
 _DRIVERS = {"MySQLdb": "mysql", "pymysql": "mysql", "psycopg": "postgresql", "psycopg2": "postgresql"}
 
 PSYCOPG_MIN_SIZE = 4  # the default of its pool
+
+# Measured on one machine, in milliseconds: a query on a new connection, and on one that was kept.
+COSTS = {"postgresql": "2.6 ms instead of 0.1", "sqlite": "0.1 to 0.3 ms instead of 0.01"}
+_warned_of: set[str] = set()  # an application may start often in one process, as in tests
 
 
 def kind_of(alias: str) -> Kind | None:
@@ -103,6 +109,23 @@ def fit_driver_pools(limit: int) -> None:
             sizes = {"min_size": min(options.get("min_size", PSYCOPG_MIN_SIZE), most), "max_size": most}
             settings["OPTIONS"] = {**settings["OPTIONS"], "pool": {**options, **sizes}}
             settings["CONN_HEALTH_CHECKS"] = True
+
+
+def warn_of_short_lives() -> None:
+    """Say once for each database that ``CONN_MAX_AGE = 0``, Django's default, does not keep connections."""
+    for alias, settings in connections.settings.items():
+        if settings["CONN_MAX_AGE"] != 0 or alias in _warned_of or not is_configured(alias):
+            continue
+        # Django allows psycopg's own pool, which keeps them, with 0 only. One in memory is never closed.
+        if not settings["OPTIONS"].get("pool") and "memory" not in str(settings["NAME"]):
+            _warned_of.add(alias)
+            cost = COSTS.get(kind_of(alias) or "", "several milliseconds")
+            logger.warning(
+                "connections_not_kept",
+                database=alias,
+                hint=f"CONN_MAX_AGE is 0, so each call opens a connection and closes it ({cost} for a "
+                f"query): set DATABASES[{alias!r}]['CONN_MAX_AGE'] to 600, or to None",
+            )
 
 
 def _engine(alias: str) -> type[BaseDatabaseWrapper] | None:

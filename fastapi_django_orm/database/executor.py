@@ -45,7 +45,6 @@ class DatabaseExecutor(Executor):
         pools: Callable[[str], Pool],
         own: "DatabaseExecutor | None" = None,
     ) -> None:
-        """Use these threads and connections."""
         self.own = own or self
         self.threads = threads
         self.pools = pools

@@ -82,7 +82,6 @@ class ContextScope(_KeptScope):
     keeps_all = True
 
     def __init__(self, threads: DatabaseThreads, pools: Callable[[str], Pool]) -> None:
-        """Take nothing yet: many contexts use no database."""
         self._kept = _Kept(threads, lambda alias: pools(alias).fresh)
         super().__init__(self._kept, None)
 

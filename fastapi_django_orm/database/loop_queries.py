@@ -32,7 +32,6 @@ class LoopQueries:
     """The queries that one application's event loop waits for."""
 
     def __init__(self, pools: Callable[[str], Pool]) -> None:
-        """Send none yet."""
         self._pools = pools
         self._waiting: set[_Query] = set()
         self._closed = False

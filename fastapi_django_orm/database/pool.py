@@ -398,7 +398,6 @@ class Fresh:
     """A pool's connections as Django promises them to a request: opened for it, and closed at its end."""
 
     def __init__(self, pool: Pool) -> None:
-        """Take them from this pool, within its bound."""
         self.acquire = partial(pool.acquire, fresh=True)
         self.acquire_async = partial(pool.acquire_async, fresh=True)
         self.check = pool.check

@@ -46,12 +46,6 @@ class ReentrantScope(Scope):
     """
 
     def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
-        """Ask for nothing yet.
-
-        Args:
-            transaction: the parent's, or a new one.
-            parent: the scope to ask.
-        """
         self.innermost: dict[str, Any] = {}
         self.loop: asyncio.AbstractEventLoop | None = None
         self.job: Job | None = None

@@ -97,7 +97,6 @@ class Worker:
         idle: threading.Semaphore | None = None,
         threads: "DatabaseThreads | None" = None,
     ) -> None:
-        """Start the thread; see the class."""
         self.jobs = jobs
         self.idle = idle
         self.threads = threads
@@ -143,7 +142,6 @@ class DatabaseThreads:
     """
 
     def __init__(self, size: int, timeout: float, name: str = "database") -> None:
-        """Start no thread yet."""
         self._size = size
         self._name = name
         self.timeout = timeout

@@ -73,7 +73,6 @@ class NoTable(TriggersRefused):
     """What has the table's name fires no triggers that announce rows; ``kind`` is ``"view"``, for example."""
 
     def __init__(self, table: str, kind: str) -> None:
-        """Say what keeps such rows current."""
         self.kind = kind
         super().__init__(f"{table} is a {kind}: {_ADVICE[kind]}")
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from ..cached import CachedRepository
 from ..errors import InvalidRepository, NotLoaded
-from ..reading.readers import depends_on_others, is_final, names_of_dicts
+from ..reading.readers import depends_on_others, is_final
 from ..repository import Repository, naming_errors
 from .sources import CachedSource, LiveSource, Source
 
@@ -127,7 +127,7 @@ def _row_model(repository: Repository[Any]) -> type[BaseModel]:
     # Aliases, since pydantic does not take every name for a field.
     fields: dict[str, Any] = {
         f"field_{number}": (_type_of(name, queryset) if schema is None else Any, pydantic.Field(alias=name))
-        for number, name in enumerate(_names(repository, queryset))
+        for number, name in enumerate(repository._reader.names)
     }
     title = f"{repository.label}Row"
     return create_model(title, __config__=ConfigDict(title=title, arbitrary_types_allowed=True), **fields)
@@ -141,26 +141,10 @@ def _key_type(repository: Repository[Any]) -> Any:
     is_live = not isinstance(repository, CachedRepository)
     if is_live and (is_final(queryset) or depends_on_others(queryset)):
         return None  # fetch() refuses to look for one
-    if repository.schema is None and not {key.attname, key.name, "pk"} & {*_names(repository, queryset)}:
+    if repository.schema is None and not {key.attname, key.name, "pk"}.intersection(repository._reader.names):
         # Rows of .values() without their key; those of `fields` have it nevertheless.
-        return _type(key) if _is_of_instances(queryset) else None
+        return None if issubclass(queryset._iterable_class, ValuesIterable) else _type(key)
     return _type(key)
-
-
-def _is_of_instances(queryset: "QuerySet[Any, Any]") -> bool:
-    return not issubclass(queryset._iterable_class, ValuesIterable)
-
-
-def _names(repository: Repository[Any], queryset: "QuerySet[Any, Any]") -> list[str]:
-    if repository.schema is not None:  # of Django REST framework
-        serializer = repository.schema()
-        return [name for name, field in serializer.fields.items() if not field.write_only]
-    if not _is_of_instances(queryset):
-        return names_of_dicts(queryset)
-    if repository.fields is not None:
-        return [*repository.fields]
-    columns = [field.attname for field in queryset.model._meta.concrete_fields]
-    return [*columns, *queryset.query.annotation_select]
 
 
 def _type_of(name: str, queryset: "QuerySet[Any, Any]") -> Any:

@@ -177,13 +177,13 @@ class Refresher(Generic[RowT]):
     def start(self) -> None:
         """Begin to load when asked, in a task of the running loop."""
         self._loop = asyncio.get_running_loop()
-        metrics.show_repository(self)
+        metrics.repositories.add(self)
         self._task = self._loop.create_task(self._run(), name=f"refresh {self.name}")
 
     async def stop(self) -> None:
         """End the task; callers that wait for a load get an error."""
         self._loop = None
-        metrics.hide_repository(self)
+        metrics.repositories.discard(self)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -205,12 +205,7 @@ class Snapshot(Generic[RowT]):
 
     def parts(self) -> Iterator[bytes]:
         """Yield the same bytes piece by piece."""
-        yield opening(self.name)
-        for number, page in enumerate(self.table.pages):
-            if number:
-                yield b","
-            yield page.json
-        yield CLOSING
+        return in_parts(self.name, (page.json for page in self.table.pages))
 
     def window(self, offset: int, limit: int | None) -> bytes:
         """Return the bytes of ``{"name": [rows]}`` for some of the rows; all that follow without a limit."""
@@ -218,12 +213,7 @@ class Snapshot(Generic[RowT]):
 
     def window_parts(self, offset: int, limit: int) -> Iterator[bytes]:
         """Yield the same bytes piece by piece."""
-        yield opening(self.name)
-        for number, rows in enumerate(self.table.slice_json(offset, limit)):
-            if number:
-                yield b","
-            yield rows
-        yield CLOSING
+        return in_parts(self.name, self.table.slice_json(offset, limit))
 
     def window_size(self, offset: int, limit: int) -> int:
         """Return how many bytes these are."""
@@ -236,6 +226,16 @@ class Snapshot(Generic[RowT]):
             KeyError: there is none.
         """
         return self.table.row_json(key)
+
+
+def in_parts(name: str, rows: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield ``{"name": [rows]}`` piece by piece, of pieces that want a comma between."""
+    yield opening(name)
+    for number, piece in enumerate(rows):
+        if number:
+            yield b","
+        yield piece
+    yield CLOSING
 
 
 class _ByKey(Mapping[Hashable, RowT]):

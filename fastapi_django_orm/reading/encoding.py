@@ -121,7 +121,7 @@ def _kind(value: object) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-_any = Encoder()
+plain_encoder = Encoder()  # of rows without a schema
 
 
 def in_forms_of_rows(content: Any) -> Any:
@@ -131,7 +131,7 @@ def in_forms_of_rows(content: Any) -> Any:
     """
     if isinstance(content, Row):
         try:
-            return from_json(_any.encode(None, content))
+            return from_json(plain_encoder.encode(None, content))
         except InvalidRow:  # FastAPI may know what to do with it
             return content
     if type(content) is dict:

@@ -8,7 +8,7 @@ password; and what is published would one day have a column that a migration add
 
 import re
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 from django.conf import settings
 from django.db.models import Exists, Subquery
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from ..errors import FieldsNotNamed
 from ..events import logger
 from .keys import AnyQuerySet
+from .schema_code import models_in
 from .validation import Declared
 
 _SECRET = re.compile(
@@ -126,16 +127,9 @@ def _unnamed_in_model(model: type[BaseModel], seen: set[type[BaseModel]]) -> Ite
     for name, field in model.model_fields.items():
         if takes_all:
             yield name
-        for nested in _models_in(field.annotation):
+        for nested in models_in(field.annotation):
             if nested not in seen:
                 yield from _unnamed_in_model(nested, seen)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
 
 
 def _unnamed_in_serializer(serializer: Any) -> Iterator[str]:

@@ -20,7 +20,7 @@ from django.db.models import QuerySet
 
 from ..clock import monotonic
 from .codec import Chunk, RowCodec
-from .encoding import Encoder
+from .encoding import plain_encoder
 from .keys import AnyQuerySet, with_key
 from .own_ways import IN_SQL, code_of_values, not_djangos, note, pinned
 from .postgresql_json import DatabaseJSON, Outdated, not_in_sql
@@ -96,7 +96,6 @@ class ColumnReader(Reader):
     def __init__(self, names: Sequence[str], queryset: AnyQuerySet) -> None:
         super().__init__(dict.fromkeys(names), code_of_values(queryset, names))
         self._not_in_sql: dict[str, tuple[str, float]] = {}  # and when that was found out
-        self._encoder = Encoder()
 
     def read(
         self,
@@ -125,7 +124,7 @@ class ColumnReader(Reader):
         rows, key_of = with_key(queryset, self.names, key)
         for values in iterated(rows):
             of_row = key_of(values)
-            yield of_row, *_encode_columns(codec, self._encoder, of_row, values[:number])
+            yield of_row, *_encode_columns(codec, of_row, values[:number])
 
     def _from_dicts(self, queryset: AnyQuerySet, key: str, codec: RowCodec) -> Iterator[Encoded]:
         """Read rows of a queryset that is not Django's own: each value by its name."""
@@ -135,7 +134,7 @@ class ColumnReader(Reader):
         rows = queryset.values(*self.names) if known is not None else queryset.values(*self.names, key)
         for row in map(dict, iterated(rows)):
             of_row = row.pop(key) if known is None else row[known]
-            yield of_row, *_encode_dict(codec, self._encoder, of_row, row)
+            yield of_row, *_encode_dict(codec, of_row, row)
 
     def database_json(self, queryset: AnyQuerySet) -> DatabaseJSON | None:
         """Return how the database makes the JSON of this query's rows, here and now; None if Python has to.
@@ -185,44 +184,34 @@ class DictReader(Reader):
     as_json = True
 
     def __init__(self, queryset: AnyQuerySet) -> None:
-        names = names_of_dicts(queryset)
+        query = queryset.query
+        names = [*(query.selected or [*query.extra_select, *query.values_select, *query.annotation_select])]
         super().__init__(names, code_of_values(queryset, names))
         self.reasons[IN_SQL] = "queryset() ends in .values()"
         self._key = next((name for name in (queryset.model._meta.pk.attname, "pk") if name in names), None)
         self.keyed = self._key is not None
-        self._encoder = Encoder()
 
     def _encoded(self, queryset: AnyQuerySet, key: str, codec: RowCodec) -> Iterator[Encoded]:
         name = self._key if key == "pk" else key
         for row in iterated(queryset):
             of_row = None if name is None else row.get(name)
-            yield of_row, *_encode_dict(codec, self._encoder, of_row, row)
+            yield of_row, *_encode_dict(codec, of_row, row)
 
 
-def names_of_dicts(queryset: AnyQuerySet) -> list[str]:
-    """Return the keys of the dicts of a ``queryset()`` that ends in ``.values()``, in their order."""
-    query = queryset.query
-    return [*(query.selected or [*query.extra_select, *query.values_select, *query.annotation_select])]
-
-
-def _encode_columns(
-    codec: RowCodec, encoder: Encoder, key: Hashable, values: tuple[Any, ...]
-) -> tuple[bytes, Row | None]:
+def _encode_columns(codec: RowCodec, key: Hashable, values: tuple[Any, ...]) -> tuple[bytes, Row | None]:
     """Return a row's JSON, and the row if the JSON does not give it."""
     if codec.is_exact(values):
-        return encoder.encode(key, dict(zip(codec.names, values, strict=True))), None
+        return plain_encoder.encode(key, dict(zip(codec.names, values, strict=True))), None
     row = Row(zip(codec.names, map(freeze, values), strict=True))
-    return encoder.encode(key, row), row
+    return plain_encoder.encode(key, row), row
 
 
-def _encode_dict(
-    codec: RowCodec, encoder: Encoder, key: Hashable, row: dict[str, Any]
-) -> tuple[bytes, Row | None]:
+def _encode_dict(codec: RowCodec, key: Hashable, row: dict[str, Any]) -> tuple[bytes, Row | None]:
     """Return the same for a dict that need not have what it should have."""
     if row.keys() == set(codec.names):
-        return _encode_columns(codec, encoder, key, tuple(row[name] for name in codec.names))
+        return _encode_columns(codec, key, tuple(row[name] for name in codec.names))
     frozen = freeze(row)
-    return encoder.encode(key, frozen), frozen
+    return plain_encoder.encode(key, frozen), frozen
 
 
 def is_final(queryset: AnyQuerySet) -> bool:

@@ -53,7 +53,7 @@ def why_instances(schema: type[BaseModel], queryset: AnyQuerySet) -> str | None:
     if post_init.has_listeners(model):
         return f"{model.__name__} has receivers of post_init"
     for name, field in schema.model_fields.items():
-        if _nests_model(field.annotation):
+        if any(models_in(field.annotation)):
             return f"{schema.__name__}.{name} is a schema"
         if not isinstance(field.validation_alias, str | None):
             return f"{schema.__name__}.{name} has a path for its alias"
@@ -127,7 +127,9 @@ def _has(model: type[Model], name: str) -> bool:
     return name in {column.attname for column in model._meta.concrete_fields} or hasattr(model, name)
 
 
-def _nests_model(annotation: Any) -> bool:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the pydantic models that a field's annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return True
-    return any(_nests_model(argument) for argument in get_args(annotation))
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import InvalidRow
-from .encoding import Encoder, not_fitting
+from .encoding import Encoder, not_fitting, plain_encoder
 from .keys import AnyQuerySet, with_key
 from .own_ways import COLUMNS, IN_SQL, code_of_values, not_djangos, note
 from .readers import Encoded, Reader, iterated
@@ -161,9 +161,8 @@ class SerializerReader(Reader):
         names = [name for name, field in self._serializer.fields.items() if not field.write_only]
         super().__init__(names, f"{serializer.__qualname__} is code of its own")
         self.reasons[IN_SQL] = "rows have a serializer"
-        self._encoder = Encoder()
 
     def _encoded(self, queryset: AnyQuerySet, key: str, codec: None) -> Iterator[Encoded]:
         for instance in iterated(queryset):
             row = freeze(dict(self._serializer.to_representation(instance)))
-            yield getattr(instance, key), self._encoder.encode(instance.pk, row), row
+            yield getattr(instance, key), plain_encoder.encode(instance.pk, row), row

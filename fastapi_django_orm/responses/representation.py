@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 
 from ..errors import InvalidWindow
 from ..memory.pages import Page
-from ..memory.snapshot import JOINED, Snapshot
+from ..memory.snapshot import JOINED, Snapshot, in_parts
 from ..memory.table import Table
-from ..reading.encoding import CLOSING, opening, tag_of
+from ..reading.encoding import tag_of
 from ..shared import renewed_at_fork
 
 MINIMUM = 1024  # bytes; what is shorter fits into one packet, and is not compressed
@@ -227,12 +227,7 @@ class Representations:
 
 
 def _in_parts(name: str, pages: Sequence[Page]) -> Iterator[bytes]:
-    yield opening(name)
-    for number, page in enumerate(pages):
-        if number:
-            yield b","
-        yield page.json
-    yield CLOSING
+    return in_parts(name, (page.json for page in pages))
 
 
 # By the table and not by the snapshot: a refresh that finds the same rows makes another snapshot of the same

@@ -121,7 +121,7 @@ class SharedLoader:
             in_sql = self.reader.database_json(queryset)
         except DatabaseError:  # which the load meets again
             in_sql = None
-        identity = _identity(in_sql, queryset)
+        identity = identity_of(in_sql, queryset)
         if in_sql is None or identity is None:
             return self.alone.read(queryset, before)[0]
         if (call := calls.current()) is not None:
@@ -223,7 +223,7 @@ class _Attempt:
         manifest = Manifest([*others, *old.wanted_by][: max(len(others), MOST_NUMBERS_KEPT)])
         try:
             # The columns' types may have turned out to be others while they were being read.
-            if _identity(made_by, self._queryset) == self._identity:
+            if identity_of(made_by, self._queryset) == self._identity:
                 manifest = self._put(manifest, old, snapshot.table.pages)
         except NotPortable:
             pass
@@ -264,16 +264,17 @@ def _parts(room: Room, manifest: Manifest) -> Iterator[bytes]:
         yield part
 
 
-def identity_of(in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
-    """What the rows of a query are called among all that share a server; None if code has a part in them.
-
-    Raises:
-        EmptyResultSet: it can have no rows.
-    """
+def identity_of(in_sql: DatabaseJSON | None, queryset: AnyQuerySet) -> str | None:
+    """What the rows of a query are called among all that share a server; None if they are not shared."""
+    if in_sql is None:
+        return None
     connection = connections[queryset.db]
     if not _is_plain(connection) or not _is_of_django(queryset.model._meta.pk):
         return None
-    sql, params = in_sql.compiled(queryset)
+    try:
+        sql, params = in_sql.compiled(queryset)
+    except (EmptyResultSet, DatabaseError):  # which the load meets again
+        return None
     where = sorted(
         (name, repr(value))
         for name, value in connections.settings[queryset.db].items()
@@ -283,12 +284,6 @@ def identity_of(in_sql: DatabaseJSON, queryset: AnyQuerySet) -> str | None:
     types = [kind.__name__ for kind in in_sql.kinds]
     what = repr([versions, where, types, sql, [(type(one), one) for one in params]])
     return blake2b(what.encode(errors="backslashreplace"), digest_size=16, key=_secret()).hexdigest()
-
-
-def _identity(in_sql: DatabaseJSON | None, queryset: AnyQuerySet) -> str | None:
-    with suppress(EmptyResultSet, DatabaseError):  # which the load meets again
-        return None if in_sql is None else identity_of(in_sql, queryset)
-    return None
 
 
 def _secret() -> bytes:
