@@ -181,7 +181,7 @@ class _Receiver:
     def connected(self) -> None:
         self.ready.set()
 
-    def heard(self, hint: Any) -> None:
+    def received(self, hint: Any) -> None:
         for follower in self._followers:
             follower.follow(None)
         self.told.set()

@@ -1,4 +1,4 @@
-"""Waiting: time that passes although a test has stopped the clock, and how long to wait after failures.
+"""Waiting: time that passes although a test has stopped the clock, how long after failures, for tasks to end.
 
 freezegun replaces ``time.monotonic`` and every module's name for it, so a duration measured with it is zero
 or fifty years. asyncio uses it, too: under a stopped clock ``asyncio.sleep()`` never ends.
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import BuiltinFunctionType
+from typing import Any
 
 # The same clock as time.monotonic() by another name, which freezegun and time-machine do not replace.
 monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
@@ -36,3 +37,11 @@ async def pause(seconds: float) -> None:
         await over.wait()
     finally:
         timer.cancel()
+
+
+async def cancel(*tasks: "asyncio.Task[Any] | None") -> None:
+    """Cancel those tasks that there are, and wait until they have ended, however they do."""
+    begun = [task for task in tasks if task is not None]
+    for task in begun:
+        task.cancel()
+    await asyncio.gather(*begun, return_exceptions=True)

@@ -57,7 +57,7 @@ async def hearing(*repositories: type[Any], **settings: Any) -> AsyncIterator[tu
 
 def link(coherence: Coherence, kind: str) -> TransportSupervisor:
     """The only transport of a kind."""
-    (found,) = [link for link in coherence.links if link.listener.name.split(":")[0] == kind]
+    (found,) = [link for link in coherence.transports if link.listener.name.split(":")[0] == kind]
     return found
 
 

@@ -417,7 +417,7 @@ def test_off(sqlite: str) -> None:
 
     async def main() -> None:
         async with hearing(declare(), coherence="off") as (_, coherence):
-            assert coherence.links == []
+            assert coherence.transports == []
 
     run(main)
 

@@ -197,7 +197,7 @@ def test_a_hint_that_is_hard_to_pass_on(board: PostgreSQL, label: str) -> None:
         async with hearing(gated(gate), gate=gate) as (_, coherence):
             before = listener(coherence).connected_since
             for keys in (None, (1,), ("k" * 9000,)):
-                await coherence.tell(Hint(label, keys))
+                await coherence.announce(Hint(label, keys))
             assert listener(coherence).connected_since == before
 
     run(main)
@@ -426,7 +426,7 @@ def test_bytes_that_are_no_text(board: PostgreSQL) -> None:
         def connected(self) -> None:
             self.up.set()
 
-        def heard(self, hint: Hint) -> None:
+        def received(self, hint: Hint) -> None:
             self.hints.append(hint)
 
     async def main(parameters: dict[str, Any]) -> None:

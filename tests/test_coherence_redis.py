@@ -114,7 +114,7 @@ def test_a_burst_lets_others_run(valkey: Valkey, publisher: RedisPublisher) -> N
         def connected(self) -> None:
             up.set()
 
-        def heard(self, hint: Hint) -> None:
+        def received(self, hint: Hint) -> None:
             heard_at.append(ticks)
 
     async def tick() -> None:
@@ -212,7 +212,7 @@ def test_an_end_at_a_heartbeat(valkey: Valkey) -> None:
         def connected(self) -> None:
             self.up.set()
 
-        def heard(self, hint: Hint) -> None: ...
+        def received(self, hint: Hint) -> None: ...
 
         def said(self, message: bytes) -> None: ...
 
@@ -237,7 +237,7 @@ def test_what_is_said_while_it_ends(valkey: Valkey) -> None:
 
     class Quiet:
         def connected(self) -> None: ...
-        def heard(self, hint: Any) -> None: ...
+        def received(self, hint: Any) -> None: ...
         def said(self, payload: bytes) -> None: ...
 
     async def speak(listener: RedisListener) -> None:

@@ -84,7 +84,7 @@ def has_route(settings: ORMSettings) -> bool:
     return bool(_urls(settings, "http", "https"))
 
 
-def is_told_by_django(settings: ORMSettings) -> bool:
+def django_announces(settings: ORMSettings) -> bool:
     """Whether the setting names a broker or a route, through which Django's processes announce writes."""
     return has_route(settings) or bool(_brokers(settings))
 
@@ -97,7 +97,7 @@ def announces(settings: ORMSettings, alias: str) -> bool:
     return kind != "postgresql" or _why_no_psycopg() is None
 
 
-def how_to_hear(settings: ORMSettings, alias: str) -> str:
+def how_to_announce(settings: ORMSettings, alias: str) -> str:
     """What to set where nothing announces the writes to a database."""
     kind = kind_of(alias)
     if kind in _ANNOUNCING and not wants(settings, kind):

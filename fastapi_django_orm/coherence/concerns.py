@@ -73,18 +73,18 @@ class Concern:
             return True
         return hint.label in self._beside()
 
-    def why_unannounced(self, listening: bool, told: bool) -> str | None:
+    def why_unannounced(self, listening: bool, by_django: bool) -> str | None:
         """Why rows may change without an announcement, and what to do; None: they do not.
 
         Args:
             listening: whether workers listen to PostgreSQL itself.
-            told: whether Django's processes announce what they write, of any model.
+            by_django: whether Django's processes announce what they write, of any model.
         """
         if self.unannounced:
             return self.unannounced[0]
         if self.polled and not listening:
             return _POLLED.format(labels=", ".join(sorted(self.polled)))
-        if listening and not told and (beside := sorted(self._beside())):
+        if listening and not by_django and (beside := sorted(self._beside())):
             return _BESIDE.format(labels=", ".join(beside), names=", ".join(map(repr, beside)))
         return None
 

@@ -7,7 +7,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
-from ..clock import monotonic, pause
+from ..clock import cancel, monotonic, pause
 from ..memory.refreshing import Refresher
 from .hints import MOST_KEYS_OF_HINT
 
@@ -30,7 +30,7 @@ class Follower:
         self._spread = spread
         self._cost = 0.0
         self._keys: set[Hashable] | None = set()  # what waits to be refreshed; None: all rows
-        self._heard = 0
+        self._asked = 0
         self._served = 0
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -41,7 +41,7 @@ class Follower:
         """Have the rows with these keys refreshed soon; None: all rows."""
         if keys is not None and not keys:
             return
-        self._heard += 1
+        self._asked += 1
         if keys is not None and self._keys is not None:
             self._keys.update(keys)
         if keys is None or len(self._keys or ()) > MOST_KEYS_OF_HINT:
@@ -52,16 +52,14 @@ class Follower:
 
     async def settle(self) -> None:
         """Wait until all that was followed before this call has been refreshed, or has failed to be."""
-        wanted = self._heard
+        wanted = self._asked
         while self._served < wanted:
             await self._changed.wait()
 
     async def stop(self) -> None:
         """Follow nothing more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        self._serve(self._heard)
+        await cancel(self._task)
+        self._serve(self._asked)
 
     async def _run(self) -> None:
         while self._keys is None or self._keys:
@@ -69,16 +67,16 @@ class Follower:
                 # In proportion to its cost: what is done in an instant need not be spread.
                 await pause(random.uniform(0, min(self._spread, SPREAD * self._cost)))
             keys, self._keys = self._keys, set()
-            heard, next_one = self._heard, monotonic() + PACE
+            asked, next_one = self._asked, monotonic() + PACE
             # What fails is logged, and the refresher tries a load of everything until one succeeds.
             with suppress(Exception):
                 load = await self.refresher.refresh("hint", keys)
                 if keys is None:
                     self._cost = load.duration
-            self._serve(heard)
+            self._serve(asked)
             await pause(next_one - monotonic())
 
-    def _serve(self, heard: int) -> None:
-        self._served = heard
+    def _serve(self, asked: int) -> None:
+        self._served = asked
         self._changed.set()
         self._changed = asyncio.Event()

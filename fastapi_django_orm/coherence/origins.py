@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from asgiref.sync import sync_to_async
 from django.db import connections
 
+from ..clock import cancel
 from ..database.engines import kind_of
 
 # When a server started, and its number of the database. Every role may read that, and no two servers have it
@@ -75,9 +76,7 @@ class Origins:
 
     async def stop(self) -> None:
         """Stop looking."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     async def _run(self) -> None:
         while self._aliases:

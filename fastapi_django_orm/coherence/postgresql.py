@@ -81,7 +81,7 @@ class PostgreSQLListener(Listener):
             # Not on the event loop: an engine may ask a vault for a password.
             way = await sync_to_async(self._way)()
             connection = await AsyncConnection.connect(**way.parameters, autocommit=True)
-            async with Session(connection, lambda notify: self._hear(notify, receiver)) as session:
+            async with Session(connection, lambda notify: self._notified(notify, receiver)) as session:
                 await self._subscribe(session, way, receiver)
                 self._session = session
                 await self._stay(session, receiver)
@@ -170,7 +170,7 @@ class PostgreSQLListener(Listener):
         self.unheard = self._watch.unheard
         if receiver is not None:  # else everything is read again
             for label in changed:  # what was written meanwhile is unknown
-                receiver.heard(Hint(label))
+                receiver.received(Hint(label))
 
     async def _do_errands(self, session: Session) -> None:
         while self._errands:
@@ -205,11 +205,11 @@ class PostgreSQLListener(Listener):
                     await session.wait(SESSION_PATIENCE)
         return self._came == message
 
-    def _hear(self, notify: PGnotify, receiver: TransportSupervisor) -> None:
+    def _notified(self, notify: PGnotify, receiver: TransportSupervisor) -> None:
         if notify.relname == self._private.encode():
             self._came = notify.extra
         elif notify.relname == CHANNEL.encode():
-            receiver.heard(decode(notify.extra))
+            receiver.received(decode(notify.extra))
         else:
             receiver.said(notify.extra)
 

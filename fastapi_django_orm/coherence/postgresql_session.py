@@ -107,13 +107,13 @@ def libpq_parameters(alias: str, direct: Mapping[str, Any] | None = None) -> dic
 class Session:
     """A connection in autocommit mode that receives notifications as they come. ``async with`` closes it."""
 
-    def __init__(self, connection: AsyncConnection[Any], hear: Callable[[PGnotify], None]) -> None:
-        """Take over a connection, and call ``hear`` on the event loop with each notification.
+    def __init__(self, connection: AsyncConnection[Any], notified: Callable[[PGnotify], None]) -> None:
+        """Take over a connection, and call ``notified`` on the event loop with each notification.
 
         They are bytes: in a database without an encoding they may be anything.
         """
         self._connection = connection
-        self._hear = hear
+        self._notified = notified
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         # A duplicate of the descriptor: psycopg watches its own while it waits for an answer, and libpq
@@ -122,7 +122,7 @@ class Session:
 
     async def __aenter__(self) -> Self:
         # For what comes together with the answer to a query; psycopg's own handler would decode it.
-        self._connection.pgconn.notify_handler = self._hear
+        self._connection.pgconn.notify_handler = self._notified
         self._loop.add_reader(self._socket, self._woken.set)
         return self
 
@@ -149,7 +149,7 @@ class Session:
         wire = self._connection.pgconn
         wire.consume_input()
         while (notify := wire.notifies()) is not None:
-            self._hear(notify)
+            self._notified(notify)
 
     async def execute(
         self,

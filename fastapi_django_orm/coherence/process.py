@@ -27,7 +27,7 @@ def publish(hint: Hint) -> None:
         listening = list(_listening)
     for loop, receiver in listening:
         with suppress(RuntimeError):  # the loop has closed, and its application with it
-            loop.call_soon_threadsafe(receiver.heard, hint)
+            loop.call_soon_threadsafe(receiver.received, hint)
 
 
 class ProcessListener(Listener):

@@ -77,7 +77,7 @@ class RedisListener(Listener):
                 raise asyncio.CancelledError  # redis-py takes one at the end of its own timeout for that
             if message is not None:
                 waits_for_pong = False
-                _tell(message, receiver)
+                _dispatch(message, receiver)
                 await asyncio.sleep(0)  # what has come at once is read without a wait, and others want to run
             elif waits_for_pong:
                 raise redis.TimeoutError("the server does not answer")
@@ -125,13 +125,13 @@ class RedisListener(Listener):
         return TransportUnavailable(f"{self.name}: {str(error) or type(error).__name__}")
 
 
-def _tell(message: dict[str, object], receiver: TransportSupervisor) -> None:
+def _dispatch(message: dict[str, object], receiver: TransportSupervisor) -> None:
     match message:
         case {"type": "subscribe", "channel": bytes(channel)} if channel == CHANNEL.encode():
             receiver.connected()
         case {"type": "message", "channel": bytes(channel), "data": bytes(payload)}:
             if channel == CHANNEL.encode():
-                receiver.heard(decode(payload))
+                receiver.received(decode(payload))
             else:
                 receiver.said(payload)
 

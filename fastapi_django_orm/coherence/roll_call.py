@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from ..clock import monotonic
+from ..clock import cancel, monotonic
 from .hints import CHANNEL, MESSAGE_LIMIT, VERSION, Hint, encode, parts, understood
 from .transport import TransportSupervisor, TransportUnavailable
 
@@ -175,19 +175,19 @@ class RollCall:
         self,
         refresh: Callable[[str], Awaitable[bool]],
         repositories: Collection[str],
-        hear: Callable[[Hint], None],
+        follow: Callable[[Hint], None],
     ) -> None:
         """Answer other workers.
 
         Args:
             refresh: reads a repository again, and returns whether it could be read.
             repositories: the names of those that can be asked for.
-            hear: follows a hint.
+            follow: follows a hint.
         """
         self.worker = new_worker()
         self._refresh = refresh
         self._repositories = repositories
-        self._hear = hear
+        self._follow = follow
         self._calls: dict[str, _Call] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -212,7 +212,7 @@ class RollCall:
         await asyncio.gather(*calls)
         return attendance
 
-    async def tell(self, transports: Iterable[TransportSupervisor], hint: Hint) -> None:
+    async def pass_on(self, transports: Iterable[TransportSupervisor], hint: Hint) -> None:
         """Pass a hint on to the other workers, or raise TransportUnavailable."""
         sender = json.dumps(self.worker).encode()
         for transport in transports:
@@ -228,7 +228,7 @@ class RollCall:
                     call.answers.setdefault(answer.worker, answer)
                 call.answered.set()
             case News() as news if news.worker != self.worker:
-                self._hear(news.hint)
+                self._follow(news.hint)
             case Question() as question if question.worker != self.worker:
                 if len(self._answering) < MOST_ANSWERS:
                     task = asyncio.create_task(self._answer(transport, question), name="answer a roll call")
@@ -237,9 +237,7 @@ class RollCall:
 
     async def stop(self) -> None:
         """Stop answering."""
-        for task in self._answering:
-            task.cancel()
-        await asyncio.gather(*self._answering, return_exceptions=True)
+        await cancel(*self._answering)
 
     async def _ask(
         self,

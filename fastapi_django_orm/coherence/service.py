@@ -9,13 +9,14 @@ from typing import Any, Self
 from asgiref.sync import sync_to_async
 
 from .. import application
+from ..clock import cancel
 from ..database.engines import kind_of
 from ..errors import RefreshFailed
 from ..events import logger
 from ..memory.refreshing import Refresher
 from ..reading.validation import DeclaredCached
 from ..settings import ORMSettings
-from .choice import has_route, how_to_hear, is_named, is_told_by_django, listeners
+from .choice import django_announces, has_route, how_to_announce, is_named, listeners
 from .concerns import Concern, concern_of
 from .follower import Follower
 from .hints import Hint
@@ -49,7 +50,7 @@ class Coherence:
     """Receives hints of writes anywhere, and has the repositories concerned refreshed.
 
     Attributes:
-        links: the transports.
+        transports: the ways by which hints come, each under its supervisor.
         roll_call: asks the other workers, and answers them.
     """
 
@@ -83,30 +84,28 @@ class Coherence:
         }
         self._followers: dict[str, Follower] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.roll_call = RollCall(self._load, self._followers, self.hear)
-        self.links = [
+        self.roll_call = RollCall(self._load, self._followers, self.follow_hint)
+        self.transports = [
             TransportSupervisor(listener, self._needed(listener), self._follow, self.roll_call.said)
             for listener in listeners(settings, self._concerns.values())
         ]
-        for link in self.links:
-            link.listener.worker = self.roll_call.worker
+        for transport in self.transports:
+            transport.listener.worker = self.roll_call.worker
         aliases = {concern.alias for concern in self._concerns.values()}
         self._origins = Origins(aliases, settings.coherence_heartbeat, self._moved)
 
     async def start(self) -> None:
         """Listen. Returns when all transports are up, or are known to be down, or after some seconds."""
         self._loop = asyncio.get_running_loop()
-        if not self.links:  # off
+        if not self.transports:  # off
             return
-        for link in self.links:
-            link.start()
+        for transport in self.transports:
+            transport.start()
         self._origins.start()
-        known = [link.tried for link in self.links] + [self._origins.looked]
+        known = [transport.tried for transport in self.transports] + [self._origins.looked]
         tried = [asyncio.create_task(event.wait()) for event in known]
         _, slow = await asyncio.wait(tried, timeout=FIRST_CONNECTIONS_PATIENCE)
-        for task in slow:
-            task.cancel()
-        await asyncio.gather(*slow, return_exceptions=True)
+        await cancel(*slow)
         self._warn_of_unheard(self._concerns)
 
     def follow(self, refreshers: Mapping[str, Refresher[Any]]) -> None:
@@ -119,10 +118,8 @@ class Coherence:
 
     async def stop(self) -> None:
         """Stop listening and following."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
-        await asyncio.gather(self._origins.stop(), *(link.stop() for link in self.links))
+        await cancel(self._asking)
+        await asyncio.gather(self._origins.stop(), *(transport.stop() for transport in self.transports))
         await self.roll_call.stop()
         await asyncio.gather(*(follower.stop() for follower in self._followers.values()))
 
@@ -133,43 +130,42 @@ class Coherence:
         repository reads, from the server that it reads; or its ``max_age`` refreshes it; or nothing is
         expected (``off``).
         """
-        if not self.links or self._repositories[name].max_age is not None:
+        if not self.transports or self._repositories[name].max_age is not None:
             return None
         concern = self._concerns[name]
         if self._is_replica(concern.alias):
             return REPLICA.format(alias=concern.alias)
-        carrying = [link for link in self.links if link.carries(concern.alias)]
+        carrying = [each for each in self.transports if each.carries(concern.alias)]
         reasons = [
-            self._why_not(link, concern)
-            for link in carrying
-            if not isinstance(link.listener, ProcessListener)  # which carries no writes of other processes
+            self._why_not(each, concern)
+            for each in carrying
+            if not isinstance(each.listener, ProcessListener)  # which carries no writes of other processes
         ]
         if None not in reasons and not has_route(self._settings):
-            return reasons[0] if reasons else how_to_hear(self._settings, concern.alias)
-        listening = f"postgresql:{concern.alias}" in {link.name for link in self.links}
-        return concern.why_unannounced(listening, told=is_told_by_django(self._settings))
+            return reasons[0] if reasons else how_to_announce(self._settings, concern.alias)
+        listening = f"postgresql:{concern.alias}" in {each.name for each in self.transports}
+        return concern.why_unannounced(listening, by_django=django_announces(self._settings))
 
-    def hear(self, hint: Hint) -> None:
+    def follow_hint(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
         self._follow(None, hint)
 
-    async def tell(self, hint: Hint) -> None:
+    async def announce(self, hint: Hint) -> None:
         """Follow a hint that has come another way, and have the other workers follow it.
 
         Raises:
             TransportUnavailable: a transport that connects workers has been up, and is down.
         """
-        self.hear(hint)
-        await self.roll_call.tell(
-            [link for link in self.links if link.listener.connects_workers and link.has_been_up], hint
-        )
+        self.follow_hint(hint)
+        up = [each for each in self.transports if each.listener.connects_workers and each.has_been_up]
+        await self.roll_call.pass_on(up, hint)
 
     async def seen(self, name: str) -> None:
         """Wait until a repository has what was committed before this call, or RefreshFailed. On any loop."""
         if self._loop is not None and asyncio.get_running_loop() is not self._loop:
             return await application.on_loop(self._loop, self.seen(name), f"{name}: wait_until_current()")
-        follower, link = self._followers[name], self._orderly(name)
-        if link is not None and await link.listener.caught_up() and link is self._orderly(name):
+        follower, orderly = self._followers[name], self._orderly(name)
+        if orderly is not None and await orderly.listener.caught_up() and orderly is self._orderly(name):
             await follower.settle()
             if follower.refresher.error is None:
                 return None
@@ -183,9 +179,9 @@ class Coherence:
             names: the repositories'.
             wait: the most seconds to wait for them; 0: do not ask.
         """
-        connecting = [link for link in self.links if link.listener.connects_workers and wait]
+        connecting = [each for each in self.transports if each.listener.connects_workers and wait]
         transports = {
-            name: [link for link in connecting if link.carries(self._concerns[name].alias)] for name in names
+            name: [each for each in connecting if each.carries(self._concerns[name].alias)] for name in names
         }
         return await self.roll_call.ask(transports, wait)
 
@@ -193,7 +189,7 @@ class Coherence:
         """Labels of the models whose writes only this transport carries; None: a setting names it."""
         if is_named(self._settings, listener):
             return None
-        if is_told_by_django(self._settings):
+        if django_announces(self._settings):
             return frozenset()
         aliases = listener.aliases
         return frozenset(
@@ -208,26 +204,27 @@ class Coherence:
         origin = self._origins.known.get(alias)
         return origin is not None and origin.is_replica
 
-    def _why_not(self, link: TransportSupervisor, concern: Concern) -> str | None:
+    def _why_not(self, transport: TransportSupervisor, concern: Concern) -> str | None:
         """Why a transport does not carry every write that concerns a repository; None if it does."""
-        if link.connected_since is None:
-            return DOWN.format(transport=link.name)
-        listening, origin = link.listener.server, self._origins.known.get(concern.alias)
+        if transport.connected_since is None:
+            return DOWN.format(transport=transport.name)
+        listening, origin = transport.listener.server, self._origins.known.get(concern.alias)
         if listening is not None and origin is not None and listening != origin.server:
-            return ELSEWHERE.format(transport=link.name)
-        if unheard := sorted(link.listener.unheard.intersection(concern.tables.values())):
-            return UNANNOUNCED.format(transport=link.name, labels=", ".join(unheard))
+            return ELSEWHERE.format(transport=transport.name)
+        if unheard := sorted(transport.listener.unheard.intersection(concern.tables.values())):
+            return UNANNOUNCED.format(transport=transport.name, labels=", ".join(unheard))
         return None
 
     def _orderly(self, name: str) -> TransportSupervisor | None:
         """A database's transport that carries all writes that concern a repository, in order of commits."""
         concern = self._concerns[name]
-        doubtful = concern.related is None or concern.why_unannounced(listening=True, told=False) is not None
+        unannounced = concern.why_unannounced(listening=True, by_django=False)
+        doubtful = concern.related is None or unannounced is not None
         if doubtful or self._is_replica(concern.alias):
             return None
-        for link in self.links:
-            if concern.alias in (link.listener.aliases or ()) and self._why_not(link, concern) is None:
-                return link
+        for each in self.transports:
+            if concern.alias in (each.listener.aliases or ()) and self._why_not(each, concern) is None:
+                return each
         return None
 
     async def _load(self, name: str) -> bool:
@@ -272,10 +269,10 @@ class Coherence:
         for hint, repositories in unheard.items():
             logger.warning("writes_elsewhere_unheard", repositories=repositories, hint=hint)
 
-    def _follow(self, link: TransportSupervisor | None, hint: Hint) -> None:
+    def _follow(self, transport: TransportSupervisor | None, hint: Hint) -> None:
         for name, follower in self._followers.items():
             concern = self._concerns[name]
-            if (link is None or link.carries(concern.alias)) and concern.is_hit(hint):
+            if (transport is None or transport.carries(concern.alias)) and concern.is_hit(hint):
                 follower.follow(concern.keys(hint))
 
 

@@ -44,7 +44,7 @@ class SQLiteListener(Listener):
         # committed after it has read, and gets the next one.
         executor = ThreadPoolExecutor(1, "sqlite-watch")
         # Called from the thread, so that the hint comes before the caller of caught_up() goes on.
-        watch = _Watch(self._database, partial(loop.call_soon_threadsafe, receiver.heard, EVERYTHING))
+        watch = _Watch(self._database, partial(loop.call_soon_threadsafe, receiver.received, EVERYTHING))
         try:
             await loop.run_in_executor(executor, watch.open)
             self._look = partial(loop.run_in_executor, executor, watch.look)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import ClassVar
 
 from .. import metrics
-from ..clock import backoff, monotonic, pause
+from ..clock import backoff, cancel, monotonic, pause
 from ..errors import DjangoORMError, text_of
 from ..events import logger
 from .hints import EVERYTHING, Hint
@@ -103,7 +103,7 @@ class TransportSupervisor:
         self,
         listener: Listener,
         needed: Collection[str] | None,
-        heard: Callable[["TransportSupervisor", Hint], None],
+        received: Callable[["TransportSupervisor", Hint], None],
         said: Callable[["TransportSupervisor", bytes], None],
     ) -> None:
         """Supervise a listener.
@@ -112,7 +112,7 @@ class TransportSupervisor:
             listener: what to keep connected.
             needed: labels of the models whose writes only this transport carries; None: all that it should
                 carry, as for one that a setting names. Once it was complete, it is expected to stay so.
-            heard: called with each hint, and with ``EVERYTHING`` after connecting.
+            received: called with each hint, and with ``EVERYTHING`` after connecting.
             said: called with each message of another worker.
         """
         self.listener = listener
@@ -121,7 +121,7 @@ class TransportSupervisor:
         self.last_hint: datetime | None = None
         self.error: BaseException | None = None
         self.tried = asyncio.Event()
-        self._heard = heard
+        self._received = received
         self._said = said
         self._failures = 0
         self._needed = None if needed is None else frozenset(needed)
@@ -153,9 +153,7 @@ class TransportSupervisor:
     async def stop(self) -> None:
         """Stop listening."""
         metrics.transports.discard(self)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
 
     def connected(self) -> None:
         """From now on no hint is missed. What was published before may have been: read everything again."""
@@ -165,7 +163,7 @@ class TransportSupervisor:
         logger.info("coherence_connected", transport=self.name)
         self._pass_on(EVERYTHING)
 
-    def heard(self, hint: Hint) -> None:
+    def received(self, hint: Hint) -> None:
         """Pass on a hint; one without a label means everything that this transport carries."""
         self.last_hint = datetime.now(UTC)
         metrics.count_hint(self.name)
@@ -178,7 +176,7 @@ class TransportSupervisor:
     def _pass_on(self, hint: Hint) -> None:
         if not self.listener.unheard:
             self._needed = None
-        self._heard(self, hint)
+        self._received(self, hint)
 
     async def _run(self) -> None:
         while True:

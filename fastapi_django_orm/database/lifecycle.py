@@ -13,7 +13,7 @@ from typing import Any
 
 from django.db import connections
 
-from ..clock import monotonic
+from ..clock import cancel, monotonic
 from ..events import logger
 from ..shared import SharedContext, renewed_at_fork
 from . import calls, current, scopes
@@ -119,8 +119,7 @@ async def database_service(
             yield executor
     finally:
         executor.on_loop.close()
-        housekeeper.cancel()
-        await asyncio.gather(housekeeper, return_exceptions=True)
+        await cancel(housekeeper)
         await _off_the_loop(lambda: _shut_down((database_threads, own_threads), shared))
         executor.on_loop.break_off()  # what waits behind these queries then finds no threads, either
 

@@ -13,6 +13,7 @@ from fastapi import Response
 from pydantic import BaseModel, Field
 
 from .. import application
+from ..clock import cancel
 from ..coherence.service import Coherence
 from ..coherence.transport import TransportSupervisor
 from ..database.startup_checks import check_reachable
@@ -88,9 +89,7 @@ class DatabaseProbe:
 
     async def stop(self) -> None:
         """Cancel a question that was not answered."""
-        if self._asking is not None:
-            self._asking.cancel()
-            await asyncio.gather(self._asking, return_exceptions=True)
+        await cancel(self._asking)
 
 
 def health_operations(
@@ -123,9 +122,9 @@ async def report(
     here = application.find("The health route")
     coherence = here.get(Coherence)
     repositories = {refresher.name: _state(refresher, coherence) for refresher in refreshers}
-    links = coherence.links if coherence is not None else []
+    transports = coherence.transports if coherence is not None else []
     status: Literal["ok", "degraded", "unavailable"] = "ok"
-    if any(link.degraded for link in links) or any(
+    if any(transport.degraded for transport in transports) or any(
         state.stale or state.unheard for state in repositories.values()
     ):
         status = "degraded"
@@ -135,7 +134,7 @@ async def report(
         status=status,
         databases=dict(zip(probes, answers, strict=True)),
         repositories=repositories,
-        transports={link.listener.name: _transport(link) for link in links},
+        transports={transport.listener.name: _transport(transport) for transport in transports},
         not_taken={of.name: of.reasons for of in here.all_of(Repository) if of.reasons},
     )
 
@@ -153,10 +152,10 @@ def _state(refresher: Refresher[Any], coherence: Coherence | None) -> DjangoORMR
     )
 
 
-def _transport(link: TransportSupervisor) -> DjangoORMTransportHealth:
+def _transport(transport: TransportSupervisor) -> DjangoORMTransportHealth:
     return DjangoORMTransportHealth(
-        connected_since=link.connected_since,
-        last_hint=link.last_hint,
-        unheard=sorted(link.listener.unheard),
-        error=None if link.error is None else type(link.error).__name__,
+        connected_since=transport.connected_since,
+        last_hint=transport.last_hint,
+        unheard=sorted(transport.listener.unheard),
+        error=None if transport.error is None else type(transport.error).__name__,
     )

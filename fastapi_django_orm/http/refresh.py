@@ -297,10 +297,10 @@ def _all_of(label: str) -> Hint:
 async def _follow(hint: Hint, wait: float) -> None:
     coherence = _coherence()
     if not wait:
-        coherence.hear(hint)
+        coherence.follow_hint(hint)
         return
     try:
-        await coherence.tell(hint)
+        await coherence.announce(hint)
     except TransportUnavailable as error:
         cause = type(error).__name__
         raise HTTPException(

@@ -19,7 +19,7 @@ from asgiref.sync import sync_to_async
 from django.db import DatabaseError
 
 from .. import application, metrics
-from ..clock import backoff, monotonic
+from ..clock import backoff, cancel, monotonic
 from ..errors import DatabaseBusy, DjangoORMError, InvalidRow, RefreshFailed, may_quote, without_values
 from ..events import logger
 from ..reading.pacing import switching_sooner
@@ -184,9 +184,7 @@ class Refresher(Generic[RowT]):
         """End the task; callers that wait for a load get an error."""
         self._loop = None
         metrics.repositories.discard(self)
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await cancel(self._task)
         if self._next is not None:
             self._next.done.cancel()
 

@@ -6,6 +6,7 @@ A row with anything else in it (a list, bytes, NaN, which JSON lacks) is kept as
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from itertools import repeat
@@ -139,6 +140,7 @@ class EncodedRow(NamedTuple):
     codec: RowCodec | None = None
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Chunk:
     """Some rows on their way into pages, as three lists of one length.
 
@@ -149,15 +151,10 @@ class Chunk:
         codec: reads such JSON; None if there is none.
     """
 
-    __slots__ = ("codec", "json", "keys", "objects")
-
-    def __init__(
-        self, keys: list[Hashable], json: list[bytes], objects: list[Any], codec: RowCodec | None = None
-    ) -> None:
-        self.keys = keys
-        self.json = json
-        self.objects = objects
-        self.codec = codec
+    keys: list[Hashable]
+    json: list[bytes]
+    objects: list[Any]
+    codec: RowCodec | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
