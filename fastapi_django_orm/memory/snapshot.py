@@ -8,7 +8,6 @@ reading a list costs; of a large one, those that were read last.
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
@@ -82,7 +81,6 @@ class RowCache:
                 self._count -= count
 
 
-@dataclass(eq=False, repr=False)
 class Snapshot(Generic[RowT]):
     """The rows of a repository at one time.
 
@@ -99,16 +97,29 @@ class Snapshot(Generic[RowT]):
         keys_by_value: for each field of the repository's ``indexes``, keys by value.
     """
 
-    table: Table
-    cache: RowCache
-    _: KW_ONLY
-    name: str
-    copies: bool
-    version: int
-    loaded_at: datetime
-    modified_at: datetime
-    date_is_exact: bool
-    keys_by_value: Mapping[str, ValueIndex]
+    # Not a dataclass: where a handler returns one inside of something else, FastAPI would send its fields.
+    def __init__(
+        self,
+        table: Table,
+        cache: RowCache,
+        *,
+        name: str,
+        copies: bool,
+        version: int,
+        loaded_at: datetime,
+        modified_at: datetime,
+        date_is_exact: bool,
+        keys_by_value: Mapping[str, ValueIndex],
+    ) -> None:
+        self.table = table
+        self.cache = cache
+        self.name = name
+        self.copies = copies
+        self.version = version
+        self.loaded_at = loaded_at
+        self.modified_at = modified_at
+        self.date_is_exact = date_is_exact
+        self.keys_by_value = keys_by_value
 
     def __len__(self) -> int:
         return len(self.table)
