@@ -190,15 +190,15 @@ class ReadFailed(_Unavailable, RuntimeError):
     """What is published live could not be read; ``__cause__`` says why. Ends a request with 503."""
 
 
-def nearest(name: str, known: Iterable[str], *, most: int = 10) -> str:
-    """The end of an error message about an unknown name: a guess, or ``most`` of the names that there are."""
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: a guess, or ten of the names that there are."""
     names = sorted(known)
     folded = {known_as.casefold(): known_as for known_as in names}
     if close := get_close_matches(name.casefold(), folded, n=3):
         return "Did you mean " + " or ".join(repr(folded[found]) for found in close) + "?"
     if not names:
         return "There is none."
-    return "There is: " + ", ".join(names[:most]) + (", …" if len(names) > most else ".")
+    return "There is: " + ", ".join(names[:10]) + (", …" if len(names) > 10 else ".")
 
 
 # Of these the text may quote what was read: a value that is no number, a key that is there twice.

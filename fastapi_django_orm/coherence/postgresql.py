@@ -23,7 +23,7 @@ from .hints import CHANNEL, Hint, decode
 from .origins import SERVER
 from .postgresql_session import SESSION_PATIENCE, Session, Way
 from .postgresql_triggers import TriggerWatch
-from .roll_call import EVERY_WORKER, channel_of, is_worker, new_worker
+from .roll_call import EVERY_WORKER, channel_of, is_worker
 from .transport import Listener, TransportSupervisor, TransportUnavailable
 
 USE_DIRECT_DSN = (
@@ -63,7 +63,6 @@ class PostgreSQLListener(Listener):
         """
         self.name = f"postgresql:{alias}"
         self.aliases = frozenset({alias})
-        self.worker = new_worker()
         self._way = way
         self._watch = TriggerWatch(self.name, tables, explained)
         self._heartbeat = heartbeat

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from ..errors import InvalidSettings
 from .hints import CHANNEL, Hint, decode, encode
-from .roll_call import EVERY_WORKER, channel_of, is_worker, new_worker
+from .roll_call import EVERY_WORKER, channel_of, is_worker
 from .transport import Listener, Publisher, TransportSupervisor, TransportUnavailable
 
 REDIS_PATIENCE = 3.0  # seconds to connect, or to get an answer
@@ -41,7 +41,6 @@ class RedisListener(Listener):
         """
         _client(url)
         self.name = name
-        self.worker = new_worker()
         self._url = url
         self._heartbeat = heartbeat
         self._client: redis.asyncio.Redis | None = None

@@ -198,16 +198,6 @@ class AtomicScope(Scope):
         self.transaction.put(Job(partial(context.run, leave)))
 
 
-def _rolled_back_silently() -> TransactionManagementError:
-    return TransactionManagementError(
-        "This atomic() ended without an exception, and all that was written in it was rolled back, because "
-        "something inside of it had failed: a call that was given up (asyncio.timeout(), a cancelled task), "
-        "or one whose error was caught. on_commit callbacks did not run. Put a step that may fail into an "
-        "`async with atomic():` of its own, a savepoint, and catch its error around that. To roll back on "
-        "purpose, raise an exception or call transaction.set_rollback(True)."
-    )
-
-
 @contextmanager
 def _loud(connection: Any, error: type[BaseException] | None) -> Iterator[None]:
     """Raise if Django rolls back in the block without an error, and without having been asked to.
@@ -221,7 +211,14 @@ def _loud(connection: Any, error: type[BaseException] | None) -> Iterator[None]:
     if lost and not (connection.in_atomic_block and connection.needs_rollback):
         asked, connection.rollback_asked = connection.rollback_asked, False
         if error is None and not asked:
-            raise _rolled_back_silently() from cause
+            raise TransactionManagementError(
+                "This atomic() ended without an exception, and all that was written in it was rolled back, "
+                "because something inside of it had failed: a call that was given up (asyncio.timeout(), a "
+                "cancelled task), or one whose error was caught. on_commit callbacks did not run. Put a step "
+                "that may fail into an `async with atomic():` of its own, a savepoint, and catch its error "
+                "around that. To roll back on purpose, raise an exception or call "
+                "transaction.set_rollback(True)."
+            ) from cause
 
 
 def _watch_rollbacks(connection: Any) -> Any:

@@ -122,7 +122,7 @@ def job_inside(
     parent: Scope,
     run: Callable[[ReentrantScope], Any],
     outside: Callable[[Job], object],
-    inside: Callable[[Job], bool] = lambda job: False,
+    inside: Callable[[Job], bool],
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> Job:
     """A job that is handed over in its turn. The turn ends with it, also if it is given up.

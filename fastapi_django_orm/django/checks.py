@@ -18,6 +18,7 @@ from ..coherence.concerns import Concern, concern_of
 from ..coherence.transport import Publisher, TransportUnavailable
 from ..database.engines import kind_of, name_of
 from ..errors import DjangoORMError
+from ..reading.resolve import model_named
 from ..settings import ORMSettings, read_settings
 from . import selection, triggers
 from .tables import AnnouncedTable
@@ -85,7 +86,7 @@ def check_repositories(**kwargs: Any) -> list[checks.CheckMessage]:
 
 def _relations(settings: ORMSettings, read: Read) -> Messages:
     """W004: the database changes rows by itself, and only signals would announce it."""
-    for model in selection.named(sorted({label for _, concern in read for label in concern.tables.values()})):
+    for model in map(model_named, sorted({each for _, concern in read for each in concern.tables.values()})):
         if choice.announces(settings, router.db_for_write(model)):
             continue
         for field in model._meta.concrete_fields:

@@ -3,7 +3,7 @@
 import importlib
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +60,7 @@ def read_by_repositories(application: str | None) -> Selection:
     for cls, concern in concerns.items():
         (labels if cls.max_age is None else aged).update(concern.tables.values())
     return Selection(
-        named(sorted(labels | aged)),
+        list(map(model_named, sorted(labels | aged))),
         explained=frozenset[str]().union(*(concern.explained for concern in concerns.values())),
         aged=frozenset(aged - labels),
         unannounced=tuple(
@@ -70,11 +70,6 @@ def read_by_repositories(application: str | None) -> Selection:
             if cls.max_age is None
         ),
     )
-
-
-def named(labels: Iterable[str]) -> list[type[Model]]:
-    """The models with these labels, or UnknownModel with the nearest labels."""
-    return [model_named(label) for label in labels]
 
 
 def model_of(name: str, application: str | None) -> type[Model]:

@@ -153,10 +153,8 @@ class Windows:
             self._start(lane)
 
     def _too_late(self, lane: _Lane, key: Hashable) -> None:
-        give(lane.waiting.pop(key).futures, self._busy())
-
-    def _busy(self) -> DatabaseBusy:
-        return DatabaseBusy(
+        busy = DatabaseBusy(
             f"A part of a list was not read within {self._patience:g} s: others are being read, or sent to "
             "clients that read slowly. Ask for fewer rows, or later."
         )
+        give(lane.waiting.pop(key).futures, busy)

@@ -12,6 +12,7 @@ from ....coherence.origins import origin_of
 from ....database.engines import kind_of
 from ....database.startup_checks import check_reachable
 from ....errors import DatabaseUnreachable, DjangoORMError, TableMissing
+from ....reading.resolve import model_named
 from ... import selection, triggers
 from ...tables import AnnouncedTable
 from ...trigger_sql import DROP_ALL, DROP_UNUSED, TriggerSQL
@@ -70,7 +71,7 @@ class Command(BaseCommand):
             return
         try:
             if models:
-                wanted = selection.Selection(selection.named(models))
+                wanted = selection.Selection(list(map(model_named, models)))
             else:
                 wanted = selection.read_by_repositories(options.get("app"))
         except selection.NoRepository:
