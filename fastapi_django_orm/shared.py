@@ -34,11 +34,7 @@ class SharedContext:
     """A context that many enter: the first opens it, the last closes it."""
 
     def __init__(self, *contexts: Callable[[], AbstractContextManager[None]]) -> None:
-        """Open nothing yet.
-
-        Args:
-            *contexts: what to open, in this order, and to close in reverse.
-        """
+        """Open these in this order, and close them in reverse."""
         self._contexts = contexts
         self._stack = ExitStack()
         self._inside = 0

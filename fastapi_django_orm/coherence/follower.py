@@ -19,13 +19,7 @@ class Follower:
     """Refreshes a repository after hints."""
 
     def __init__(self, refresher: Refresher[Any], spread: float) -> None:
-        """Follow nothing yet.
-
-        Args:
-            refresher: the repository's.
-            spread: the most seconds that a full load is delayed at random, so that many workers that receive
-                one hint do not load at the same moment.
-        """
+        """Delay full loads at random, by ``spread`` seconds at most, for workers not to load at once."""
         self.refresher = refresher
         self._spread = spread
         self._cost = 0.0

@@ -56,13 +56,7 @@ class Origins:
     """
 
     def __init__(self, aliases: Iterable[str], interval: float, moved: Callable[[str], None]) -> None:
-        """Watch these databases.
-
-        Args:
-            aliases: their keys in ``DATABASES``.
-            interval: seconds between two looks.
-            moved: called on the event loop with an alias whose rows come from elsewhere now.
-        """
+        """Look every ``interval`` seconds. Call ``moved`` with an alias whose rows come from elsewhere."""
         self.known: dict[str, Origin] = {}
         self.looked = asyncio.Event()
         self._aliases = sorted(alias for alias in aliases if kind_of(alias) in _QUERIES)

@@ -26,12 +26,7 @@ class HTTPPublisher(Publisher):
     """
 
     def __init__(self, url: str, token: str | None) -> None:
-        """Post to this URL.
-
-        Args:
-            url: the refresh route, ``http://host:8000/refresh/``.
-            token: ``DJANGO_ORM_REFRESH_TOKEN`` of the application there.
-        """
+        """Post to ``http://host:8000/refresh/``, with the ``DJANGO_ORM_REFRESH_TOKEN`` that counts there."""
         parts = urlsplit(url)
         self.name = f"http:{parts.hostname}:{parts.port or parts.scheme}"
         self._url = url

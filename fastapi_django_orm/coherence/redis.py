@@ -29,16 +29,7 @@ class RedisListener(Listener):
     connects_workers = True
 
     def __init__(self, name: str, url: str, heartbeat: float) -> None:
-        """Listen to this server.
-
-        Args:
-            name: for logs.
-            url: ``redis://…`` or ``rediss://…``.
-            heartbeat: seconds of silence after which the server is asked for an answer.
-
-        Raises:
-            InvalidSettings: redis-py refuses the URL.
-        """
+        """Ask for an answer after ``heartbeat`` seconds of silence; InvalidSettings: an unusable URL."""
         _client(url)
         self.name = name
         self._url = url

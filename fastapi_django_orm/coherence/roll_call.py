@@ -177,13 +177,7 @@ class RollCall:
         repositories: Collection[str],
         follow: Callable[[Hint], None],
     ) -> None:
-        """Answer other workers.
-
-        Args:
-            refresh: reads a repository again, and returns whether it could be read.
-            repositories: the names of those that can be asked for.
-            follow: follows a hint.
-        """
+        """Have ``refresh`` read a repository and return whether it could, and ``follow`` follow a hint."""
         self.worker = new_worker()
         self._refresh = refresh
         self._repositories = repositories

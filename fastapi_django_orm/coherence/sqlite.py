@@ -24,13 +24,7 @@ class SQLiteListener(Listener):
     """Watches a database file."""
 
     def __init__(self, alias: str, database: str, interval: float) -> None:
-        """Watch a file.
-
-        Args:
-            alias: the database's key in ``DATABASES``.
-            database: its file, or a ``file:`` URI.
-            interval: seconds between two looks.
-        """
+        """Watch a file, or a ``file:`` URI, with ``interval`` seconds between two looks."""
         self.name = f"sqlite:{alias}"
         self.aliases = frozenset({alias})
         self._database = database

@@ -127,12 +127,7 @@ class _Query:
     __slots__ = ("_connection", "_ended", "_loop", "_pgconn", "_results", "_socket", "_writing")
 
     def __init__(self, connection: Any, ended: Callable[[Answer, bool], None]) -> None:
-        """Send nothing yet.
-
-        Args:
-            connection: what to send it on.
-            ended: called with the answer, and with whether the connection has broken.
-        """
+        """Have ``ended`` called with the answer, and with whether the connection has broken."""
         self._connection = connection
         self._ended = ended
         self._loop = asyncio.get_running_loop()

@@ -93,14 +93,7 @@ class Pool:
     """
 
     def __init__(self, alias: str, limit: int, timeout: float, *, timed: bool = False) -> None:
-        """Open nothing yet.
-
-        Args:
-            alias: the key in ``DATABASES``.
-            limit: the most connections at a time.
-            timeout: seconds that a borrower waits at most.
-            timed: whether to note since when connections wait for an answer.
-        """
+        """Note since when connections wait for an answer, if ``timed``."""
         self.alias = alias
         self.limit = limit
         self.timeout = timeout

@@ -88,12 +88,6 @@ class Scope:
     keeps_all = False  # whether what anything inside borrows stays here, for what comes next
 
     def __init__(self, transaction: Transaction, parent: "Scope | None") -> None:
-        """Ask for nothing yet.
-
-        Args:
-            transaction: the parent's, or a new one.
-            parent: the scope to ask; None for the root of a tree.
-        """
         self.transaction = transaction
         self.parent = parent
         self.state = State.WAITING

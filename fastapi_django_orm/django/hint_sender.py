@@ -26,11 +26,7 @@ class HintSender:
     """Gives each hint to every destination."""
 
     def __init__(self, publishers: Callable[[], Sequence[Publisher]]) -> None:
-        """Start nothing yet.
-
-        Args:
-            publishers: makes them, without connecting; called when there is something to publish.
-        """
+        """Have ``publishers`` make the destinations, without connecting, when there is something to send."""
         self._publishers = publishers
         self._forget()
         os.register_at_fork(after_in_child=self._forget)
