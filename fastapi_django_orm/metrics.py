@@ -5,10 +5,9 @@ turn into real ones whenever an SDK is configured.
 https://opentelemetry.io/docs/specs/otel/metrics/api/
 """
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
-from typing import Protocol
+from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 
@@ -16,29 +15,10 @@ from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 _BOUNDARIES = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 
-class Measured(Protocol):
-    """Rows in memory."""
-
-    name: str
-
-    @property
-    def snapshot(self) -> Sized | None: ...  # noqa: D102
-    @property
-    def age(self) -> float | None: ...  # noqa: D102
-
-
-class Transport(Protocol):
-    """A way by which hints come."""
-
-    connected_since: datetime | None
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-
-# What runs adds itself, and removes itself when it stops. An exporter's thread reads copies.
-repositories: set[Measured] = set()
-transports: set[Transport] = set()
+# Refreshers, and transports' supervisors: each adds itself, and removes itself when it stops. An exporter's
+# thread reads copies.
+repositories: set[Any] = set()
+transports: set[Any] = set()
 
 
 def count_load(repository: str, trigger: str, seconds: float, error: BaseException | None = None) -> None:

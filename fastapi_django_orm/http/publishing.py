@@ -27,7 +27,8 @@ def published(app: FastAPI, found: Sequence[Publication]) -> Iterator[list[Publi
     """
     try:
         routes = app.router.routes
-        place = next((at for at, each in enumerate(routes) if _is_mounted_at_root(each)), len(routes))
+        at_root = (at for at, each in enumerate(routes) if isinstance(each, Mount) and not each.path)
+        place = next(at_root, len(routes))
         added: list[PublishedRoute] = []
         for route in _routes(app, found):
             example = route.path.format(pk=_EXAMPLES.get(route.publication.key_type, "~"))
@@ -70,10 +71,6 @@ def _warn_of_empty_key(publication: Publication) -> None:
             repository=publication.name,
             reason="its key is an empty text, and so its path would be the list's",
         )
-
-
-def _is_mounted_at_root(route: BaseRoute) -> bool:
-    return isinstance(route, Mount) and not route.path
 
 
 def _taken_by(before: Iterable[BaseRoute], path: str) -> BaseRoute | None:

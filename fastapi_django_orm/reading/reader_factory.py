@@ -33,7 +33,8 @@ def choose_reader(repository: Declared, queryset: AnyQuerySet) -> Reader:
             )
         return DictReader(queryset)
     if schema is None:
-        names = _default_fields(queryset) if fields is None else tuple(fields)
+        columns = [field.attname for field in queryset.model._meta.concrete_fields]
+        names = (*columns, *queryset.query.annotation_select) if fields is None else tuple(fields)
         _check_fields(f"{label}.fields", names, queryset)
         return ColumnReader(names, queryset)
     if isinstance(schema, type) and issubclass(schema, BaseModel):
@@ -52,11 +53,6 @@ def _is_serializer(schema: Any) -> bool:
     except ImportError:
         return False
     return isinstance(schema, type) and issubclass(schema, Serializer)
-
-
-def _default_fields(queryset: AnyQuerySet) -> tuple[str, ...]:
-    names = [field.attname for field in queryset.model._meta.concrete_fields]
-    return (*names, *queryset.query.annotation_select)
 
 
 def _check_fields(where: str, names: Sequence[str], queryset: AnyQuerySet) -> None:
