@@ -1214,6 +1214,37 @@ def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> Non
     play(main)
 
 
+def test_a_call_that_waits_for_a_loop_that_ends_goes_on(default_database: str) -> None:
+    """What a thread waits for in a transaction is an error when its loop ends. The transaction goes on."""
+    loop = asyncio.new_event_loop()
+    begun = asyncio.Event()
+
+    async def never() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def run_until_begun() -> None:
+        loop.run_until_complete(begun.wait())
+        loop.close()
+
+    def call() -> None:
+        write("before")
+        future = asyncio.run_coroutine_threadsafe(never(), loop)
+        thread = threading.Thread(target=run_until_begun)
+        thread.start()
+        with pytest.raises(RuntimeError, match="loop has ended"):
+            future.result()
+        thread.join(DEADLINE)
+        write("after")
+
+    async def main() -> None:
+        async with atomic():
+            await asyncio.to_thread(call)
+        assert await committed() == ["after", "before"]
+
+    play(main, threads=1, thread_timeout=5)
+
+
 @on_postgresql
 def test_a_shutdown_rolls_back(default_database: str, postgresql: PostgreSQL) -> None:
     """A task that is still in its block when the application ends has written nothing, and holds nothing."""
