@@ -205,7 +205,7 @@ def test_what_a_call_timeout_counts(server: Any, way: Any) -> None:
 
 @on_postgresql
 def test_a_loop_in_a_black_hole(proxy: TCPProxy) -> None:
-    """The next step of a loop over aiterator() is cut off as well, though its call has borrowed nothing."""
+    """The next step of a loop over aiterator() is cut off as well, though its call has acquired nothing."""
     Topic.objects.bulk_create([Topic(comment="-") for _ in range(5)])
 
     async def main() -> None:
@@ -505,7 +505,7 @@ def test_a_long_query_is_named(server: Any) -> None:
 
 
 def test_a_call_that_outlives_its_application(default_database: str) -> None:
-    """What a forgotten call borrowed is closed when it ends, though another application runs by then."""
+    """What a forgotten call acquired is closed when it ends, though another application runs by then."""
     begun, released = threading.Event(), threading.Event()
 
     async def first() -> asyncio.Task[Any]:

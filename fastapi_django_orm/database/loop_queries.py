@@ -100,7 +100,7 @@ class LoopQueries:
 
 
 class _LoopCall(Call):
-    """A query of the loop, in the form that housekeeping looks after. It borrows nothing more."""
+    """A query of the loop, in the form that housekeeping looks after. It acquires nothing more."""
 
     __slots__ = ()
 
