@@ -44,7 +44,6 @@ class Call:
     __slots__ = ("held", "ident", "pools", "scope", "started")
 
     def __init__(self, pools: Callable[[str], Connections]) -> None:
-        """Acquire nothing yet."""
         self.pools = pools
         self.held: dict[str, BaseDatabaseWrapper] = {}
         self.scope: Any = None

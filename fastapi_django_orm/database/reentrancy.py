@@ -138,7 +138,7 @@ def job_inside(
         run: the job; it is given its scope.
         outside: as for ``submit_call``.
         inside: as for ``submit_call``.
-        loop: whose task has the job run, once it is told that the turn has come.
+        loop: whose task has the job run, once its turn has come.
     """
     scope = ReentrantScope(parent.transaction, parent)
     job = Job(lambda: run(scope))
