@@ -284,8 +284,10 @@ class DatabaseThreads:
         """Drop what waits, and end the threads when they have done what they run, or at the deadline."""
         with self._lock:
             self._closed = True
-            for job, _ in (*self._waiting, *self._watched):
-                job.future.cancel()
+            dropped = [job for job, _ in (*self._waiting, *self._watched)]
+        for job in dropped:  # not under the lock: what waits for a future may take others
+            job.future.cancel()
+        with self._lock:
             for _ in self._shared:
                 self._jobs.put(None)
             for worker in (*self._taken, *self._unused):
