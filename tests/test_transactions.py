@@ -1155,7 +1155,7 @@ def test_a_call_that_waits_for_a_sibling_in_vain_fails_with_a_line_in_the_log(de
 def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
     default_database: str, fail: bool
 ) -> None:
-    """A block waits for its calls no longer than the timeout, and gives its connection back when they end."""
+    """A block waits for its calls no longer than the timeout, and releases its connection when they end."""
     begun, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:

@@ -1,6 +1,6 @@
 """Where calls wait for asynchronous code: ``async_to_sync``, ``anyio.from_thread.run``, ``asyncio.run``.
 
-A call that waits gives its connections back, or lends its transaction's; see ``database.reentrancy``. All
+A call that waits releases its connections, or lends its transaction's; see ``database.reentrancy``. All
 such waits go through three places:
 
 - asgiref makes a ``CurrentThreadExecutor`` for each ``async_to_sync``, by the name in ``asgiref.sync``. It
