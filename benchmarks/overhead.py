@@ -53,7 +53,7 @@ async def measure() -> dict[str, list[float]]:
             ways: dict[str, Callable[[], Awaitable[float]]] = {
                 "the query, in a loop on one thread": lambda: run(many, query),
                 "run(a function that does nothing)": lambda: timed(lambda: run(lambda: None)),
-                "run(borrow a connection)": lambda: timed(
+                "run(acquire a connection)": lambda: timed(
                     lambda: run(lambda: connections["default"] and None)
                 ),
                 "run(query)": lambda: timed(lambda: run(query)),

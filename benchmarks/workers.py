@@ -85,7 +85,7 @@ class Pooler:
         finally:
             from django.db import connections
 
-            connections.close_all()  # given back to the pooler
+            connections.close_all()  # returned to the pooler
             with self._lock:
                 self._inside -= 1
 

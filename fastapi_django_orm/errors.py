@@ -132,7 +132,7 @@ class LazyAnswer(DjangoORMError, TypeError):
 
 
 class NotStarted(DjangoORMError, RuntimeError):
-    """A repository is used while no lifespan of ``DjangoORM`` runs."""
+    """The ORM or a repository is used outside of a lifespan of ``DjangoORM``."""
 
 
 class TransactionLeftOpen(DjangoORMError, TransactionManagementError):

@@ -15,7 +15,7 @@ DEADLINE = 20.0  # seconds that a load may be held back
 
 
 class Gate:
-    """What the loads of a repository pass, when they have read and before they hand over.
+    """What the loads of a repository pass, when they have read and before they return it.
 
     Attributes:
         error: what every load raises, if anything.

@@ -288,7 +288,7 @@ def test_a_client_that_hangs_up(default_database: str, request: pytest.FixtureRe
             assert inside.acquire(timeout=DEADLINE)
         go.set()
         assert not failed([client.get("/django/sync/") for _ in range(3)])
-        wait_until(lambda: server.connections(BOARD) == 0, "given back")
+        wait_until(lambda: server.connections(BOARD) == 0, "released")
     wait_until_gone(server)
 
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
-from fastapi_django_orm.database.threads import DatabaseThreads
+from fastapi_django_orm.database.threads import DatabaseThreads, Job
 from fastapi_django_orm.errors import DatabaseBusy
 from tests.databases import (
     BOARD,
@@ -205,7 +205,7 @@ def test_what_a_call_timeout_counts(server: Any, way: Any) -> None:
 
 @on_postgresql
 def test_a_loop_in_a_black_hole(proxy: TCPProxy) -> None:
-    """The next step of a loop over aiterator() is cut off as well, though its call has borrowed nothing."""
+    """The next step of a loop over aiterator() is cut off as well, though its call has acquired nothing."""
     Topic.objects.bulk_create([Topic(comment="-") for _ in range(5)])
 
     async def main() -> None:
@@ -446,6 +446,37 @@ def test_a_blocked_thread_is_named(default_database: str) -> None:
     assert entry["databases"] == ["default"]
 
 
+def test_shutdown_drops_what_waits_under_no_lock() -> None:
+    """A job that is dropped may need a transaction's lock, whose holder asks for a thread at that moment."""
+    threads, transaction = DatabaseThreads(1, DEADLINE), threading.RLock()
+    held, dropped = threading.Event(), threading.Event()
+
+    def drop(_: object) -> None:
+        dropped.set()
+        with transaction:
+            pass
+
+    def ask() -> None:
+        with transaction:
+            held.set()
+            dropped.wait(DEADLINE)
+            with pytest.raises(RuntimeError, match="shut down"):
+                threads.take_worker()
+
+    job = Job(lambda: None)
+    job.future.add_done_callback(drop)
+    threads.watch(job, lambda: DatabaseBusy("It has waited for too long."))
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    assert held.wait(DEADLINE)
+    ending = threading.Thread(target=threads.shutdown, args=(0.0,), daemon=True)
+    ending.start()
+    ending.join(DEADLINE)
+    assert not ending.is_alive()
+    asking.join(DEADLINE)
+    assert job.future.cancelled()
+
+
 @pytest.mark.parametrize("patience", [0.1, 30.0], ids=["named", "not named"])
 def test_who_looks_after_the_threads_holds_nothing_of_what_they_work_on(
     monkeypatch: pytest.MonkeyPatch, patience: float
@@ -505,7 +536,7 @@ def test_a_long_query_is_named(server: Any) -> None:
 
 
 def test_a_call_that_outlives_its_application(default_database: str) -> None:
-    """What a forgotten call borrowed is closed when it ends, though another application runs by then."""
+    """What a forgotten call acquired is closed when it ends, though another application runs by then."""
     begun, released = threading.Event(), threading.Event()
 
     async def first() -> asyncio.Task[Any]:

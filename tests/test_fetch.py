@@ -1031,7 +1031,7 @@ def test_callers_that_wait_at_the_end_are_answered() -> None:
 
 
 def test_all_threads_taken() -> None:
-    """Callers that no thread comes free for get DatabaseBusy, and the next ones their rows."""
+    """Callers for which no thread becomes available get DatabaseBusy, and the next ones their rows."""
     add("a")
     release = threading.Event()
 

@@ -71,7 +71,7 @@ def test_no_age_means_no_connection_is_kept(server: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/loop", "/stream"])
 def test_no_age_means_no_connection_is_kept_after_a_loop(server: Any, path: str) -> None:
-    """Nor the one that a loop over rows has had, which spans calls and ends in one that borrows none."""
+    """Nor the one that a loop over rows has had, which spans calls and ends in one that acquires none."""
     Topic.objects.bulk_create([Topic(comment="-") for _ in range(5)])
     connections.close_all()
 

@@ -127,8 +127,7 @@ def test_a_layer_that_was_put_around_ours_stays() -> None:
 
 def test_the_documentation_names_everything() -> None:
     """Whoever has another package that replaces things finds every name."""
-    page = ROOT / "docs" / "replaced.md"
-    text = (page if page.exists() else ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "replaced.md").read_text()
     named = [str(each).split(".")[-2:] for each in REPLACED]  # a method, and the class that has it
     assert [owner for owner, name in named if name not in text and owner not in text] == []
     assert [each for each in REPLACED_ELSEWHERE if f"`{each}`" not in text] == []

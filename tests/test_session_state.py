@@ -364,7 +364,7 @@ def test_whoever_waits_is_told_what_was_left(default_database: str) -> None:
 
 @on_postgresql
 def test_a_request_that_is_given_up(default_database: str) -> None:
-    """A request that is cancelled while it keeps a connection gives it back, also if a call still runs."""
+    """A request that is cancelled while it keeps a connection releases it, also if a call still runs."""
     app = leaving(put_wrapper, has_wrapper)
     release = threading.Event()
 

@@ -1155,7 +1155,7 @@ def test_a_call_that_waits_for_a_sibling_in_vain_fails_with_a_line_in_the_log(de
 def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
     default_database: str, fail: bool
 ) -> None:
-    """A block waits for its calls no longer than the timeout, and gives its connection back when they end."""
+    """A block waits for its calls no longer than the timeout, and releases its connection when they end."""
     begun, go_on = threading.Event(), threading.Event()
 
     def slow() -> None:
@@ -1212,6 +1212,37 @@ def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> Non
         assert "event loop of async_to_sync has ended" in errors[0]
 
     play(main)
+
+
+def test_a_call_that_waits_for_a_loop_that_ends_goes_on(default_database: str) -> None:
+    """What a thread waits for in a transaction is an error when its loop ends. The transaction goes on."""
+    loop = asyncio.new_event_loop()
+    begun = asyncio.Event()
+
+    async def never() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    def run_until_begun() -> None:
+        loop.run_until_complete(begun.wait())
+        loop.close()
+
+    def call() -> None:
+        write("before")
+        future = asyncio.run_coroutine_threadsafe(never(), loop)
+        thread = threading.Thread(target=run_until_begun)
+        thread.start()
+        with pytest.raises(RuntimeError, match="loop has ended"):
+            future.result()
+        thread.join(DEADLINE)
+        write("after")
+
+    async def main() -> None:
+        async with atomic():
+            await asyncio.to_thread(call)
+        assert await committed() == ["after", "before"]
+
+    play(main, threads=1, thread_timeout=5)
 
 
 @on_postgresql

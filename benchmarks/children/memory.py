@@ -20,7 +20,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 def settled() -> int:
-    """Return the bytes that are in use, after all that is free has been given back."""
+    """Return the bytes that are in use, after all that is free has been released."""
     gc.collect()
     if sys.platform == "linux":
         malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's alone

@@ -1,8 +1,8 @@
-"""A call: one function that runs on some thread from its beginning to its end, and what it has borrowed.
+"""A call: one function that runs on some thread from its beginning to its end, and its connections.
 
 Everything synchronous in an application is one: a ``def`` handler or dependency, each step of a streaming
-generator, a ``sync_to_async`` function, a query of Django's async API. A call borrows a connection when it
-first touches one, and gives it back when it ends, so none is held while a request waits for something else.
+generator, a ``sync_to_async`` function, a query of Django's async API. A call acquires a connection when it
+first needs one, and releases it when it ends, so none is held while a request waits for something else.
 
 A call belongs to the thread that runs it. Only that thread touches its fields, and the connections in
 ``held``, so nothing here is locked.
@@ -31,11 +31,11 @@ running_calls: set["Call"] = set()
 
 
 class Call:
-    """What one call has borrowed.
+    """One call, and the connections that it holds.
 
     Attributes:
-        pools: where to borrow, by alias.
-        held: the connections that it has borrowed, by alias.
+        pools: where to acquire connections, by alias.
+        held: the connections that it has acquired, by alias.
         ident: the thread that runs it; 0 if none does.
         started: when, on the monotonic clock.
         scope: its part of a transaction; see ``scopes``.
@@ -62,10 +62,10 @@ class Call:
         return None
 
     def connection(self, alias: str) -> BaseDatabaseWrapper:
-        """The call's connection to a database, borrowed at first use.
+        """The call's connection to a database, acquired at first use.
 
         Raises:
-            DatabaseBusy: none came free in time.
+            DatabaseBusy: none became available in time.
         """
         connection = self.held.get(alias)
         if connection is None:
@@ -73,7 +73,7 @@ class Call:
         return connection
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Run the function as this call, and give back what it has borrowed.
+        """Run the function as this call, and release what it has acquired.
 
         A connection with an open transaction stays in ``held``, for the caller to decide on.
         """
@@ -94,7 +94,7 @@ class Call:
             self.end()
 
     def look(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a function that finds this call's connections, and leave it to the caller to give them back."""
+        """Run a function that finds this call's connections, and leave it to the caller to release them."""
         before = current()
         _local.call = self
         try:
@@ -103,14 +103,14 @@ class Call:
             _local.call = before
 
     def give_back(self) -> None:
-        """Give back what others may have while this call waits, and nothing that the rest of it counts on."""
+        """Release what others may have while this call waits, and nothing that the rest of it counts on."""
         for connection in list(self.held.values()):
             if not is_open(connection) and left_behind(connection) is None:
                 del self.held[connection.alias]
                 pool_of(connection).release(connection)
 
     def end(self) -> None:
-        """Give back each connection without an open transaction."""
+        """Release each connection without an open transaction."""
         for connection in list(self.held.values()):
             if not connection.in_atomic_block:
                 del self.held[connection.alias]

@@ -82,7 +82,7 @@ async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) ->
 
     Raises:
         LazyValue: the function returned a QuerySet or a manager.
-        DatabaseBusy: no thread or connection came free within ``DJANGO_ORM_THREAD_TIMEOUT``.
+        DatabaseBusy: no thread or connection became available within ``DJANGO_ORM_THREAD_TIMEOUT``.
         NotStarted: no lifespan of ``DjangoORM`` runs.
     """
     return await current.find("run()").run(function, *args, **kwargs)

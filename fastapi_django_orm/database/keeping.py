@@ -121,7 +121,7 @@ class RequestScope(_KeptScope):
             self.release()
 
     def release(self) -> None:
-        """Give the connections back, and end."""
+        """Release the connections, and end."""
         with _lock:  # or a call that ends now would leave here what nothing closes
             if self._request.scope is self:
                 self._request.scope = None

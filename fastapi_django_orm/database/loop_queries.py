@@ -61,7 +61,7 @@ class LoopQueries:
         call = _LoopCall(self._pools, connection)
         try:
             sql = call.look(compose, connection)
-        except Exception:  # whatever it is, it comes again on a thread, where the caller can be told
+        except Exception:  # whatever it is, it comes again on a thread, where the caller gets it
             sql = None
         if sql is None:
             pool_of(connection).put_back(connection)
@@ -99,7 +99,7 @@ class LoopQueries:
 
 
 class _LoopCall(Call):
-    """A query of the loop, in the form that housekeeping looks after. It borrows nothing more."""
+    """A query of the loop, in the form that housekeeping looks after. It acquires nothing more."""
 
     __slots__ = ()
 

@@ -8,13 +8,13 @@ a server can spare. psycopg's own pool is not used, because it is for one driver
 ``acquire``          on a thread: waits, and returns a connection that works
 ``acquire_async``    on an event loop: waits; ``check()`` it on the thread that will use it
 ``acquire_ready``    on an event loop: one that works as it is, or None at once
-``release``          on a thread: the next borrower has it, if nothing was left on it
+``release``          on a thread: passes it to whoever has waited longest, if nothing was left on it
 ``discard``          on a thread: in whatever state; another is made in its place
 ``put_back``         on the event loop: what ``acquire_ready`` has returned
 ==================== ==================================================================================
 
-A connection is in one of three places: in ``_free``; with the borrower that has acquired it, or that
-``_pass_on()`` has given it to; or with a request that has left something on it (``_kept``). ``_lent`` counts
+A connection is in one of three places: in ``_free``; with the caller that has acquired it, or that
+``_pass_on()`` has passed it to; or with a request that has left something on it (``_kept``). ``_lent`` counts
 the last two, and those with the free ones are never more than ``limit``.
 
 Locking: ``_lock`` guards the fields of a pool. No other lock is taken under it, and nothing under it waits
@@ -70,11 +70,11 @@ current_request: ContextVar[Keeper | None] = ContextVar("fastapi_django_orm_requ
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """A borrower that may have to wait.
+    """A caller that may have to wait.
 
     Attributes:
         future: of the connection.
-        request: what it is borrowed in.
+        request: the request in which it is acquired.
         fresh: whether it is to be a new one.
     """
 
@@ -88,8 +88,8 @@ class Pool:
 
     Attributes:
         limit: the most connections at a time.
-        timeout: seconds that a borrower waits at most.
-        fresh: the same connections, each opened for one borrower and closed when it is released.
+        timeout: the most seconds that a caller waits.
+        fresh: the same connections, each opened for one caller and closed when it is released.
     """
 
     def __init__(self, alias: str, limit: int, timeout: float, *, timed: bool = False) -> None:
@@ -175,7 +175,7 @@ class Pool:
         return future.result()  # it may have come at the last moment
 
     def _may_have(self, asked: _Asked) -> bool:
-        """Whether this borrower may have a connection, if there is one.
+        """Whether this caller may have a connection, if there is one.
 
         A request that has asked for a new one keeps it until its response is sent, however long its client
         takes for that. One connection is left to the others.
@@ -230,7 +230,7 @@ class Pool:
     # Release
 
     def release(self, connection: BaseDatabaseWrapper) -> bool:
-        """Take back a connection of this pool, and lend it to the borrower that has waited longest.
+        """Take back a connection of this pool, and pass it to the caller that has waited longest.
 
         One that is not clean stays with the request that has left it so, or is closed.
 
@@ -286,7 +286,7 @@ class Pool:
         with self._lock:
             self._forget(connection)
             while (asked := self._next()) is not None:
-                if asked.future.set_running_or_notify_cancel():  # else its borrower has given up
+                if asked.future.set_running_or_notify_cancel():  # else its caller has given up
                     self._lend(connection, asked)
                     return
             self._lent -= 1
@@ -298,7 +298,7 @@ class Pool:
             _drop(connection)
 
     def _next(self) -> _Asked | None:
-        """The borrower that has waited longest of those that may have a connection."""
+        """The caller that has waited longest of those that may have a connection."""
         for asked in self._waiting:
             if self._may_have(asked):
                 self._waiting.remove(asked)
@@ -379,7 +379,7 @@ class Pool:
         with ended_by_server(connection):
             if getattr(raw, "_pool", None) is not None:
                 # A driver's pool would lend it on: that of OPTIONS["pool"] unless it is closed, SQLAlchemy's
-                # (django-db-connection-pool) unless it is invalidated, since close() gives it back there.
+                # (django-db-connection-pool) unless it is invalidated, since close() returns it there.
                 with suppress(Exception):
                     getattr(raw, "invalidate", raw.close)()
             self._close(connection)

@@ -104,7 +104,7 @@ def submit_call(
     """Run a function as a call: in its turn in the transaction around, or at once where there is none.
 
     Args:
-        pools: where to borrow connections outside of transactions.
+        pools: where to acquire connections outside of transactions.
         function: what to run.
         outside: runs the job where there is no transaction.
         inside: runs the job in a transaction; False to have the transaction's thread run it. Called with the
@@ -132,7 +132,7 @@ def job_inside(
         run: the job; it is given its scope.
         outside: as for ``submit_call``.
         inside: as for ``submit_call``.
-        loop: whose task has the job run, once it is told that the turn has come.
+        loop: whose task has the job run, once its turn has come.
     """
     scope = ReentrantScope(parent.transaction, parent)
     job = Job(lambda: run(scope))
@@ -234,7 +234,7 @@ class _OnLoop:
 
 
 def scope_of_waiting(call: Call) -> Scope | None:
-    """The scope of what a call is about to wait for, and give back the connections that it does not need.
+    """The scope of what a call is about to wait for; releases the connections that it does not need.
 
     Connections that it needs have a transaction open, Django's own or one without autocommit, or something
     else that the rest of the call counts on.

@@ -85,7 +85,7 @@ class Scope:
     """
 
     is_block = False
-    keeps_all = False  # whether what anything inside borrows stays here, for what comes next
+    keeps_all = False  # whether what anything inside acquires stays here, for what comes next
 
     def __init__(self, transaction: Transaction, parent: "Scope | None") -> None:
         self.transaction = transaction
@@ -205,7 +205,7 @@ class Scope:
 
     def release(self) -> None:
         """Give the connections of this scope back, and end, on a thread that may close connections."""
-        release(self.connections)  # before the end, which gives the thread back
+        release(self.connections)  # before the end, which returns the thread
         self.end()
 
     def release_on_thread(self) -> None:

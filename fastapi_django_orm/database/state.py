@@ -5,8 +5,8 @@ Django gives a thread one connection, and packages count on that: they put wrapp
 call after the other, so what a call leaves there would meet others' queries. What can be seen is compared,
 when a connection comes back, with the state in which its engine leaves one that it has just opened.
 
-What cannot be seen: settings that PostgreSQL does not report (``set_config('app.user', …)``, and search paths
-before version 18), temporary tables, advisory locks.
+What cannot be seen: settings that PostgreSQL does not report (``set_config('app.user', …)``, ``SET ROLE``,
+and search paths before version 18), temporary tables, advisory locks.
 """
 
 from collections.abc import Callable

@@ -157,7 +157,7 @@ class DatabaseThreads:
         self._shared: list[Worker] = []
         self._taken: set[Worker] = set()  # each by one transaction, context or request
         self._for_requests = 0  # how many of them end with their request
-        self._unused: list[Worker] = []  # what transactions have given back
+        self._unused: list[Worker] = []  # what transactions have returned
         self._number = 0
         self._waiting_to_begin: deque[Callable[[Worker], None]] = deque()
         self._lock = threading.RLock()  # a collection inside may find an abandoned transaction
@@ -183,7 +183,7 @@ class DatabaseThreads:
     # Threads that serve one transaction, context or request each
 
     def take_worker(self, *, ends: bool = False) -> Worker:
-        """A thread for one transaction, or a new one for one request; give it back.
+        """A thread for one transaction, or a new one for one request; return it by ``give_back_worker()``.
 
         Args:
             ends: whether it is for a request, with which it ends.
@@ -274,16 +274,18 @@ class DatabaseThreads:
 
     def _busy(self) -> DatabaseBusy:
         return DatabaseBusy(
-            f"No database thread came free within {self.timeout:g} s: all {self._size} are busy. Look for "
-            "calls that do not end (the log names them), or raise DJANGO_ORM_THREADS."
+            f"No database thread became available within {self.timeout:g} s: all {self._size} are busy. Look "
+            "for `call_does_not_end` in the log, or raise DJANGO_ORM_THREADS."
         )
 
     def shutdown(self, deadline: float) -> None:
         """Drop what waits, and end the threads when they have done what they run, or at the deadline."""
         with self._lock:
             self._closed = True
-            for job, _ in (*self._waiting, *self._watched):
-                job.future.cancel()
+            dropped = [job for job, _ in (*self._waiting, *self._watched)]
+        for job in dropped:  # not under the lock: what waits for a future may take others
+            job.future.cancel()
+        with self._lock:
             for _ in self._shared:
                 self._jobs.put(None)
             for worker in (*self._taken, *self._unused):

@@ -45,7 +45,7 @@ class Transaction:
     def put(self, job: Job) -> None:
         """Have the transaction's thread run the job, or one more while that one waits for this very job.
 
-        The lock is held meanwhile, or ``end()`` could give the thread back between the question and the put.
+        The lock is held meanwhile, or ``end()`` could return the thread between the question and the put.
         """
         with self.lock:
             try:
@@ -82,14 +82,14 @@ class Transaction:
             self._waits += by if mine else 0
 
     def end(self) -> None:
-        """Give the thread back. The lock is held; the thread may still be at the end of its last job."""
+        """Return the thread. The lock is held; the thread may still be at the end of its last job."""
         worker, self._worker = self._worker, None
         if worker is not None:
             self.threads.give_back_worker(worker)
 
 
 def release(held: dict[str, BaseDatabaseWrapper]) -> None:
-    """Give connections back that a transaction has used, on a thread that may close them."""
+    """Release connections that a transaction has used, on a thread that may close them."""
     while held:
         _, connection = held.popitem()
         if connection.connection is None or is_open(connection):

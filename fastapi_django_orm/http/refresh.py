@@ -119,7 +119,7 @@ def refresh_operations(token: SecretStr | None, refreshers: Refreshers) -> list[
         """Have every worker load again, and report which have; 200 means all that are connected.
 
         With a model, or a hint as the body, the workers follow it, as they follow those that come by other
-        ways, and the answer does not wait for that; 503 means that the others could not be told.
+        ways, and the answer does not wait for that; 503 means that the hint was not passed on.
         """
         body = await _body(request)
         if body or model is not None:
@@ -154,17 +154,17 @@ def refresh_operations(token: SecretStr | None, refreshers: Refreshers) -> list[
             "dependencies": guard,
             "responses": {
                 **_REFUSALS,
-                202: {"model": None, "description": "A hint was heard, and is followed from now on."},
+                202: {"model": None, "description": "The hint was received, and is followed from now on."},
                 413: {"description": f"The hint is longer than {READ_LIMIT:,} bytes."},
                 503: {
                     "model": reports,
-                    "description": "At least one load failed here; or a hint was heard, and could "
-                    "not be passed on.",
+                    "description": "At least one load failed here; or a hint was received, and "
+                    "could not be passed on.",
                 },
                 504: {"model": reports, "description": "Not all other workers have it yet."},
             },
             "openapi_extra": _HINT,
-            "summary": "Reload, and report what was done; or hear a hint",
+            "summary": "Reload, and report what was done; or receive a hint",
         },
     ]
 
@@ -304,5 +304,5 @@ async def _follow(hint: Hint, wait: float) -> None:
     except TransportUnavailable as error:
         cause = type(error).__name__
         raise HTTPException(
-            503, f"This worker has heard it, and cannot tell the others ({cause})."
+            503, f"This worker follows the hint, and could not pass it on ({cause})."
         ) from error

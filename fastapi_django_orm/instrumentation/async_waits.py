@@ -1,6 +1,6 @@
 """Where calls wait for asynchronous code: ``async_to_sync``, ``anyio.from_thread.run``, ``asyncio.run``.
 
-A call that waits gives its connections back, or lends its transaction's; see ``database.reentrancy``. All
+A call that waits releases its connections, or lends its transaction's; see ``database.reentrancy``. All
 such waits go through three places:
 
 - asgiref makes a ``CurrentThreadExecutor`` for each ``async_to_sync``, by the name in ``asgiref.sync``. It
@@ -24,6 +24,7 @@ import asgiref.sync
 from asgiref.current_thread_executor import CurrentThreadExecutor
 from asgiref.sync import AsyncToSync, SyncToAsync
 
+from ..clock import monotonic
 from ..database import calls, current
 from ..database.reentrancy import entered_for, lend, lent, scope_of_waiting, submit_call, take_back
 from ..database.scopes import Scope, current_scope, enter_scope, entered_scope, waiting_thread
@@ -77,16 +78,36 @@ def _threadsafe(original: Callable[..., Future[Any]]) -> Callable[..., Future[An
                 future = original(coro, loop)
         finally:
             AsyncToSync.executors.current = around
-        future.result = partial(_result, future.result)  # type: ignore[method-assign]
+        future.result = partial(_result, future, loop)  # type: ignore[method-assign]
         return future
 
     return run_coroutine_threadsafe
 
 
-def _result(wait: Callable[..., T], *args: Any, **options: Any) -> T:
+def _result(future: Future[T], loop: asyncio.AbstractEventLoop, timeout: float | None = None) -> T:
     call = calls.current()
     with nullcontext() if call is None else lent(call):
-        return wait(*args, **options)
+        return _result_of_running(future, loop, timeout)
+
+
+def _result_of_running(future: Future[T], loop: asyncio.AbstractEventLoop, timeout: float | None = None) -> T:
+    """Wait for code on a loop, but not for ever if that loop ends: the thread may have a transaction.
+
+    Raises:
+        RuntimeError: the loop has been closed, and the code will not go on.
+        TimeoutError: of the code, or because there was no result after ``timeout`` seconds.
+    """
+    end = float("inf") if timeout is None else monotonic() + timeout
+    while True:
+        try:
+            return type(future).result(future, max(0, min(INTERVAL, end - monotonic())))
+        except TimeoutError:
+            if future.done():
+                return type(future).result(future)  # it came this moment, or the error is the code's
+            if monotonic() >= end:
+                raise
+            if loop.is_closed():
+                raise RuntimeError("The event loop has ended before the code that this waits for.") from None
 
 
 class WaitingThread(CurrentThreadExecutor):

@@ -1,4 +1,4 @@
-"""The list of everything that is replaced, which README prints for its readers."""
+"""The list of everything that is replaced in other packages; ``docs/replaced.md`` says why."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ REPLACED_ELSEWHERE = (
     # Of objects that the plugin has made itself:
     "chunked_cursor",  # of a pooled connection: database.cursors
     "connect",  # of a pooled connection: database.state
-    "matches",  # of the plugin's routes: routes.added
+    "set_rollback",  # of a connection in atomic(): database.atomic_scope
 )
 
 _shared = SharedContext(*(replacement.open for replacement in REPLACED))
@@ -34,7 +34,7 @@ def instrumented() -> Iterator[None]:
     """Replace everything for the length of the block; applications of one process share this.
 
     Raises:
-        UnknownFastAPI: FastAPI has not what is to be replaced.
+        UnknownFastAPI: FastAPI lacks a function that is to be replaced.
     """
     fastapi_handlers.check_fastapi()
     with _shared.entered():

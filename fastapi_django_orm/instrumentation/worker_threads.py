@@ -1,6 +1,6 @@
 """Where calls begin and end: in AnyIO's threads, and in those that asyncio uses.
 
-A call gets connections, and gives them back when it ends. That end has to be seen: a lease kept in the
+A call acquires connections, and releases them when it ends. That end has to be seen: a lease kept in the
 context copy of the thread would outlive a call that raises, whose traceback holds the copy. Both places are
 the same whatever name a function was imported by:
 

@@ -93,7 +93,7 @@ def freeze(value: Any) -> Any:
         case Model() | QuerySet() | BaseManager() | LazyObject():
             raise LazyValue(
                 f"{type(value).__name__} would query when it is touched, and the event loop may not. "
-                "Hand over plain values: name columns in `fields`, use .values(), or give the schema a "
+                "Return plain values: name columns in `fields`, use .values(), or give the schema a "
                 "field with a type of its own (a nested model instead of Any)."
             )
     return value

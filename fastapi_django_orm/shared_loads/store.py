@@ -1,4 +1,4 @@
-"""Where workers agree on who loads, and hand over what was loaded: a few keys in Redis or Valkey.
+"""Where workers agree on who loads, and share what was loaded: a few keys in Redis or Valkey.
 
 A worker that wants rows draws a random *number* and leaves it on the server. The one that gets the lock
 takes, in the same step, all numbers that are there, and only then begins to read. It signs them with the

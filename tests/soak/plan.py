@@ -40,6 +40,7 @@ class Plan:
     def staleness(self) -> float:
         """Seconds after which a worker must serve a commit, whatever the plan has fail.
 
-        With faults there are those that it may take to find a connection that has gone silent (README).
+        With faults there are those that it may take to find a connection that has gone silent: see
+        docs/coherence.md.
         """
         return self.patience + (20.0 if self.faults else 0.0)

@@ -286,20 +286,20 @@ async def _deadline() -> AsyncIterator[None]:
 
 
 async def _all_is_free() -> None:
-    """Borrow as many connections at once as there are: none has been lost.
+    """Acquire as many connections at once as there are: none has been lost.
 
     Raises:
         DatabaseBusy: one was.
     """
     barrier = threading.Barrier(THREADS)
 
-    def borrow() -> None:
+    def acquire() -> None:
         assert not transaction.get_connection().in_atomic_block
         barrier.wait(DEADLINE)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(THREADS):
-            group.create_task(run(borrow))
+            group.create_task(run(acquire))
 
 
 async def play_for(seconds: float, first: int, report: Callable[[int], None] = lambda seed: None) -> int:
