@@ -50,7 +50,6 @@ class _Kept(Transaction):
         self._worker = worker
 
     def begin_on(self, worker: Worker) -> None:
-        """Have this thread run everything."""
         self._worker = worker
 
     def busy(self) -> DatabaseBusy:

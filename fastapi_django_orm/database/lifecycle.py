@@ -53,7 +53,6 @@ class _Process:
         return pool
 
     def pools(self) -> list[Pool]:
-        """All pools that were used."""
         return list(self._pools.values())
 
     @contextmanager

@@ -143,7 +143,6 @@ class _Query:
         self._flush()
 
     def end(self, answer: Answer, *, broken: bool) -> None:
-        """Stop waiting, and answer the caller."""
         self.leave()
         self._ended(answer, broken)
 

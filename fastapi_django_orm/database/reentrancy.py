@@ -227,7 +227,6 @@ class _OnLoop:
         setattr(self._connection, name, value)
 
     def on_commit(self, func: Callable[[], object], robust: bool = False) -> None:
-        """As Django's."""
         if not callable(func):
             raise TypeError("on_commit()'s callback must be a callable.")
         self._scope.on_commit(partial(self._connection.on_commit, func, robust))

@@ -179,7 +179,6 @@ class _KnownSQL:
     def of_window(
         self, ordered: AnyQuerySet, connection: BaseDatabaseWrapper, *, offset: int, limit: int
     ) -> bytes:
-        """Return the SQL that reads a part of the list."""
         from psycopg import ClientCursor
 
         sql = self._windows.get((offset, limit))

@@ -131,8 +131,6 @@ class SharedLoader:
 
 
 class _Attempt:
-    """One load."""
-
     def __init__(
         self,
         owner: SharedLoader,
