@@ -21,8 +21,6 @@ from threading import Lock
 from typing import Any, Self
 from weakref import finalize
 
-from django.db import Error
-
 IN_MEMORY = 1024 * 1024  # bytes that are read ahead before they go to a file
 ROWS_AT_ONCE = 2000
 
@@ -143,10 +141,11 @@ class LoopCursor:
 
     def end(self) -> None:
         """Close the cursor. On the thread that has the connection, or a step of the loop at its end."""
-        with suppress(Error):
+        # Exception: the driver's own errors come here, since Django wraps those of close() in no cursor.
+        with suppress(Exception):
             try:
                 self._cursor.close()
-            except Error:
+            except Exception:
                 # The server has gone. psycopg has noticed by now, and closes the cursor without asking it.
                 # One that stays open warns when it is collected, wherever that is.
                 self._cursor.close()

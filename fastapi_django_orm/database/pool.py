@@ -125,7 +125,11 @@ class Pool:
         with suppress(TimeoutError):
             future.result(self.timeout)
         connection = self._granted(future)
-        self.check(connection)
+        try:
+            self.check(connection)
+        except BaseException:  # or it would be lent for good
+            self.put_back(connection, broken=True)
+            raise
         return connection
 
     async def acquire_async(self, *, fresh: bool = False) -> BaseDatabaseWrapper:
