@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import models
 from django.db.models import Count, F, Subquery, Value
@@ -75,6 +77,14 @@ def test_a_label_of_an_app_that_is_not_installed_asks_for_it() -> None:
     assert "Is 'bbs' in INSTALLED_APPS?" in refusal(declare(model="bbs.Topic"), UnknownModel)
     assert "Is " not in refusal(declare(model="board.Nothing"), UnknownModel)
     assert "Is " not in refusal(declare(model="Topic"), UnknownModel)
+
+
+def test_settings_without_any_model_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no app has a model, the settings may not be the project's: the error says which they are."""
+    monkeypatch.setattr(apps, "get_models", lambda **_: [])
+    message = refusal(declare(model="bbs.Topic"), UnknownModel)
+    assert "Is 'bbs' in INSTALLED_APPS? No app there has a model." in message
+    assert repr(settings.SETTINGS_MODULE) in message
 
 
 def test_a_wrong_label_in_depends_on_is_told_as_that() -> None:
