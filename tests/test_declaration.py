@@ -307,6 +307,17 @@ def test_words_of_other_libraries_are_refused(word: str, base: type[Any]) -> Non
     assert refusal(type("Derived", (topics,), {"__module__": __name__})) == message
 
 
+def test_methods_of_a_query_set_name_those_of_a_repository() -> None:
+    """`topics.filter(…)` is an AttributeError that says what there is; any other name is Python's own."""
+    for name in ("filter", "count", "objects"):
+        with pytest.raises(AttributeError, match=rf"{name}.*`topics\.find\(field=value\)`"):
+            getattr(declare(model="board.Topic")(), name)
+    with pytest.raises(AttributeError, match=r"`await topics\.fetch\(pk\)`"):
+        type("Live", (Repository,), {"model": "board.Topic"})().all  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        getattr(declare(model="board.Topic")(), "nothing")  # noqa: B009
+
+
 def test_such_a_word_is_refused_in_a_mixin() -> None:
     """A mixin made for views guards no repository."""
     guarded = type("LoginRequiredMixin", (), {"login_url": "/login/"})
