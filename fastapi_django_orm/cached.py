@@ -65,6 +65,11 @@ class CachedRepository(Repository[RowT]):
     max_decoded_rows: ClassVar[int] = 10_000
     depends_on: ClassVar[Sequence[str]] = ()
 
+    _how_to_read = (
+        "Write `topics.all()`, `topics.get(pk)`, `topics.find(field=value)` or `len(topics)` for the rows in "
+        "memory, or query the model itself."
+    )
+
     def __init__(self) -> None:
         super().__init__()
         self.observed = Observed()

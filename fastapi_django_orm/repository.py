@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 from django.db.models import Model, QuerySet
 
@@ -193,6 +193,19 @@ class Repository(Generic[RowT]):
                 f"among its `repositories`. Import the module {cls.__module__} where the application is made."
             )
         return repository
+
+    if not TYPE_CHECKING:  # which knows by itself what there is
+
+        def __getattr__(self, name: str) -> Any:
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name == "objects" or (not name.startswith("_") and hasattr(QuerySet, name)):
+                message += f". A repository is neither a manager nor a query. {self._how_to_read}"
+            raise AttributeError(message, name=name, obj=self)
+
+    _how_to_read: ClassVar[str] = (
+        "Write `await topics.fetch(pk)` for one row, query the model itself for others, or extend "
+        "CachedRepository to have the rows in memory."
+    )
 
     def __repr__(self) -> str:
         return f"<{self.label} {self.name!r}: {self._state}>"

@@ -6,6 +6,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.apps import apps
+from django.conf import settings
 from django.core.exceptions import FieldError, ImproperlyConfigured
 from django.db import models
 from django.db.models import Count, F, Subquery, Value
@@ -75,6 +77,14 @@ def test_a_label_of_an_app_that_is_not_installed_asks_for_it() -> None:
     assert "Is 'bbs' in INSTALLED_APPS?" in refusal(declare(model="bbs.Topic"), UnknownModel)
     assert "Is " not in refusal(declare(model="board.Nothing"), UnknownModel)
     assert "Is " not in refusal(declare(model="Topic"), UnknownModel)
+
+
+def test_settings_without_any_model_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no app has a model, the settings may not be the project's: the error says which they are."""
+    monkeypatch.setattr(apps, "get_models", lambda **_: [])
+    message = refusal(declare(model="bbs.Topic"), UnknownModel)
+    assert "Is 'bbs' in INSTALLED_APPS? No app there has a model." in message
+    assert repr(settings.SETTINGS_MODULE) in message
 
 
 def test_a_wrong_label_in_depends_on_is_told_as_that() -> None:
@@ -295,6 +305,17 @@ def test_words_of_other_libraries_are_refused(word: str, base: type[Any]) -> Non
     assert message.startswith(f"Topics.{word}: ")
     assert instead in message
     assert refusal(type("Derived", (topics,), {"__module__": __name__})) == message
+
+
+def test_methods_of_a_query_set_name_those_of_a_repository() -> None:
+    """`topics.filter(…)` is an AttributeError that says what there is; any other name is Python's own."""
+    for name in ("filter", "count", "objects"):
+        with pytest.raises(AttributeError, match=rf"{name}.*`topics\.find\(field=value\)`"):
+            getattr(declare(model="board.Topic")(), name)
+    with pytest.raises(AttributeError, match=r"`await topics\.fetch\(pk\)`"):
+        type("Live", (Repository,), {"model": "board.Topic"})().all  # noqa: B018
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        getattr(declare(model="board.Topic")(), "nothing")  # noqa: B009
 
 
 def test_such_a_word_is_refused_in_a_mixin() -> None:

@@ -345,6 +345,13 @@ def test_models_by_name(board: Project, connection: psycopg.Connection) -> None:
     }
 
 
+def test_djangos_own_options_stand_anywhere(board: Project) -> None:
+    """`--settings` is understood after the action too, and is not taken for a model."""
+    settings = ["--settings", "config.settings", "--pythonpath", "."]
+    assert "bbs.Topic" in manage(board, "coherence", "install", "bbs.Topic", *settings)
+    assert "bbs.Topic" in manage(board, "coherence", *settings, "status", "bbs.Topic")
+
+
 def test_all_that_repositories_read(board: Project) -> None:
     """Without names the models of every repository count, and those that they depend on."""
     with_users(board)

@@ -246,6 +246,46 @@ def test_the_thread_stays_with_the_connection(default_database: str) -> None:
     asyncio.run(main())
 
 
+def autocommit_off() -> None:
+    connection.set_autocommit(False)
+    Topic.objects.create(comment="not committed")
+
+
+def begin() -> None:
+    execute("BEGIN")()
+    Topic.objects.create(comment="not committed")
+
+
+@pytest.mark.parametrize("write", [autocommit_off, begin])
+def test_a_lost_transaction_is_logged(write: Callable[[], None], default_database: str) -> None:
+    """What a request has begun by hand and not committed is rolled back, and a warning says what to write."""
+    app = FastAPI()
+
+    @app.get("/def")
+    def in_thread() -> None:
+        write()
+
+    @app.get("/run")
+    async def in_call() -> None:
+        await run(write)
+
+    @app.get("/reads")
+    def reads() -> int:
+        return Topic.objects.count()
+
+    async def main() -> None:
+        with capture_logs() as logs:
+            async with client_of(app, threads=2) as client:
+                for path in ("/def", "/run"):
+                    assert (await client.get(path)).status_code == 200
+                assert (await client.get("/reads")).json() == 0
+        lost = [entry for entry in logs if entry["event"] == "transaction_lost"]
+        assert len(lost) == 2
+        assert all("`async with atomic():`" in entry["hint"] for entry in lost)
+
+    asyncio.run(main())
+
+
 @on_postgresql
 def test_a_transaction_where_something_is_left(default_database: str) -> None:
     """atomic() of the request is on its connection, commits and rolls back there, and nests."""

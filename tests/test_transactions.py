@@ -366,6 +366,13 @@ def test_a_block_without_async_says_what_to_write() -> None:
         pass
 
 
+@pytest.mark.parametrize("decorate", [atomic, lambda function: atomic()(function)])  # type: ignore[operator]
+def test_a_decorator_says_what_to_write(decorate: Any) -> None:
+    """`@atomic` and `@atomic()`, which Django's transaction.atomic allows, name the block to write."""
+    with pytest.raises(TypeError, match=r"not a decorator.*`async with atomic\(\):`.*InTransaction"):
+        decorate(_in_djangos_atomic)
+
+
 def test_an_atomic_object_is_for_one_block() -> None:
     """One object for two blocks at once would confuse them, so it is refused with what to write."""
 

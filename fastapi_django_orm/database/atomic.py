@@ -28,6 +28,10 @@ class Atomic:
 
         def __exit__(self, *how: object) -> None: ...
 
+        def __call__(self, function: object) -> NoReturn:
+            """Refuse to decorate a function, with what to write instead."""
+            raise _not_a_decorator()
+
     async def __aenter__(self) -> Self:
         if self._inner is not None:
             raise RuntimeError("This block is open already. Write `async with atomic():` for each block.")
@@ -76,7 +80,16 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
 
     Source: https://docs.djangoproject.com/en/stable/topics/db/transactions/#django.db.transaction.atomic
     """
+    if callable(using):  # @atomic, without parentheses
+        raise _not_a_decorator()
     return Atomic(using, savepoint, durable)
+
+
+def _not_a_decorator() -> TypeError:
+    return TypeError(
+        "atomic() is not a decorator. Write `async with atomic():` inside the function, or give a handler "
+        "the parameter `_: InTransaction`."
+    )
 
 
 async def end_left_open(before: Scope | None) -> list[str]:

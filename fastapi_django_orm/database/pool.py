@@ -41,11 +41,15 @@ from ..events import logger
 from .cursors import end_cursors, is_read_from, settle_cursors, was_left, watch_cursors
 from .liveness import died_idle, ended_by_server, is_ready, time_statements
 from .sqlite_file import OpenedFiles
-from .state import Watched, left_behind
+from .state import Watched, is_in_transaction, left_behind
 
 HOW_TO_KEEP = (
     "outside of requests a connection is lent to one call: let one function do it all, under run(), or write "
     "`async with atomic():` or asgiref's `async with ThreadSensitiveContext():` around the calls"
+)
+HOW_TO_COMMIT = (
+    "`BEGIN` or `set_autocommit(False)` began it, and what had not been committed at the end was rolled "
+    "back: write `async with atomic():`, or `with transaction.atomic():` in a function that is not async"
 )
 
 
@@ -248,6 +252,10 @@ class Pool:
         # Autocommit that a call has left off is a transaction that no code would end.
         turned = connection.autocommit != connection.settings_dict["AUTOCOMMIT"]
         if connection.connection is not None and (self._closed or turned):
+            if (
+                turned
+            ):  # a driver cannot say whether a transaction is open: PyMySQL overlooks it after RETURNING
+                self._warn_of_loss()
             self._close(connection)
         if (left := left_behind(connection)) is not None:
             self._keep(connection, left)
@@ -284,7 +292,13 @@ class Pool:
         if request is None:
             logger.warning("session_state_lost", database=self.alias, left=left, hint=HOW_TO_KEEP)
         if self._closed or request is None or not request.keep(connection):
+            if request is not None and is_in_transaction(connection.connection):
+                self._warn_of_loss()
             self.discard(connection)
+
+    def _warn_of_loss(self) -> None:
+        # An error would come too late: the request may have been answered.
+        logger.warning("transaction_lost", database=self.alias, hint=HOW_TO_COMMIT)
 
     def _pass_on(self, connection: BaseDatabaseWrapper) -> None:
         with self._lock:

@@ -105,7 +105,7 @@ def left_behind(connection: BaseDatabaseWrapper) -> str | None:
     raw = connection.connection
     if raw is None:
         return None
-    if _is_in_transaction(raw):
+    if is_in_transaction(raw):
         return "a transaction that Django does not know of"
     now = reported_by(raw)
     if now == clean.reported:
@@ -162,7 +162,7 @@ def _is_same(now: Any, then: Any) -> bool:
     return bool(now == then or getattr(now, "__dict__", now) == getattr(then, "__dict__", None))
 
 
-def _is_in_transaction(raw: Any) -> bool:
+def is_in_transaction(raw: Any) -> bool:
     """Whether the driver sees an open transaction: a BEGIN in plain SQL."""
     pgconn = getattr(raw, "pgconn", None)
     if pgconn is not None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.db.models import Model, QuerySet
 
 from ..errors import InvalidRepository, UnknownField, UnknownModel, nearest
@@ -39,8 +40,13 @@ def _labelled(label: str, there: str) -> type[Model]:
     except (LookupError, ValueError):
         labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
         raise UnknownModel(
-            f"{there} is no model {label!r} in INSTALLED_APPS. {_app_missing(label)}{nearest(label, labels)}"
+            f"{there} is no model {label!r} in INSTALLED_APPS. {_app_missing(label)}"
+            + (nearest(label, labels) if labels else _no_models())
         ) from None
+
+
+def _no_models() -> str:
+    return f"No app there has a model. The settings module is {settings.SETTINGS_MODULE!r}."
 
 
 def _app_missing(label: str) -> str:

@@ -1,6 +1,6 @@
 """``manage.py coherence``: the triggers that announce every write to PostgreSQL to FastAPI's workers."""
 
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any, TypeAlias
@@ -47,6 +47,8 @@ class Command(BaseCommand):
                 action.add_argument(
                     "--app", metavar="main:app", help="The FastAPI application that reads them."
                 )
+            for option in ("--settings", "--pythonpath"):  # Django's own, which people write at the end
+                action.add_argument(option, default=SUPPRESS, help=SUPPRESS)
             action.add_argument(
                 "--database", metavar="ALIAS", help="By default where the models are written."
             )
