@@ -282,3 +282,5 @@ class CachedRepository(Repository[RowT]):
         """
         await seen(self.name)
         return self.snapshot
+
+    refreshed = wait_until_current  # its former name, which programs may still call
