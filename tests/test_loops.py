@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from tempfile import SpooledTemporaryFile
@@ -15,7 +16,17 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_django_orm import atomic, run
 from fastapi_django_orm.database.cursors import _moved
-from tests.databases import BOARD, DEADLINE, ask, client_of, default_changed, failed, session, until
+from tests.databases import (
+    BOARD,
+    DEADLINE,
+    ask,
+    client_of,
+    default_changed,
+    end_session,
+    failed,
+    session,
+    until,
+)
 from tests.handlers import count
 from tests.playing import play
 from tests.project.board.models import Topic
@@ -216,6 +227,30 @@ def test_an_abandoned_loop_is_cleaned_up_though_nobody_calls(default_database: s
 
     with default_changed(CONN_MAX_AGE=0):
         play(main, threads=2)
+
+
+@on_postgresql
+def test_a_loop_that_is_left_after_its_session_has_ended(default_database: str) -> None:
+    """Its cursor cannot be closed any more, and its connection is replaced, as that of any other call."""
+
+    def left() -> None:
+        rows = iter(Topic.objects.iterator(chunk_size=10))
+        next(rows)
+        number = session()
+        thread = threading.Thread(target=end, args=[number])
+        thread.start()
+        thread.join(DEADLINE)
+
+    def end(number: int) -> None:
+        end_session(number)
+        connections.close_all()
+
+    async def main() -> None:
+        for _ in range(3):
+            await run(left)
+            assert await run(count) == ROWS
+
+    play(main, threads=1, thread_timeout=5)
 
 
 def test_a_loop_in_a_transaction(default_database: str) -> None:
