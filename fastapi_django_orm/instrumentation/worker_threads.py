@@ -13,7 +13,7 @@ the same whatever name a function was imported by:
 import asyncio
 import inspect
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import copy_context
@@ -185,10 +185,18 @@ def _close_of(func: Any, args: tuple[Any, ...]) -> Callable[[], None] | None:
     if getattr(method, "__name__", None) == "__enter__":
         close: Callable[[], None] = partial(_leave, method.__self__)
     elif len(args) == 1 and inspect.isgenerator(args[0]):
-        close = args[0].close
+        close = partial(_close_stream, args[0])
     else:
         return None
     return partial(copy_context().run, close)
+
+
+def _close_stream(generator: Generator[Any, Any, Any]) -> None:
+    """Close a streaming handler, also where FastAPI's generator of JSON lines is around it."""
+    inside = [each for each in inspect.getgeneratorlocals(generator).values() if inspect.isgenerator(each)]
+    generator.close()
+    for each in inside:  # else it would end where it is collected
+        each.close()
 
 
 def _leave(manager: Any) -> None:

@@ -78,7 +78,7 @@ class Player:
                 try:
                     await task
                 except RuntimeError as error:  # its calls were to run on a thread that has gone on
-                    if "waits no more" not in str(error):
+                    if not any(said in str(error) for said in ("waits no more", "has exited")):
                         raise
                 except DatabaseBusy as error:  # all wait for others, outside of blocks
                     if "No database thread" not in str(error):
