@@ -59,7 +59,7 @@ def running(executor: DatabaseExecutor, loop: asyncio.AbstractEventLoop) -> Iter
         yield here
     finally:
         del _applications[executor]
-        # Contexts of tasks that somebody remembers may have it, and nobody needs the rows any more.
+        # A task that is still referenced keeps this object in its context. Release the rows now.
         here._held.clear()
         here.shared = None
 

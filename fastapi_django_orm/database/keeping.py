@@ -144,8 +144,8 @@ class AdoptedScope(AtomicScope):
 
         Args:
             connections: what the call has left open.
-            close: closes the streaming handler that has left it open, if one has. That must not be collected
-                on the event loop, where its ``with`` statements could not roll back.
+            close: closes the streaming handler or dependency that has left it open, if one has. That must not
+                be collected on the event loop, where its ``with`` statements could not roll back.
         """
         super().__init__(new_transaction(), None)
         self.connections = connections
@@ -195,13 +195,13 @@ def end_abandoned(
 ) -> None:
     """End a transaction that the task which began it will not end any more, on a thread.
 
-    A streaming handler is closed, as Python closes a generator that is not read to its end: its own ``with``
-    statements roll back then. What is open after that is rolled back with an error in the log.
+    A streaming handler or dependency is closed, as Python closes a generator that is not read to its end. Its
+    own ``with`` statements roll back then. What is open after that is rolled back with an error in the log.
 
     Args:
         pools: where the connections go, by alias.
         connections: those that have the transaction open, by alias.
-        close: closes the streaming handler that began it, if one did.
+        close: closes the streaming handler or dependency that began it, if one did.
     """
     call = Call(pools)
     call.held = dict(connections)

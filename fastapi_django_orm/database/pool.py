@@ -8,7 +8,7 @@ a server can spare. psycopg's own pool is not used, because it is for one driver
 ``acquire``          on a thread: waits, and returns a connection that works
 ``acquire_async``    on an event loop: waits; ``check()`` it on the thread that will use it
 ``acquire_ready``    on an event loop: one that works as it is, or None at once
-``release``          on a thread: passes it to whoever has waited longest, if nothing was left on it
+``release``          on a thread: passes it to the caller that has waited longest, if nothing was left on it
 ``discard``          on a thread: in whatever state; another is made in its place
 ``put_back``         on the event loop: what ``acquire_ready`` has returned
 ==================== ==================================================================================

@@ -137,8 +137,12 @@ def job_inside(
     scope = ReentrantScope(parent.transaction, parent)
     job = Job(lambda: run(scope))
     scope.job, scope.loop = job, loop
-    # The first callback: whoever waits for the result finds the turn over.
-    job.future.add_done_callback(lambda _: scope.end())
+
+    def over(_: object) -> None:
+        scope.job = None  # it refers to the scope: neither should have to wait for a garbage collection
+        scope.end()
+
+    job.future.add_done_callback(over)  # the first: a caller that has the result finds the turn over
 
     def begin() -> None:
         try:
