@@ -9,7 +9,7 @@ PORT ?= 8000
 
 help:
 	@echo "make test    run the tests on every processor, on servers that they start themselves"
-	@echo "             (one file: TESTS=tests/test_rows.py; one after the other: TESTS=-n0)"
+	@echo "             (one file: TESTS=tests/memory/test_rows.py; one after the other: TESTS=-n0)"
 	@echo "make beside  run the tests beside other packages, which are installed into an environment of their own"
 	@echo "make lint    formatting, rules, types, layers"
 	@echo "make demo    serve the sample on http://$(HOST):$(PORT)"

@@ -18,7 +18,7 @@ from benchmarks.databases import seeded
 from benchmarks.peer import Peer
 from benchmarks.plan import Plan, Results, Say
 from benchmarks.serving import serve
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 PEER = "postgresql"
 CHILD = "benchmarks.children.announcing"

@@ -16,8 +16,8 @@ from benchmarks.peer import Peer
 from benchmarks.plan import Plan, Results, Say
 from benchmarks.serving import apart
 from benchmarks.visibility import Bench, Cell
-from tests.servers.postgresql import PostgreSQL
-from tests.servers.valkey import Valkey
+from tests.support.servers.postgresql import PostgreSQL
+from tests.support.servers.valkey import Valkey
 
 MANY = 4  # workers
 

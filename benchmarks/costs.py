@@ -11,7 +11,7 @@ from benchmarks.children.costs import CASES
 from benchmarks.children.start import outcome
 from benchmarks.databases import seeded
 from benchmarks.peer import Way
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 ROWS = 200_000
 NAMES = {

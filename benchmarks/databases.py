@@ -9,7 +9,7 @@ import time
 from benchmarks.peer import Way
 from benchmarks.plan import PeerError
 from benchmarks.serving import ROOT, environment
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 SETTLE_SECONDS = 10
 

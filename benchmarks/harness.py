@@ -19,7 +19,7 @@ from benchmarks.load import Load, Outcome, measure
 from benchmarks.peer import Peer
 from benchmarks.plan import Plan, Results, Say
 from benchmarks.serving import apart, serve
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from benchmarks.databases import seeded
 from benchmarks.peer import Way
 from benchmarks.plan import Plan, Results, Say
 from benchmarks.serving import apart
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 CHILD = "benchmarks.children.loading"
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from benchmarks.serving import ROOT
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 CALLS = 400
 ROUNDS = 15

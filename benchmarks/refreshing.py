@@ -11,7 +11,7 @@ from benchmarks.databases import seeded
 from benchmarks.peer import Way
 from benchmarks.plan import Plan, Results, Say
 from benchmarks.serving import apart
-from tests.servers.postgresql import PostgreSQL
+from tests.support.servers.postgresql import PostgreSQL
 
 CHILD = "benchmarks.children.refreshing"
 TIMES = {True: 50, False: 200}  # for each kind of change, in a round; a quarter of it with many keys

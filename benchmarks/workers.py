@@ -36,8 +36,8 @@ import django
 import structlog
 from asgiref.sync import ThreadSensitiveContext
 
-from tests.servers.postgresql import PostgreSQL
-from tests.servers.valkey import Valkey
+from tests.support.servers.postgresql import PostgreSQL
+from tests.support.servers.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = (1, 10, 100, 1000)

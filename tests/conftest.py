@@ -24,11 +24,11 @@ from django.conf import settings
 from django.core.management import call_command
 from django.db import connections
 
-from tests.databases import BOARD, default_changed, set_default
-from tests.interpreter import Interpreter
 from tests.project import router
-from tests.projects import PUBLISHING, Project
-from tests.servers import MariaDB, PostgreSQL, Server, Valkey
+from tests.support.databases import BOARD, default_changed, set_default
+from tests.support.interpreter import Interpreter
+from tests.support.projects import PUBLISHING, Project
+from tests.support.servers import MariaDB, PostgreSQL, Server, Valkey
 
 pymysql.install_as_MySQLdb()
 django.setup()

@@ -21,9 +21,9 @@ from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from fastapi_django_orm.errors import InvalidRow, NotStarted, UnknownFastAPI
 from fastapi_django_orm.instrumentation.asgi_layer import RequestContext
 from tests.project.board.models import Topic
-from tests.projects import Project
-from tests.servers import PostgreSQL
-from tests.serving import serving
+from tests.support.projects import Project
+from tests.support.servers import PostgreSQL
+from tests.support.serving import serving
 
 
 class Numbered(BaseModel):

@@ -17,13 +17,13 @@ from structlog.testing import LogCapture
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, run
 from fastapi_django_orm.database import engines
 from fastapi_django_orm.errors import DatabaseBusy, RefreshFailed
-from tests.databases import default_changed
-from tests.gates import Gate, gated, started
-from tests.hearing import DEADLINE, eventually, follows, hearing, link, write
 from tests.project.board.models import Topic
-from tests.projects import MAIN, Project, events
-from tests.repositories import declare
-from tests.serving import serving
+from tests.support.databases import default_changed
+from tests.support.gates import Gate, gated, started
+from tests.support.hearing import DEADLINE, eventually, follows, hearing, link, write
+from tests.support.projects import MAIN, Project, events
+from tests.support.repositories import declare
+from tests.support.serving import serving
 
 JSON = "\nfrom fastapi_django_orm import logs\n\nlogs.configure(json=True)\n"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from tests.projects import Project
+from tests.support.projects import Project
 
 DEADLINE = 20.0  # seconds
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fastapi_django_orm import ORMSettings
-from tests.servers import Uvicorn
+from tests.support.servers import Uvicorn
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.databases import wait_until
-from tests.servers import PostgreSQL, Uvicorn
+from tests.support.databases import wait_until
+from tests.support.servers import PostgreSQL, Uvicorn
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "sample"

@@ -31,8 +31,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from fastapi_django_orm import CachedRepository, DjangoORM
 from fastapi_django_orm.server import Published
 from tests.project.board.models import Topic
-from tests.projects import Project
-from tests.serving import DEADLINE, serving
+from tests.support.projects import Project
+from tests.support.serving import DEADLINE, serving
 
 BELOW = "fastapi_django_orm.server:Published"
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import DjangoORM, ORMSettings, settings
 from fastapi_django_orm.errors import ConfigurationError, InvalidSettings
-from tests.serving import serving
+from tests.support.serving import serving
 
 
 @pytest.fixture(autouse=True)

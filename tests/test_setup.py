@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.projects import MAIN, MANAGE, SETTINGS, Project, explanation
+from tests.support.projects import MAIN, MANAGE, SETTINGS, Project, explanation
 
 EXITING = """
     from django.apps import AppConfig

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.databases import wait_until
-from tests.projects import MAIN, MODELS, Project, explanation
-from tests.servers import PostgreSQL
+from tests.support.databases import wait_until
+from tests.support.projects import MAIN, MODELS, Project, explanation
+from tests.support.servers import PostgreSQL
 
 REFRESH_ANYWAY = """
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.beside.sites import Site
-from tests.interpreter import Interpreter
-from tests.servers import PostgreSQL
+from tests.support.interpreter import Interpreter
+from tests.support.servers import PostgreSQL
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ from pydantic import BaseModel, BeforeValidator, TypeAdapter
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository, run
 from fastapi_django_orm.errors import NotFound
 from tests.beside.shop import models as shop
-from tests.comparing import typed, values
+from tests.support.comparing import typed, values
 
 differing: dict[str, list[str]] = {}
 

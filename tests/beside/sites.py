@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 
-from tests.interpreter import Interpreter
-from tests.projects import Project
-from tests.servers import Uvicorn
+from tests.support.interpreter import Interpreter
+from tests.support.projects import Project
+from tests.support.servers import Uvicorn
 
 CLIENTS = 8
 DEADLINE = 30.0  # seconds

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.servers import Valkey
+from tests.support.servers import Valkey
 
 DEADLINE = 60  # seconds
 

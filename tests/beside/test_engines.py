@@ -15,13 +15,13 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import run
 from fastapi_django_orm.database.engines import kind_of
 from fastapi_django_orm.django.management.commands.coherence import Command
-from tests.databases import BOARD, default_changed
-from tests.hearing import follows, hearing, link, write
-from tests.playing import play
 from tests.project import router
 from tests.project.board.models import Topic
-from tests.repositories import declare
-from tests.servers import PostgreSQL
+from tests.support.databases import BOARD, default_changed
+from tests.support.hearing import follows, hearing, link, write
+from tests.support.playing import play
+from tests.support.repositories import declare
+from tests.support.servers import PostgreSQL
 
 ENGINES = {
     "django-postgres-extra": "psqlextra.backend",

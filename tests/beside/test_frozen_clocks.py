@@ -19,7 +19,7 @@ from structlog.testing import capture_logs  # noqa: E402
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings  # noqa: E402
 from fastapi_django_orm.clock import pause  # noqa: E402
 from tests.project.board.models import Topic  # noqa: E402
-from tests.projects import Project  # noqa: E402
+from tests.support.projects import Project  # noqa: E402
 
 DEADLINE = 20  # seconds, by a clock that no test stops
 

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 import psycopg
 import pytest
 
-from tests.databases import wait_until
-from tests.projects import Project
-from tests.servers import PostgreSQL
+from tests.support.databases import wait_until
+from tests.support.projects import Project
+from tests.support.servers import PostgreSQL
 
 if find_spec("polymorphic") is None:
     pytest.skip("django-polymorphic is not installed: make beside", allow_module_level=True)

@@ -7,9 +7,9 @@ import httpx
 import pytest
 
 from tests.beside.sites import DEADLINE
-from tests.interpreter import Interpreter
-from tests.projects import Project
-from tests.servers import PostgreSQL
+from tests.support.interpreter import Interpreter
+from tests.support.projects import Project
+from tests.support.servers import PostgreSQL
 
 SETTINGS = """
 import sys

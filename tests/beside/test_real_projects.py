@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.servers import PostgreSQL
+from tests.support.servers import PostgreSQL
 
 DEADLINE = 240  # seconds
 

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from tests.projects import SETTINGS, Project
+from tests.support.projects import SETTINGS, Project
 
 LOOK = """
     import warnings

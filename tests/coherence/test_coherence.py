@@ -20,12 +20,12 @@ from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.publishers import DatabasePublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.errors import InvalidSettings
-from tests.gates import Gate, comments, gated
-from tests.hearing import DEADLINE, eventually, follows, hearing, link, roll_back, write
-from tests.playing import outside
 from tests.project.board.models import Author, Topic
-from tests.projects import Project
-from tests.repositories import declare, of
+from tests.support.gates import Gate, comments, gated
+from tests.support.hearing import DEADLINE, eventually, follows, hearing, link, roll_back, write
+from tests.support.playing import outside
+from tests.support.projects import Project
+from tests.support.repositories import declare, of
 
 
 def run(main: Any) -> None:

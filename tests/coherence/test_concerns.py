@@ -20,7 +20,7 @@ from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.errors import InvalidRepository, UnknownModel
 from tests.project.board.models import Author, Desk, LoudTopic, Page, Poem, Seat, Topic, Writer
 from tests.project.places.models import Guest, Place, Remark
-from tests.repositories import declare, of
+from tests.support.repositories import declare, of
 
 
 class AuthorOut(BaseModel):

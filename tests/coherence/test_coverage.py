@@ -17,14 +17,14 @@ from structlog.testing import capture_logs
 from fastapi_django_orm.errors import InvalidSettings
 from fastapi_django_orm.http.health import DjangoORMHealth as Health
 from fastapi_django_orm.http.health import report
-from tests.announcing import announced
-from tests.databases import BOARD, default_changed
-from tests.gates import comments
-from tests.hearing import eventually, follows, hearing, write
 from tests.project import router
 from tests.project.board.models import Topic
-from tests.repositories import declare
-from tests.servers import PostgreSQL, Valkey
+from tests.support.announcing import announced
+from tests.support.databases import BOARD, default_changed
+from tests.support.gates import comments
+from tests.support.hearing import eventually, follows, hearing, write
+from tests.support.repositories import declare
+from tests.support.servers import PostgreSQL, Valkey
 
 HEARTBEAT = 0.2  # seconds
 MINUTE = timedelta(minutes=1)

@@ -13,10 +13,10 @@ from fastapi_django_orm.coherence.choice import publishers
 from fastapi_django_orm.coherence.hints import EVERYTHING, Hint
 from fastapi_django_orm.coherence.publishers import HTTPPublisher
 from fastapi_django_orm.coherence.transport import TransportUnavailable
-from tests.databases import wait_until
-from tests.gates import Gate, add_topics, gated
-from tests.servers import free_port
-from tests.serving import serving
+from tests.support.databases import wait_until
+from tests.support.gates import Gate, add_topics, gated
+from tests.support.servers import free_port
+from tests.support.serving import serving
 
 
 @pytest.fixture(autouse=True)

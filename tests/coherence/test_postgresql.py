@@ -24,10 +24,13 @@ from fastapi_django_orm.coherence.transport import TransportUnavailable
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.http.health import report
-from tests.announcing import announced, exotic_tables, plain_connection
-from tests.databases import BOARD, DEADLINE, wait_until
-from tests.gates import Gate, comments, gated
-from tests.hearing import (
+from tests.project import router
+from tests.project.board.models import Author, Topic
+from tests.project.places.models import Elsewhere, Overview, Place, Reading
+from tests.support.announcing import announced, exotic_tables, plain_connection
+from tests.support.databases import BOARD, DEADLINE, wait_until
+from tests.support.gates import Gate, comments, gated
+from tests.support.hearing import (
     create,
     eventually,
     execute,
@@ -40,13 +43,10 @@ from tests.hearing import (
     uninstall_triggers,
     write,
 )
-from tests.playing import outside
-from tests.project import router
-from tests.project.board.models import Author, Topic
-from tests.project.places.models import Elsewhere, Overview, Place, Reading
-from tests.projects import Project
-from tests.repositories import declare, of
-from tests.servers import PgBouncer, PostgreSQL, TCPProxy
+from tests.support.playing import outside
+from tests.support.projects import Project
+from tests.support.repositories import declare, of
+from tests.support.servers import PgBouncer, PostgreSQL, TCPProxy
 
 HEARTBEAT = 0.4  # seconds
 MINUTE = timedelta(minutes=1)

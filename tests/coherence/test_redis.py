@@ -13,11 +13,11 @@ from fastapi_django_orm.coherence.hints import CHANNEL, Hint, encode
 from fastapi_django_orm.coherence.redis import RedisListener, RedisPublisher
 from fastapi_django_orm.coherence.service import Coherence, seen
 from fastapi_django_orm.coherence.transport import TransportUnavailable
-from tests.gates import Gate, comments, gated
-from tests.hearing import DEADLINE, create, eventually, follows, hearing, link, write
-from tests.playing import outside
-from tests.repositories import declare
-from tests.servers import TCPProxy, Valkey
+from tests.support.gates import Gate, comments, gated
+from tests.support.hearing import DEADLINE, create, eventually, follows, hearing, link, write
+from tests.support.playing import outside
+from tests.support.repositories import declare
+from tests.support.servers import TCPProxy, Valkey
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

@@ -19,9 +19,11 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import DjangoORM, ORMSettings
 from fastapi_django_orm.coherence import roll_call
 from fastapi_django_orm.coherence.roll_call import EVERY_WORKER, Answer, Question, new_worker
-from tests.databases import get_all
-from tests.gates import Gate, comments, gated
-from tests.hearing import (
+from tests.project import router
+from tests.project.board.models import Topic
+from tests.support.databases import get_all
+from tests.support.gates import Gate, comments, gated
+from tests.support.hearing import (
     DEADLINE,
     eventually,
     execute,
@@ -30,12 +32,10 @@ from tests.hearing import (
     uninstall_triggers,
     write,
 )
-from tests.playing import outside
-from tests.project import router
-from tests.project.board.models import Topic
-from tests.projects import Project
-from tests.repositories import declare
-from tests.servers import PostgreSQL, Valkey
+from tests.support.playing import outside
+from tests.support.projects import Project
+from tests.support.repositories import declare
+from tests.support.servers import PostgreSQL, Valkey
 
 TOKEN = "open sesame"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}

@@ -18,7 +18,8 @@ from websockets.sync.client import connect
 
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
 from fastapi_django_orm.errors import DatabaseBusy, TransactionLeftOpen
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     DEADLINE,
     application,
@@ -31,9 +32,8 @@ from tests.databases import (
     until,
     wait_until_gone,
 )
-from tests.handlers import PATHS, WRITES, Count, count, counted_before_and_after, every_kind
-from tests.project.board.models import Topic
-from tests.serving import serving
+from tests.support.handlers import PATHS, WRITES, Count, count, counted_before_and_after, every_kind
+from tests.support.serving import serving
 
 REQUESTS = 500
 BUSY = ["/await", "/run", "/sync-to-async", "/def", "/dependency", "/yield", "/atomic", "/in-transaction"]

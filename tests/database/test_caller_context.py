@@ -16,10 +16,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from fastapi_django_orm import InTransaction, Repository, atomic, run
-from tests.databases import application, client_of
-from tests.gates import started
-from tests.playing import play
 from tests.project.board.models import Topic
+from tests.support.databases import application, client_of
+from tests.support.gates import started
+from tests.support.playing import play
 
 local = Local()
 variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="nothing")

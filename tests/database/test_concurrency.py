@@ -19,10 +19,10 @@ from websockets.sync.client import connect
 
 from fastapi_django_orm import DjangoORM, ORMSettings, run
 from fastapi_django_orm.errors import DatabaseBusy, LazyValue, NotStarted
-from tests.gates import add_topics
-from tests.playing import DEADLINE, awrite, committed, play, stored, wait_for, write
 from tests.project.board.models import Topic
-from tests.serving import serving
+from tests.support.gates import add_topics
+from tests.support.playing import DEADLINE, awrite, committed, play, stored, wait_for, write
+from tests.support.serving import serving
 
 Way = Callable[[Callable[[], Any]], Awaitable[Any]]
 

@@ -18,7 +18,8 @@ from django.urls import path
 from fastapi import FastAPI
 
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     DEADLINE,
     ask,
@@ -29,10 +30,9 @@ from tests.databases import (
     wait_until,
     wait_until_gone,
 )
-from tests.handlers import every_kind
-from tests.playing import outside
-from tests.project.board.models import Topic
-from tests.serving import serving
+from tests.support.handlers import every_kind
+from tests.support.playing import outside
+from tests.support.serving import serving
 
 on_postgresql = pytest.mark.parametrize("default_database", ["postgresql"], indirect=True)
 on_servers = pytest.mark.parametrize("default_database", ["postgresql", "mariadb"], indirect=True)

@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from fastapi_django_orm import atomic, run
 from fastapi_django_orm.errors import PrivateDatabase
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     application,
     client_of,
@@ -23,8 +24,7 @@ from tests.databases import (
     transactions_held,
     wait_until_gone,
 )
-from tests.handlers import PATHS, WRITES, count, every_kind
-from tests.project.board.models import Topic
+from tests.support.handlers import PATHS, WRITES, count, every_kind
 
 MEMORY = [":memory:", "", "file:board?mode=memory"]
 

@@ -23,8 +23,11 @@ from fastapi_django_orm.database.engines import (
 )
 from fastapi_django_orm.database.startup_checks import check_shareable
 from fastapi_django_orm.errors import PrivateDatabase
-from tests.databases import BOARD, default_changed
-from tests.hearing import (
+from tests.project import router
+from tests.project.board.models import Topic
+from tests.project.engines.tokens import base as tokens
+from tests.support.databases import BOARD, default_changed
+from tests.support.hearing import (
     eventually,
     execute,
     follows,
@@ -34,12 +37,9 @@ from tests.hearing import (
     uninstall_triggers,
     write,
 )
-from tests.playing import outside
-from tests.project import router
-from tests.project.board.models import Topic
-from tests.project.engines.tokens import base as tokens
-from tests.repositories import declare
-from tests.servers import PostgreSQL
+from tests.support.playing import outside
+from tests.support.repositories import declare
+from tests.support.servers import PostgreSQL
 
 ENGINES = "tests.project.engines"
 HEARTBEAT = 0.4  # seconds

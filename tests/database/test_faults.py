@@ -21,7 +21,8 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
 from fastapi_django_orm.database.threads import DatabaseThreads, Job
 from fastapi_django_orm.errors import DatabaseBusy
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     DEADLINE,
     application,
@@ -36,11 +37,10 @@ from tests.databases import (
     wait_until,
     wait_until_gone,
 )
-from tests.handlers import PATHS, count, every_kind
-from tests.project.board.models import Topic
-from tests.projects import Project
-from tests.servers import TCPProxy
-from tests.serving import serving
+from tests.support.handlers import PATHS, count, every_kind
+from tests.support.projects import Project
+from tests.support.servers import TCPProxy
+from tests.support.serving import serving
 
 on_servers = pytest.mark.parametrize("default_database", ["postgresql", "mariadb"], indirect=True)
 on_postgresql = pytest.mark.parametrize("default_database", ["postgresql"], indirect=True)

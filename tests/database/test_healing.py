@@ -9,7 +9,8 @@ from django.db import Error, connection, connections
 from fastapi import FastAPI
 
 from fastapi_django_orm import atomic, run
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     application,
     client_of,
@@ -22,8 +23,7 @@ from tests.databases import (
     until,
     wait_until_gone,
 )
-from tests.handlers import PATHS, count, every_kind
-from tests.project.board.models import Topic
+from tests.support.handlers import PATHS, count, every_kind
 
 pytestmark = pytest.mark.parametrize("default_database", ["postgresql", "mariadb"], indirect=True)
 

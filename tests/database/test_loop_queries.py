@@ -23,8 +23,10 @@ from fastapi_django_orm import CachedRepository, Repository, atomic, run
 from fastapi_django_orm.database.calls import running_calls
 from fastapi_django_orm.database.liveness import cut
 from fastapi_django_orm.errors import NotFound
-from tests.comparing import finish
-from tests.databases import (
+from tests.project.board.models import Entry, Page, Topic, Writer
+from tests.project.engines.schemas.base import DatabaseWrapper
+from tests.support.comparing import finish
+from tests.support.databases import (
     BOARD,
     DEADLINE,
     ask,
@@ -35,10 +37,8 @@ from tests.databases import (
     until,
     wait_until,
 )
-from tests.gates import started
-from tests.project.board.models import Entry, Page, Topic, Writer
-from tests.project.engines.schemas.base import DatabaseWrapper
-from tests.servers import PostgreSQL
+from tests.support.gates import started
+from tests.support.servers import PostgreSQL
 
 pytestmark = [
     pytest.mark.parametrize("default_database", ["postgresql"], indirect=True),

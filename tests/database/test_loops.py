@@ -16,7 +16,8 @@ from fastapi.responses import StreamingResponse
 
 from fastapi_django_orm import atomic, run
 from fastapi_django_orm.database.cursors import _moved
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     DEADLINE,
     ask,
@@ -27,9 +28,8 @@ from tests.databases import (
     session,
     until,
 )
-from tests.handlers import count
-from tests.playing import play
-from tests.project.board.models import Topic
+from tests.support.handlers import count
+from tests.support.playing import play
 
 ROWS = 300
 

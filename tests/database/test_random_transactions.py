@@ -1,7 +1,7 @@
 """Random programs of transactions leave what an oracle says, whatever way the code takes.
 
-For an hour: ``RANDOM_TRANSACTIONS=3600 RANDOM_TRANSACTIONS_SEED=1 pytest tests/test_random_transactions.py
---timeout=0 -s -k postgresql``.
+For an hour: ``RANDOM_TRANSACTIONS=3600 RANDOM_TRANSACTIONS_SEED=1
+pytest tests/database/test_random_transactions.py --timeout=0 -s -k postgresql``.
 """
 
 import os
@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from tests.playing import play
-from tests.transactions.playing import DEADLINE, THREADS, play_for
+from tests.support.playing import play
+from tests.support.transactions.playing import DEADLINE, THREADS, play_for
 
 SECONDS = float(os.environ.get("RANDOM_TRANSACTIONS", "3"))
 SEED = int(os.environ.get("RANDOM_TRANSACTIONS_SEED", "1"))

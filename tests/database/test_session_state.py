@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import InTransaction, atomic, run
 from fastapi_django_orm.errors import DatabaseBusy
-from tests.databases import (
+from tests.project.board.models import Topic
+from tests.support.databases import (
     BOARD,
     DEADLINE,
     application,
@@ -27,8 +28,7 @@ from tests.databases import (
     until,
     wait_until_gone,
 )
-from tests.playing import outside
-from tests.project.board.models import Topic
+from tests.support.playing import outside
 
 on_postgresql = pytest.mark.parametrize("default_database", ["postgresql"], indirect=True)
 on_servers = pytest.mark.parametrize("default_database", ["postgresql", "mariadb"], indirect=True)

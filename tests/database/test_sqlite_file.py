@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import run
 from fastapi_django_orm.coherence.service import Coherence
-from tests.databases import default_changed
-from tests.hearing import eventually, follows, hearing, link
 from tests.project.board.models import Topic
-from tests.repositories import declare
+from tests.support.databases import default_changed
+from tests.support.hearing import eventually, follows, hearing, link
+from tests.support.repositories import declare
 
 POLL = 0.02  # seconds
 

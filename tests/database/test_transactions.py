@@ -38,12 +38,12 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, atomic, run
 from fastapi_django_orm.dependencies import in_transaction
 from fastapi_django_orm.errors import DatabaseBusy, InvalidHandler, TransactionLeftOpen
-from tests.databases import set_default, until
-from tests.gates import started
-from tests.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
 from tests.project.board.models import Author, Topic
-from tests.servers import PostgreSQL
-from tests.serving import serving
+from tests.support.databases import set_default, until
+from tests.support.gates import started
+from tests.support.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
+from tests.support.servers import PostgreSQL
+from tests.support.serving import serving
 
 
 def backend() -> int:

@@ -15,9 +15,9 @@ from fastapi.concurrency import run_in_threadpool
 
 from fastapi_django_orm import DjangoORM, ORMSettings, atomic, run
 from fastapi_django_orm.errors import LazyValue
-from tests.playing import awrite, committed, play, stored, write
 from tests.project.board.models import Topic
-from tests.serving import serving
+from tests.support.playing import awrite, committed, play, stored, write
+from tests.support.serving import serving
 
 
 def test_a_call_that_waits_for_the_loop_holds_no_connection(default_database: str) -> None:

@@ -6,9 +6,9 @@ import django
 import psycopg
 import pytest
 
-from tests.projects import Project
-from tests.servers import MariaDB, PostgreSQL
-from tests.test_django_commands import TABLE, manage
+from tests.django.test_commands import TABLE, manage
+from tests.support.projects import Project
+from tests.support.servers import MariaDB, PostgreSQL
 
 DATABASE = "checks"
 

@@ -8,10 +8,10 @@ import pytest
 import redis
 
 from fastapi_django_orm.coherence.hints import CHANNEL, EVERYTHING, Hint, decode
-from tests.announcing import Ear
-from tests.databases import wait_until
-from tests.projects import MAIN, MODELS, Project
-from tests.servers import PostgreSQL, Valkey
+from tests.support.announcing import Ear
+from tests.support.databases import wait_until
+from tests.support.projects import MAIN, MODELS, Project
+from tests.support.servers import PostgreSQL, Valkey
 
 DATABASE = "commands"
 

@@ -24,11 +24,11 @@ from fastapi_django_orm.coherence.hints import (
 from fastapi_django_orm.django import hint_sender
 from fastapi_django_orm.django.hint_sender import HintSender
 from fastapi_django_orm.settings import ORMSettings
-from tests.databases import wait_until
-from tests.gates import Gate, gated
-from tests.projects import Project
-from tests.servers import TCPProxy, Valkey
-from tests.serving import serving
+from tests.support.databases import wait_until
+from tests.support.gates import Gate, gated
+from tests.support.projects import Project
+from tests.support.servers import TCPProxy, Valkey
+from tests.support.serving import serving
 
 DEADLINE = 20.0  # seconds
 TOPICS = "bbs.Topic"

@@ -11,11 +11,11 @@ from django.test.utils import CaptureQueriesContext
 from fastapi_django_orm.coherence import process
 from fastapi_django_orm.coherence.hints import Hint
 from fastapi_django_orm.django import signals
-from tests.hearing import follows, hearing
-from tests.playing import outside
 from tests.project.board.models import Author, LoudTopic, Seat, Topic
 from tests.project.places.models import Place, Restaurant, Tag
-from tests.repositories import declare
+from tests.support.hearing import follows, hearing
+from tests.support.playing import outside
+from tests.support.repositories import declare
 
 TOPICS = "board.Topic"
 

@@ -14,16 +14,6 @@ from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import announced as announced_by_signals
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.django.trigger_sql import MOST_KEYS_OF_STATEMENT
-from tests.announcing import (
-    DEADLINE,
-    Ear,
-    announced,
-    ear,
-    execute,
-    exotic_tables,
-    keys,
-    plain_connection,
-)
 from tests.project import router
 from tests.project.board.models import Author, Everything, LoudTopic, Seat, Topic
 from tests.project.places.models import (
@@ -37,6 +27,16 @@ from tests.project.places.models import (
     Reading,
     Restaurant,
     Tag,
+)
+from tests.support.announcing import (
+    DEADLINE,
+    Ear,
+    announced,
+    ear,
+    execute,
+    exotic_tables,
+    keys,
+    plain_connection,
 )
 
 TOPICS = "board.Topic"

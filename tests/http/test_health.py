@@ -14,11 +14,11 @@ from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from tests.conftest import add_database
-from tests.gates import Gate, add_topics, gated
 from tests.project import router
 from tests.project.board.models import Author
-from tests.servers import PostgreSQL, TCPProxy
-from tests.serving import serving
+from tests.support.gates import Gate, add_topics, gated
+from tests.support.servers import PostgreSQL, TCPProxy
+from tests.support.serving import serving
 
 SECRET = "user root, password hunter2"
 

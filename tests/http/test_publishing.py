@@ -32,12 +32,12 @@ from websockets.sync.client import connect
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository
 from fastapi_django_orm.errors import InvalidRepository, InvalidRow
-from tests.comparing import finish
-from tests.databases import created
-from tests.gates import Gate, add_topics, gated, started
 from tests.project.board.models import Author, CodeField, Everything, Page, Poem, Seat, Topic
-from tests.repositories import declare
-from tests.serving import serving
+from tests.support.comparing import finish
+from tests.support.databases import created
+from tests.support.gates import Gate, add_topics, gated, started
+from tests.support.repositories import declare
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

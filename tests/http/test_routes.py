@@ -15,9 +15,9 @@ from starlette.responses import PlainTextResponse
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
-from tests.gates import Gate, add_topics, gated
 from tests.project.board.models import Author, Topic
-from tests.serving import serving
+from tests.support.gates import Gate, add_topics, gated
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

@@ -18,9 +18,9 @@ from fastapi_django_orm.instrumentation.everything import REPLACED, REPLACED_ELS
 from fastapi_django_orm.instrumentation.replacing import Replacement
 from fastapi_django_orm.shared import SharedContext, renewed_at_fork
 from tests.project.board.models import Topic
-from tests.serving import serving
+from tests.support.serving import serving
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

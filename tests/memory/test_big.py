@@ -12,7 +12,7 @@ from fastapi import Depends, FastAPI
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from tests.project.board.models import Topic
-from tests.serving import DEADLINE, serving
+from tests.support.serving import DEADLINE, serving
 
 ROWS = 100_000
 TOKEN = {"Authorization": "Bearer t"}

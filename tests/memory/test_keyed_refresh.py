@@ -29,11 +29,11 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import CachedRepository, run
 from fastapi_django_orm.errors import InvalidKey, NotFound, RefreshFailed
 from fastapi_django_orm.memory.key_index import KeyIndex
-from tests.comparing import assert_as_loaded_anew, beginning_keys, finish
-from tests.databases import created, default_changed, until
-from tests.gates import Gate, put_behind, started
 from tests.project.board.models import Code, CodeField, Desk, Entry, Everything, Page, Seat, Topic, Writer
-from tests.repositories import declare, of
+from tests.support.comparing import assert_as_loaded_anew, beginning_keys, finish
+from tests.support.databases import created, default_changed, until
+from tests.support.gates import Gate, put_behind, started
+from tests.support.repositories import declare, of
 
 FIELDS = (
     "id",

@@ -17,8 +17,8 @@ from django.db import DatabaseError, DataError, OperationalError
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import RefreshFailed
-from tests.gates import DEADLINE, Gate, add_topics, comments, gated, started
 from tests.project.board.models import Topic
+from tests.support.gates import DEADLINE, Gate, add_topics, comments, gated, started
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

@@ -25,10 +25,10 @@ from fastapi_django_orm.errors import (
     NotStarted,
     UnknownField,
 )
-from tests.gates import DEADLINE, Gate, gated, started
 from tests.project.board.models import Author, Topic
-from tests.repositories import declare, of, read, rows
-from tests.serving import serving
+from tests.support.gates import DEADLINE, Gate, gated, started
+from tests.support.repositories import declare, of, read, rows
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

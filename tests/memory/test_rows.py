@@ -15,10 +15,10 @@ from django.db.models.lookups import LessThanOrEqual
 from pydantic import BaseModel
 
 from fastapi_django_orm import Repository
-from tests.comparing import finish
-from tests.gates import started
 from tests.project.board.models import Author, Everything, Poem, Seat, Topic
-from tests.repositories import declare, of, read, rows
+from tests.support.comparing import finish
+from tests.support.gates import started
+from tests.support.repositories import declare, of, read, rows
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

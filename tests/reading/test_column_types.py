@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import CachedRepository, Repository, run
 from fastapi_django_orm.errors import ColumnMissing, InvalidRow, RefreshFailed
 from fastapi_django_orm.reading import readers
-from tests.comparing import finish, sent_by_fastapi, typed, values
-from tests.databases import default_changed
-from tests.gates import started
+from tests.support.comparing import finish, sent_by_fastapi, typed, values
+from tests.support.databases import default_changed
+from tests.support.gates import started
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository
 from fastapi_django_orm.errors import FieldsNotNamed, InvalidRepository, UnknownField, UnknownModel
 from tests.project.board.models import Account, Author, LoudTopic, Seat, Topic
-from tests.projects import Project
-from tests.repositories import declare, of, read, rows
+from tests.support.projects import Project
+from tests.support.repositories import declare, of, read, rows
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

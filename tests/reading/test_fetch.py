@@ -40,11 +40,11 @@ from fastapi_django_orm.errors import (
     NotUnique,
 )
 from fastapi_django_orm.reading.batching import BATCHES_AT_ONCE, MOST_KEYS_OF_BATCH
-from tests.comparing import finish
-from tests.databases import BOARD, DEADLINE, created, default_changed, on_every_thread
-from tests.gates import Gate, put_behind, started
 from tests.project.board.models import Desk, Page, Seat, Writer
-from tests.repositories import declare
+from tests.support.comparing import finish
+from tests.support.databases import BOARD, DEADLINE, created, default_changed, on_every_thread
+from tests.support.gates import Gate, put_behind, started
+from tests.support.repositories import declare
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

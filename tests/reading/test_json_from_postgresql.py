@@ -25,17 +25,17 @@ from psycopg.types.numeric import FloatLoader
 from fastapi_django_orm import CachedRepository, Repository, atomic, run
 from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
 from fastapi_django_orm.reading.reader_factory import choose_reader
-from tests.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, values
 from tests.conftest import add_database
-from tests.databases import created
-from tests.gates import started
 from tests.project import router
 from tests.project.board.models import Author, Entry, Everything, Poem, Seat, Topic
-from tests.projects import Project, events
-from tests.repositories import declare
-from tests.repositories import read as loaded
-from tests.servers import PostgreSQL
-from tests.two_ways import Ways, same
+from tests.support.comparing import assert_as_loaded_anew, finish, sent_by_fastapi, values
+from tests.support.databases import created
+from tests.support.gates import started
+from tests.support.projects import Project, events
+from tests.support.repositories import declare
+from tests.support.repositories import read as loaded
+from tests.support.servers import PostgreSQL
+from tests.support.two_ways import Ways, same
 
 
 @pytest.fixture(params=["postgresql"])

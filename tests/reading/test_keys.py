@@ -12,12 +12,12 @@ from django.test.utils import isolate_apps
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import InvalidRow, RefreshFailed
-from tests.comparing import assert_as_loaded_anew, finish
-from tests.databases import created
-from tests.gates import started
 from tests.project.board.models import Code, CodeField
-from tests.projects import explanation
-from tests.repositories import declare, read
+from tests.support.comparing import assert_as_loaded_anew, finish
+from tests.support.databases import created
+from tests.support.gates import started
+from tests.support.projects import explanation
+from tests.support.repositories import declare, read
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

@@ -20,8 +20,8 @@ from fastapi_django_orm.reading import windows as reading_windows
 from fastapi_django_orm.reading.live_queries import LiveQueries
 from fastapi_django_orm.reading.readers import ColumnReader
 from fastapi_django_orm.reading.windows import LARGE_AT_ONCE, Windows, is_large
-from tests.gates import Gate
-from tests.serving import DEADLINE, serving
+from tests.support.gates import Gate
+from tests.support.serving import DEADLINE, serving
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

@@ -13,10 +13,10 @@ from django.db import connections
 from fastapi_django_orm.errors import RefreshFailed
 from fastapi_django_orm.memory.table import Table
 from fastapi_django_orm.reading.pacing import Pace
-from tests.databases import default_changed
-from tests.gates import started
-from tests.playing import outside
-from tests.repositories import declare
+from tests.support.databases import default_changed
+from tests.support.gates import started
+from tests.support.playing import outside
+from tests.support.repositories import declare
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

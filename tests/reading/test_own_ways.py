@@ -22,11 +22,11 @@ from structlog.testing import capture_logs
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository, atomic, run
 from fastapi_django_orm.database import lifecycle
 from fastapi_django_orm.errors import NotFound
-from tests.comparing import finish, sent_by_fastapi, typed, values
-from tests.databases import created, default_changed
-from tests.gates import started
 from tests.project import router
 from tests.project.board.models import Entry, Page
+from tests.support.comparing import finish, sent_by_fastapi, typed, values
+from tests.support.databases import created, default_changed
+from tests.support.gates import started
 
 
 @pytest.fixture(autouse=True)

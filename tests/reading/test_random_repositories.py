@@ -1,7 +1,7 @@
 """Random repositories, random writes and migrations beside Django itself; see ``random_repositories``.
 
-For an hour: ``RANDOM_REPOSITORIES=3600 RANDOM_REPOSITORIES_SEED=1 pytest tests/test_random_repositories.py
---timeout=0 -s -k postgresql``.
+For an hour: ``RANDOM_REPOSITORIES=3600 RANDOM_REPOSITORIES_SEED=1
+pytest tests/reading/test_random_repositories.py --timeout=0 -s -k postgresql``.
 """
 
 import os
@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.reading import readers
-from tests.random_repositories import play_for
+from tests.support.random_repositories import play_for
 
 SECONDS = float(os.environ.get("RANDOM_REPOSITORIES", "3"))
 SEED = int(os.environ.get("RANDOM_REPOSITORIES_SEED", "1"))

@@ -42,9 +42,9 @@ from rest_framework import serializers
 from structlog.testing import capture_logs
 
 from fastapi_django_orm.errors import InvalidRow, LazyValue, UnknownField
-from tests.databases import created
 from tests.project.board.models import Account, Author, Everything, LoudTopic, Page, Topic
-from tests.repositories import declare, of, read, rows
+from tests.support.databases import created
+from tests.support.repositories import declare, of, read, rows
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

@@ -27,8 +27,8 @@ from pydantic.alias_generators import to_camel
 from structlog.testing import capture_logs
 
 from fastapi_django_orm import CachedRepository, DjangoORM, Repository
-from tests.comparing import DEADLINE, finish
-from tests.databases import created
+from tests.support.comparing import DEADLINE, finish
+from tests.support.databases import created
 
 File: Any = models.FileField
 

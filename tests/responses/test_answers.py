@@ -27,7 +27,7 @@ from fastapi_django_orm import (
 )
 from fastapi_django_orm.errors import LazyAnswer
 from tests.project.board.models import Author, Everything, LoudTopic, Topic
-from tests.serving import serving
+from tests.support.serving import serving
 
 
 class Out(BaseModel):

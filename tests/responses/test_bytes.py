@@ -20,7 +20,7 @@ from pydantic.alias_generators import to_camel
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings
 from tests.project.board.models import Everything
-from tests.serving import serving
+from tests.support.serving import serving
 
 TOKEN = {"Authorization": "Bearer t"}
 

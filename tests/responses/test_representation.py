@@ -22,10 +22,10 @@ from fastapi_django_orm.responses import negotiation, representation
 from fastapi_django_orm.responses.negotiation import CODINGS
 from fastapi_django_orm.responses.representation import Representation
 from fastapi_django_orm.responses.response import RepositoryResponse
-from tests.gates import add_topics
 from tests.project.board.models import Topic
-from tests.repositories import read
-from tests.serving import serving
+from tests.support.gates import add_topics
+from tests.support.repositories import read
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.usefixtures("sqlite")
 

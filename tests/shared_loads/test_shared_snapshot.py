@@ -36,15 +36,15 @@ from fastapi_django_orm.shared_loads import store as shared_store
 from fastapi_django_orm.shared_loads.format import Manifest, NotGenuine, NotPortable, kind_of, pack, unpack
 from fastapi_django_orm.shared_loads.loader import identity_of
 from fastapi_django_orm.shared_loads.store import Room
-from tests.databases import created
-from tests.gates import Gate, add_topics, comments, started
-from tests.hearing import eventually, write
-from tests.playing import outside
 from tests.project import router
 from tests.project.board.models import Topic
-from tests.projects import Project
-from tests.repositories import declare
-from tests.servers import PostgreSQL, TCPProxy, Valkey
+from tests.support.databases import created
+from tests.support.gates import Gate, add_topics, comments, started
+from tests.support.hearing import eventually, write
+from tests.support.playing import outside
+from tests.support.projects import Project
+from tests.support.repositories import declare
+from tests.support.servers import PostgreSQL, TCPProxy, Valkey
 
 DEADLINE = 40.0  # seconds
 KEY = b"k" * 32

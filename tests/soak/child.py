@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
-from tests.servers.guard import guard, kill_tree
 from tests.soak.place import ROOT
+from tests.support.servers.guard import guard, kill_tree
 
 START_SECONDS = 60.0
 PATIENCE = 90.0  # seconds until it has ended: a write may wait for another's locks

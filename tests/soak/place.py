@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import MariaDB, PostgreSQL, Valkey
+from tests.support.servers import MariaDB, PostgreSQL, Valkey
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "soak"  # of the database

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import httpx
 
-from tests.servers import Uvicorn
 from tests.soak import child
 from tests.soak.child import Child
 from tests.soak.ending import expected_bodies, settle
@@ -19,6 +18,7 @@ from tests.soak.place import ROOT, Place
 from tests.soak.plan import Plan
 from tests.soak.reading import readers
 from tests.soak.verdict import Verdict
+from tests.support.servers import Uvicorn
 
 GROUPS = ("one", "two")  # machines' worth of processes; the second one's connections come from pools
 WRITERS = 2  # processes in each

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.servers import MariaDB, PostgreSQL, Valkey
 from tests.soak.place import Place, on_mariadb, on_postgresql, on_sqlite
 from tests.soak.plan import Plan
 from tests.soak.running import soak
 from tests.soak.verdict import Verdict
+from tests.support.servers import MariaDB, PostgreSQL, Valkey
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -14,10 +14,10 @@ from fastapi_django_orm.coherence.transport import TransportSupervisor
 from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from fastapi_django_orm.django.trigger_sql import EVENTS
-from tests.gates import comments, started
-from tests.playing import outside
 from tests.project import router
 from tests.project.board.models import Author, Topic
+from tests.support.gates import comments, started
+from tests.support.playing import outside
 
 DEADLINE = 20.0  # seconds
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from django.db import connections
 
-from tests.gates import started
 from tests.project.board.models import Topic
+from tests.support.gates import started
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from textwrap import dedent
 from typing import Any
 
 import fastapi_django_orm
-from tests.interpreter import Interpreter
-from tests.servers import Uvicorn
+from tests.support.interpreter import Interpreter
+from tests.support.servers import Uvicorn
 
 STARTUP_FAILURE = 3  # uvicorn's exit code
 

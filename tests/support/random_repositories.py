@@ -28,8 +28,8 @@ from pydantic_core import to_json
 
 from fastapi_django_orm import CachedRepository, DjangoORM, ORMSettings, Repository, run
 from fastapi_django_orm.errors import NotFound
-from tests.comparing import DEADLINE, plain, typed
-from tests.databases import created, default_changed
+from tests.support.comparing import DEADLINE, plain, typed
+from tests.support.databases import created, default_changed
 
 COLUMNS = ("id", "number", "word", "moment", "price", "flag", "ratio", "code", "owner_id")
 

@@ -10,7 +10,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from tests.servers.uvicorn import KEEP_ALIVE
+from tests.support.servers.uvicorn import KEEP_ALIVE
 
 DEADLINE = 20.0  # seconds
 

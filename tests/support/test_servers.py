@@ -20,8 +20,8 @@ import pytest
 import redis
 from pymysql.cursors import Cursor
 
-from tests.servers import MariaDB, PostgreSQL, Server, TCPProxy, Uvicorn, UvicornError, Valkey
-from tests.servers.guard import is_alive
+from tests.support.servers import MariaDB, PostgreSQL, Server, TCPProxy, Uvicorn, UvicornError, Valkey
+from tests.support.servers.guard import is_alive
 
 DEADLINE = 30.0
 APP = """
@@ -180,7 +180,7 @@ def test_a_taken_port_is_replaced(kind: type[Server], monkeypatch: pytest.Monkey
         free.bind(("127.0.0.1", 0))
         ports = [taken.getsockname()[1], free.getsockname()[1]]
         free.close()
-        monkeypatch.setattr("tests.servers.base.free_port", iter(ports).__next__)
+        monkeypatch.setattr("tests.support.servers.base.free_port", iter(ports).__next__)
         with kind() as server:
             assert server.port == ports[1]
             assert server.name in ask(server)
@@ -424,7 +424,7 @@ def test_uvicorn_replaces_a_taken_port(folder: Path, monkeypatch: pytest.MonkeyP
         free.bind(("127.0.0.1", 0))
         ports = [taken.getsockname()[1], free.getsockname()[1]]
         free.close()
-        monkeypatch.setattr("tests.servers.uvicorn.free_port", iter(ports).__next__)
+        monkeypatch.setattr("tests.support.servers.uvicorn.free_port", iter(ports).__next__)
         with Uvicorn("main:app", directory=folder) as server:
             assert server.port == ports[1]
             assert server.get("/").status_code == 200
@@ -451,7 +451,7 @@ def test_nothing_is_left_when_the_tests_are_killed(
         monkeypatch.delenv(kind.variable, raising=False)
     (folder / "test_killed.py").write_text(
         "import time\n"
-        "from tests.servers import PostgreSQL, Uvicorn, Valkey\n"
+        "from tests.support.servers import PostgreSQL, Uvicorn, Valkey\n"
         "def test_waits():\n"
         f"    app = Uvicorn('main:app', directory={str(folder)!r})\n"
         "    with PostgreSQL() as database, Valkey() as cache, app:\n"
@@ -459,7 +459,7 @@ def test_nothing_is_left_when_the_tests_are_killed(
         "        print(database.directory, cache.directory, flush=True)\n"
         "        time.sleep(60)\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-s", "-q", "-p", "no:cacheprovider", "test_killed.py"],

@@ -6,8 +6,8 @@ from django.db.models import QuerySet
 
 from fastapi_django_orm.reading.postgresql_json import NotExpressible
 from fastapi_django_orm.reading.reader_factory import choose_reader
-from tests.comparing import finish, sent_by_fastapi, typed, values
-from tests.repositories import declare
+from tests.support.comparing import finish, sent_by_fastapi, typed, values
+from tests.support.repositories import declare
 
 
 class Ways:

@@ -22,9 +22,9 @@ from django.db.transaction import TransactionManagementError
 
 from fastapi_django_orm import atomic, run
 from fastapi_django_orm.errors import DatabaseBusy
-from tests.playing import committed
 from tests.project.board.models import Topic
-from tests.transactions.programs import (
+from tests.support.playing import committed
+from tests.support.transactions.programs import (
     Block,
     Call,
     Cut,
