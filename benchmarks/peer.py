@@ -37,6 +37,7 @@ class Peer(Way):
         apps: for each kind that has an application of its own in the module, that one's name.
         paths: for each kind that it answers under a path of its own, that path.
         beside: a peer that it is compared with as well, in a line below the table.
+        http: uvicorn's ``--http``.
     """
 
     server: Server = "uvicorn"
@@ -45,11 +46,12 @@ class Peer(Way):
     apps: dict[str, str] = field(default_factory=dict)
     paths: dict[str, str] = field(default_factory=dict)
     beside: str = ""
+    http: str = "httptools"
 
     def command(self, port: int, kind: str) -> list[str]:
         """Return the command that serves this peer on a local port."""
         app = f"{self.module}:{self.apps.get(kind, 'app')}"
-        return [sys.executable, "-m", *SERVERS[self.server](app, str(port))]
+        return [sys.executable, "-m", *SERVERS[self.server](app, str(port), self.http)]
 
     def environment(self) -> dict[str, str]:
         """Return what this peer needs besides the database's URL."""
@@ -59,15 +61,15 @@ class Peer(Way):
         return {**names, "BENCHMARK_URLCONF": self.module} if self.urls else names
 
 
-def uvicorn(app: str, port: str) -> list[str]:
-    """One worker, uvloop, httptools, no access log."""
+def uvicorn(app: str, port: str, http: str) -> list[str]:
+    """One worker, uvloop, no access log."""
     return (
-        f"uvicorn {app} --host 127.0.0.1 --port {port} --loop uvloop --http httptools "
+        f"uvicorn {app} --host 127.0.0.1 --port {port} --loop uvloop --http {http} "
         "--no-access-log --log-level warning"
     ).split()
 
 
-def gunicorn(app: str, port: str) -> list[str]:
+def gunicorn(app: str, port: str, _: str) -> list[str]:
     """One worker with 8 threads; clients keep their connections, which sync workers cannot do."""
     return (
         f"gunicorn {app} --bind 127.0.0.1:{port} --workers 1 --worker-class gthread --threads 8 "
@@ -75,7 +77,7 @@ def gunicorn(app: str, port: str) -> list[str]:
     ).split()
 
 
-def bolt(app: str, port: str) -> list[str]:
+def bolt(app: str, port: str, _: str) -> list[str]:
     """Start django-bolt's own server, one process; it finds the API through `BOLT_API`."""
     return f"django runbolt --host 127.0.0.1 --port {port} --processes 1 --no-admin".split()
 

@@ -31,7 +31,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from fastapi_django_orm import CachedRepository, DjangoORM
 from fastapi_django_orm.server import Published
 from tests.project.board.models import Topic
-from tests.support.projects import Project
+from tests.support.projects import PUBLISHING, Project
+from tests.support.servers import Gunicorn
 from tests.support.serving import DEADLINE, serving
 
 BELOW = "fastapi_django_orm.server:Published"
@@ -527,6 +528,36 @@ def test_several_workers(published_project: Project) -> None:
     """`--workers 2 --http fastapi_django_orm.server:Published` serves from both."""
     with published_project.uvicorn("--workers", "2", "--http", BELOW) as server:
         assert server.get("/topics/").json()["topics"][0]["comment"] == "first"
+
+
+GUNICORN_WORKER = """\
+from uvicorn_worker import UvicornWorker
+
+
+class PublishedWorker(UvicornWorker):
+    CONFIG_KWARGS = {"http": "fastapi_django_orm.server:Published"}
+"""
+
+
+def test_gunicorn(published_project: Project) -> None:
+    """Under gunicorn, a worker class chooses the protocol; what is published does not pass middleware."""
+    marked = """
+@app.middleware("http")
+async def mark(request, call_next):
+    response = await call_next(request)
+    response.headers["Seen-By"] = "middleware"
+    return response
+"""
+    published_project.write("main.py", PUBLISHING + marked)
+    published_project.write("workers.py", GUNICORN_WORKER)
+    args = ("--worker-class", "workers.PublishedWorker", "--workers", "2")
+    with Gunicorn(
+        directory=published_project.directory, env=published_project.environment(), args=args
+    ) as server:
+        topics = server.get("/topics/")
+        assert topics.json()["topics"][0]["comment"] == "first"
+        assert "Seen-By" not in topics.headers
+        assert server.get("/health/").headers["Seen-By"] == "middleware"
 
 
 def test_without_httptools_the_class_says_what_to_install() -> None:

@@ -47,4 +47,6 @@ REST_FRAMEWORK = {
 }
 if bolt := os.environ.get("BENCHMARK_BOLT_API"):
     INSTALLED_APPS.append("django_bolt")
+    # Its server logs each request here, as `runserver` does; the others run without an access log.
+    LOGGING = {"version": 1, "loggers": {"django.server": {"level": "CRITICAL", "propagate": False}}}
     BOLT_API = [bolt]

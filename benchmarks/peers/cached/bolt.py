@@ -5,7 +5,7 @@ from django_bolt import BoltAPI
 
 from benchmarks.project.bbs.models import Topic
 
-api = BoltAPI()
+api = BoltAPI(enable_logging=False, compression=False)
 topics = list(Topic.objects.values())
 by_key = {topic["id"]: topic for topic in topics}
 

@@ -5,7 +5,7 @@ from django_bolt import BoltAPI
 
 from benchmarks.project.bbs import reads
 
-api = BoltAPI()
+api = BoltAPI(enable_logging=False, compression=False)
 
 
 @api.get("/topics/{pk}")

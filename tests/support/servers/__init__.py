@@ -6,10 +6,11 @@ from .pgbouncer import PgBouncer
 from .ports import free_port
 from .postgresql import PostgreSQL
 from .proxy import TCPProxy
-from .uvicorn import Uvicorn, UvicornError
+from .uvicorn import Gunicorn, Uvicorn, UvicornError
 from .valkey import Valkey
 
 __all__ = [
+    "Gunicorn",
     "MariaDB",
     "PgBouncer",
     "PostgreSQL",

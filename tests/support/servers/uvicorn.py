@@ -51,6 +51,8 @@ class Uvicorn:
 
     """
 
+    _ending = signal.SIGINT
+
     def __init__(
         self,
         app: str = "main:app",
@@ -149,7 +151,7 @@ class Uvicorn:
         return self
 
     def stop(self) -> int:
-        """End uvicorn as Ctrl-C does and return its exit code; kill it after the deadline.
+        """End the server as an operator does and return its exit code; kill it after the deadline.
 
         Raises:
             UvicornError: It had to be killed.
@@ -159,7 +161,7 @@ class Uvicorn:
             raise UvicornError("Uvicorn has not been started.")
         self._close_client()
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(self._ending)
         try:
             return self._exit_code()
         finally:
@@ -244,11 +246,7 @@ class Uvicorn:
         self._lines.clear()
         self._ended = False
         self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "uvicorn", self._app),
-                *("--host", "127.0.0.1", "--port", str(self.port)),
-                *self._args,
-            ],
+            [sys.executable, "-m", *self._command(), *self._args],
             cwd=self._directory,
             env=self._env,
             stdin=subprocess.DEVNULL,
@@ -263,6 +261,9 @@ class Uvicorn:
         guard().add(self._process.pid)
         self._reader = threading.Thread(target=self._read, args=[self._process], name="uvicorn")
         self._reader.start()
+
+    def _command(self) -> Sequence[str]:
+        return ("uvicorn", self._app, "--host", "127.0.0.1", "--port", str(self.port))
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -305,6 +306,15 @@ class Uvicorn:
 
     def _error(self, what: str) -> UvicornError:
         return UvicornError(f"uvicorn {self._app} {what}.\n--- its output ---\n{self.output()}")
+
+
+class Gunicorn(Uvicorn):
+    """`python -m gunicorn APP` in the same way; name the worker's class in `args`."""
+
+    _ending = signal.SIGTERM  # after SIGINT, uvicorn-worker 0.4 waits for half a minute
+
+    def _command(self) -> Sequence[str]:
+        return ("gunicorn", self._app, "--bind", f"127.0.0.1:{self.port}")
 
 
 def _session(session: int) -> list[int]:
