@@ -2,11 +2,13 @@
 
 uvicorn makes a scope, a task and an object for each request, which costs more than an answer that is ready.
 This protocol looks at a request when its headers are complete. It writes the answer at once if that consists
-of published bytes, and leaves everything else to uvicorn.
+of published bytes. What is read from the database for the request has to be waited for, which takes uvicorn's
+task, but not the application. Everything else is left to uvicorn.
 """
 
 import asyncio
 import urllib.parse
+from functools import partial
 from typing import Any
 
 try:
@@ -17,10 +19,14 @@ except ImportError as error:  # httptools is not installed
         "without --http fastapi_django_orm.server:Published."
     ) from error
 
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
 
 from .http.directory import directory_of
-from .responses.negotiation import at_once
-from .responses.representation import Answer, Header, HeaderLines, Headers
+from .http.published_route import FAILED, GONE
+from .http.sources import LiveSource, Question
+from .responses.negotiation import at_once, deliver
+from .responses.representation import Answer, HeaderLines, Headers
 from .responses.response import READING
 
 __all__ = ["Published"]
@@ -61,8 +67,8 @@ _ANSWERED: Any = _Answered()
 class Published(HttpToolsProtocol):
     """``uvicorn main:app --http fastapi_django_orm.server:Published``.
 
-    Published lists, windows and rows whose bytes are ready are answered here: outside of the application's
-    middleware, as a web server answers static files.
+    Published lists, windows and rows are answered here, if their bytes are ready or are read for the request:
+    outside of the application's middleware, as a web server answers static files.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -83,17 +89,18 @@ class Published(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Answer, or have uvicorn call the application."""
-        answer = self._answer()
-        if answer is None:
+        asked = self._asked()
+        answer = None if asked is None else self._ready(asked)
+        if asked is None or answer is None:
             self._make_scope()
-            super().on_headers_complete()
+            self._call_application(asked)
         elif self.transport.is_closing():
             self.cycle = _ANSWERED  # a request after the last one, which uvicorn drops as well
         else:
-            self._write(*answer)
+            self._write(asked, *answer)
 
-    def _answer(self) -> tuple[Answer, Header] | None:
-        """The answer to the request, and its Cache-Control; None if ASGI has to answer."""
+    def _asked(self) -> Question | None:
+        """What the request asks for, if it can be answered here."""
         directory = self._directory
         if directory is None or (method := _READING.get(self.parser.get_method())) is None:
             return None
@@ -103,13 +110,39 @@ class Published(HttpToolsProtocol):
         for name, _ in self.headers:
             if name in _OUT_OF_THE_ORDINARY or (self.access_log and name in _FORWARDED):
                 return None
+        return asked
+
+    def _ready(self, asked: Question) -> Answer | None:
+        found = asked.source.at_hand(asked.window, asked.key)
+        return None if found is None else at_once(found, self.headers)
+
+    def _call_application(self, asked: Question | None) -> None:
+        """Have uvicorn call it; or, for what is read from the database, what stands in its place."""
+        app = self.app
+        if asked is not None and isinstance(asked.source, LiveSource):
+            self.app = partial(self._read, asked)
+        try:
+            super().on_headers_complete()
+        finally:
+            self.app = app
+
+    async def _read(self, asked: Question, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer from the database. If that fails, the route raises the error, as it would by itself."""
         source, window, key = asked
-        if (found := source.at_hand(window, key)) is None:
-            return None
-        if (answer := at_once(found, self.headers)) is None:
-            return None
-        directory.application.requests += 1
-        return answer, source.cache_control
+        try:
+            found = await source.read(window, key, receive)
+        except ClientDisconnect:
+            await GONE(scope, receive, send)
+        except Exception as error:
+            scope[FAILED] = error
+            await self.app(scope, receive, send)
+        else:
+            self._count()
+            await deliver(found, scope, send, source.cache_control)
+
+    def _count(self) -> None:
+        assert self._directory is not None
+        self._directory.application.requests += 1
 
     def _is_free(self) -> bool:
         """Whether the connection can take an answer, and the server another request."""
@@ -121,8 +154,8 @@ class Published(HttpToolsProtocol):
         limit = self.limit_concurrency
         return limit is None or (len(self.connections) < limit and len(self.tasks) < limit)
 
-    def _write(self, answer: Answer, cache_control: Header) -> None:
-        status, headers, body = answer
+    def _write(self, asked: Question, status: int, headers: HeaderLines, body: bytes | None) -> None:
+        self._count()
         if self.access_log:
             self._log(status)
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
@@ -131,7 +164,7 @@ class Published(HttpToolsProtocol):
                 STATUS_LINE[status],
                 _default_lines(self.server_state.default_headers),
                 headers.lines,
-                b"%b: %b\r\n" % cache_control,
+                b"%b: %b\r\n" % asked.source.cache_control,
                 b"\r\n" if keep_alive else b"connection: close\r\n\r\n",
             ]
         )

@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from fastapi_django_orm import CachedRepository, DjangoORM
+from fastapi_django_orm import CachedRepository, DjangoORM, Repository
 from fastapi_django_orm.server import Published
 from tests.project.board.models import Topic
+from tests.support.databases import wait_until
 from tests.support.projects import PUBLISHING, Project
 from tests.support.servers import Gunicorn
 from tests.support.serving import DEADLINE, serving
@@ -44,20 +45,14 @@ def logs() -> Iterator[list[Any]]:
         yield captured
 
 
-def repository(path: str = "/topics/", **attributes: Any) -> type[Any]:
-    class Topics(CachedRepository):
-        model = "board.Topic"
-        fields = ("id", "comment")
-        publish = path
-
-    for name, value in attributes.items():
-        setattr(Topics, name, value)
-    return Topics
+def repository(path: str = "/topics/", kind: type[Any] = CachedRepository, **attributes: Any) -> type[Any]:
+    body = {"model": "board.Topic", "fields": ("id", "comment"), "publish": path, "ordering": ("pk",)}
+    return type("Topics", (kind,), body | attributes)
 
 
-def application(**options: Any) -> FastAPI:
+def application(kind: type[Any] = CachedRepository, **options: Any) -> FastAPI:
     """An application with a published list, and with routes of its own that say what has reached them."""
-    app = FastAPI(lifespan=DjangoORM(repositories=[repository()]).lifespan, **options)
+    app = FastAPI(lifespan=DjangoORM(repositories=[repository(kind=kind)]).lifespan, **options)
 
     @app.get("/topics/latest")
     async def latest() -> str:
@@ -205,12 +200,12 @@ def without_date(received: bytes) -> bytes:
     return re.sub(rb"\r\n(date|last-modified): [^\r]*", rb"\r\n\1: now", received)
 
 
-@pytest.fixture
-def both(rows: None) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
+@pytest.fixture(params=[CachedRepository, Repository], ids=["cached", "live"])
+def both(request: pytest.FixtureRequest, rows: None) -> Iterator[tuple[tuple[str, int], tuple[str, int]]]:
     """The same application behind this protocol and behind uvicorn's own."""
     with (
-        address(application(), http=Published) as below,
-        address(application(), http=HttpToolsProtocol) as own,
+        address(application(request.param), http=Published) as below,
+        address(application(request.param), http=HttpToolsProtocol) as own,
     ):
         for place in below, own:  # compressed once, so that no answer depends on the order of the requests
             for coding in "gzip", "br", "zstd":
@@ -267,6 +262,57 @@ def test_what_is_ready_does_not_reach_the_application(rows: None, path: str) -> 
         head = client.head(path, headers={"Accept-Encoding": "identity"})
         assert (head.status_code, head.headers["ETag"]) == (200, answer.headers["ETag"])
         assert app.calls == 0
+
+
+def test_what_is_read_for_a_request_does_not_reach_the_application(rows: None) -> None:
+    """Rows of a live repository are answered below ASGI; the application says that a row is not there."""
+    app = counting(repository(kind=Repository))
+    with serving(app, http=BELOW) as client:
+        assert [client.get(path).status_code for path in PLAIN] == [200] * len(PLAIN)
+        tag = {"If-None-Match": client.get("/topics/7").headers["ETag"]}
+        assert client.get("/topics/7", headers=tag).status_code == 304
+        assert client.head("/topics/7").status_code == 200
+        Topic.objects.filter(pk=7).update(comment="new")
+        assert client.get("/topics/7", headers=tag).json()["comment"] == "new"
+        assert app.calls == 0
+        assert client.get("/topics/999").status_code == 404
+        assert app.calls == 1
+
+
+@pytest.mark.parametrize("mortal", ["postgresql"], indirect=True)
+def test_live_reads_while_the_database_is_down(mortal: Any, logs: list[Any]) -> None:
+    """The application answers 503, after one try; rows are read below it again when the server is back."""
+    Topic.objects.create(pk=1, comment="first")
+    app = counting(repository(kind=Repository))
+    with serving(app, http=BELOW) as client:
+        assert client.get("/topics/1").json()["comment"] == "first"
+        mortal.kill()
+        down = client.get("/topics/1")
+        assert (down.status_code, down.headers["Retry-After"], app.calls) == (503, "1", 1)
+        assert len([entry for entry in logs if entry["event"] == "live_read_failed"]) == 1
+        mortal.start()
+        wait_until(lambda: client.get("/topics/1").status_code == 200, "row is read")
+        before = app.calls
+        assert client.get("/topics/1").json()["comment"] == "first"
+        assert app.calls == before
+
+
+def test_live_answers_in_a_pipeline(rows: None) -> None:
+    """Answers that wait for the database come in the order of their requests, beside those that are ready."""
+    app = FastAPI(
+        lifespan=DjangoORM(
+            repositories=[repository(), repository("/live/", Repository, name="live")]
+        ).lifespan
+    )
+    paths = [f"/{kind}/{pk}" for pk in range(1, 21) for kind in ("live", "topics")]
+    requests = [f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode() for path in paths]
+    with address(app, http=BELOW) as place, socket.create_connection(place, DEADLINE) as connection:
+        connection.sendall(b"".join(requests))
+        received, answered = b"", Answers(requests)
+        while not answered.complete(received):
+            received += receive(connection)
+    keys = [int(key) for key in re.findall(rb'"id":(\d+)', received)]
+    assert keys == [pk for pk in range(1, 21) for _ in range(2)]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "zstd"])

@@ -28,6 +28,8 @@ from .sources import WHOLE, Question
 # What nginx calls it; nobody will see it, but logs and metrics should not take it for an answer or an error.
 GONE = Response(status_code=499)
 
+FAILED = "fastapi_django_orm.failed"  # in a scope: the error with which the server's protocol failed to read
+
 _WINDOW = re.compile(rb"(?:offset=(\d{1,15}))?(?:(?:^|(?<=.)&)limit=([1-9]\d{0,14}))?").fullmatch
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}", re.ASCII).fullmatch
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
@@ -73,6 +75,8 @@ class PublishedRoute(APIRoute):
         if asked is None:
             await self.app(scope, receive, send)
             return
+        if FAILED in scope:
+            raise scope.pop(FAILED)
         source, window, key = asked
         try:
             found = source.at_hand(window, key) or await source.read(window, key, receive)

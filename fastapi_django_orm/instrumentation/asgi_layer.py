@@ -28,6 +28,7 @@ from ..application import Application
 from ..database.current import current_executor
 from ..database.keeping import RequestConnections
 from ..database.pool import current_request
+from ..database.scopes import enter_scope, entered_scope
 from .replacing import Replacement
 
 HOW_TO_QUERY = (
@@ -78,6 +79,7 @@ class RequestContext:
         kept = current_request.set(connections)
         selected = _threads.set(self._executor.context)
         bound = _request_id.set(request_id or f"{self._prefix}-{next(self._numbers):x}")
+        around = entered_scope()  # a test may run its client inside of atomic()
         try:
             await self.app(scope, receive, send)
         except Exception as error:
@@ -87,7 +89,9 @@ class RequestContext:
             logs.mark(error, _request_id.get())
             raise
         finally:
-            # A server's request ends here with its context; a test client may run many in one.
+            # A server's request ends here with its context; a test client may run many in one. A transaction
+            # that the request has left, and that was rolled back under it, must not meet the next one.
+            enter_scope(around)
             _request_id.reset(bound)
             _threads.reset(selected)
             current_request.reset(kept)

@@ -32,6 +32,7 @@ from fastapi.concurrency import contextmanager_in_threadpool
 from fastapi.responses import StreamingResponse
 from fastapi.sse import EventSourceResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
@@ -39,7 +40,7 @@ from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, atomic, ru
 from fastapi_django_orm.dependencies import in_transaction
 from fastapi_django_orm.errors import DatabaseBusy, InvalidHandler, TransactionLeftOpen
 from tests.project.board.models import Author, Topic
-from tests.support.databases import set_default, until
+from tests.support.databases import client_of, set_default, until
 from tests.support.gates import started
 from tests.support.playing import DEADLINE, awrite, committed, outside, play, stored, wait_for, write
 from tests.support.servers import PostgreSQL
@@ -1576,6 +1577,49 @@ def test_a_def_handler_whose_client_hangs_up_rolls_back(default_database: str, o
         assert closed.get(timeout=DEADLINE) is False  # the `with` statement has ended its transaction
         assert client.post("/").status_code == 200
         assert stored() == ["kept"]
+
+
+def test_a_task_goes_on_after_a_request_that_was_rolled_back(sqlite: str) -> None:
+    """A test client runs many requests in one task: the next one is not inside what the last one has left."""
+    app = FastAPI()
+
+    @app.get("/")
+    def endless() -> StreamingResponse:
+        def parts() -> Iterator[str]:
+            with transaction.atomic():
+                write("lost")
+                while True:
+                    yield "more"
+
+        return StreamingResponse(parts())
+
+    @app.post("/")
+    async def after() -> None:
+        await run(write, "kept")
+
+    async def receive() -> Message:
+        return await asyncio.Event().wait()  # type: ignore[return-value]  # nothing comes
+
+    async def send(message: Message) -> None:
+        if message.get("body"):
+            raise OSError("the client has gone")
+
+    async def main() -> None:
+        gone: Scope = {
+            "type": "http",
+            "asgi": {"spec_version": "2.4"},
+            "method": "GET",
+            "path": "/",
+            "query_string": b"",
+            "headers": [],
+        }
+        async with client_of(app, threads=1, thread_timeout=5) as client:
+            with pytest.raises(ClientDisconnect):
+                await app(gone, receive, send)
+            assert (await client.post("/")).status_code == 200
+
+    asyncio.run(main())
+    assert stored() == ["kept"]
 
 
 def in_a_block() -> Iterator[int]:
