@@ -8,6 +8,7 @@ from pydantic_core import PydanticUndefined
 
 from .annotations import allows_none, bare, models_in, without_none
 from .definition import Definition
+from .relations import is_to_many
 from .values import MayBeUnset, OfItsModel, Related, unset
 
 _BOUNDS = {"ge": "gt", "le": "lt"}
@@ -28,13 +29,13 @@ def complete(info: FieldInfo, definition: Definition) -> None:
     if mine == bare(definition.kind):
         info.annotation = info.annotation if mine == definition.kind else _replaced(info, definition)
         _limit(info, definition.constraints)
-        info.metadata += definition.checks
+        _check(info, definition.checks)
     elif mine == bare(definition.plain):
-        info.metadata += [*definition.checks, *definition.choice]
+        _check(info, [*definition.checks, *definition.choice])
     nested = any(models_in(info.annotation))
-    if info.is_required() and definition.default and not (nested and definition.default.get("default")):
+    if info.is_required() and definition.default:
         is_none = definition.default.get("default", ...) is None
-        if not is_none or allows_none(info.annotation):
+        if allows_none(info.annotation) if is_none else not nested:
             change(info, **definition.default, validate_default=None if is_none else True)
     _mark_unset(info, allows_none(info.annotation))
     written = {
@@ -52,7 +53,7 @@ def complete(info: FieldInfo, definition: Definition) -> None:
 def complete_relation(info: FieldInfo, field: Any) -> None:
     """Let an annotated relation be read from instances: rows of a manager, a generic one by its model."""
     schemas = tuple(models_in(info.annotation))
-    if field.many_to_many or field.one_to_many:
+    if is_to_many(field):
         info.metadata.append(Related(keys=not schemas))
     elif field.related_model is None:
         info.metadata.append(OfItsModel(schemas))
@@ -84,6 +85,10 @@ def _mark_unset(info: FieldInfo, nullable: bool) -> None:
 def _replaced(info: FieldInfo, definition: Definition) -> Any:
     """The same annotation with the limits that the model has inside of it, as for the items of an array."""
     return definition.kind | None if allows_none(info.annotation) else definition.kind
+
+
+def _check(info: FieldInfo, checks: list[Any]) -> None:
+    info.metadata += [each for each in checks if each not in info.metadata]
 
 
 def _limit(info: FieldInfo, constraints: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from ..errors import FieldsNotNamed, InvalidSchema, UnknownField, nearest
 from .declaring import model_named
 from .definition import define
 from .merging import complete, complete_relation, is_key, make_optional, new_field
-from .relations import field_of_attribute
+from .relations import field_of_attribute, has_values
 from .secrets import is_secret
 from .values import WithKeys
 
@@ -194,7 +194,7 @@ def _field(cls: type[ModelSchema], name: str) -> Any:
         raise UnknownField(
             f"{cls.__qualname__}: {options.label} has no field {name!r}. {nearest(name, known)}"
         )
-    if (field.auto_created and not field.concrete) or (field.related_model is None and field.is_relation):
+    if not has_values(field):
         raise InvalidSchema(
             f"{cls.__qualname__}: {options.label}.{name} leads to other rows. Say what to take of them: "
             f"annotate it in the class, as `{name}: list[OtherOut]`, instead of naming it in `fields`."
@@ -245,8 +245,9 @@ def _of_attribute(cls: type[ModelSchema], name: str) -> Any:
 
 def _complete_one(cls: type[ModelSchema], name: str, field: Any) -> None:
     info = cls.model_fields[name]
-    if (field.is_relation and not field.concrete) or field.many_to_many:
+    if field.is_relation and not field.concrete:
         complete_relation(info, field)
+    if not has_values(field):
         return
     try:
         definition = define(field, cls.__qualname__)

@@ -23,3 +23,8 @@ def field_of_attribute(model: type[Model], name: str) -> Any:
 def is_to_many(field: Any) -> bool:
     """Whether instances have a manager of the related rows."""
     return bool(field.many_to_many or field.one_to_many)
+
+
+def has_values(field: Any) -> bool:
+    """Whether a field has a value, a key or keys that a write can set: it is not the other side of a relation."""
+    return bool(not field.is_relation or field.concrete or (field.many_to_many and not field.auto_created))
