@@ -4,19 +4,26 @@ Relations to one row are joined into the query where that cannot change which ro
 those that are nested in themselves, are prefetched level by level, until a level has no rows.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
+from django.db import connections
 from django.db.models import Model, prefetch_related_objects
 from django.db.models.query import ModelIterable
 from pydantic import BaseModel
 
+from ..events import logger
 from ..schemas.annotations import models_in
 from ..schemas.relations import field_of_attribute, is_to_many
 from .keys import AnyQuerySet
 from .schema_code import source_of
 
-Schema = type[BaseModel]
+WATCHED_ROWS = 20  # enough to see a field twice, and few enough to cost nothing
+
+Schema: TypeAlias = type[BaseModel]
 
 
 def relations_of(schema: Schema, model: type[Model]) -> Iterator[tuple[str, Any, list[Schema]]]:
@@ -63,6 +70,21 @@ def load_relations(instances: Sequence[Model], schema: Schema) -> None:
         level = [each for schema, rows in level for each in _next_level(schema, rows)]
 
 
+def schema_for(model: type[Model], annotation: Any) -> Schema | None:
+    """Return the first ``ModelSchema`` in a response's annotation that belongs to a model, or to its base."""
+    seen: set[Schema] = set()
+    waiting = list(models_in(annotation))
+    while waiting:
+        schema = waiting.pop(0)
+        if schema in seen:
+            continue
+        seen.add(schema)
+        if issubclass(model, getattr(schema, "__django_model__", ())):
+            return schema
+        waiting += [each for info in schema.model_fields.values() for each in models_in(info.annotation)]
+    return None
+
+
 def _next_level(schema: Schema, instances: list[Model]) -> Iterator[tuple[Schema, list[Model]]]:
     if not instances:
         return
@@ -81,3 +103,55 @@ def _related(instance: Model, attribute: str, field: Any) -> list[Model]:
         return list(getattr(instance, attribute).all())
     row = field.get_cached_value(instance, default=None)
     return [] if row is None else [row]
+
+
+class QueryWatch:
+    """Warns of a field that queries for each row: a property, say, of which no schema names the relation.
+
+    It looks at the first rows of a read, and is around their statements as an ``execute_wrapper``.
+    """
+
+    changes_nothing = True  # so that fast ways are taken beside it
+
+    def __init__(self, schema: str, names: Collection[str], alias: str) -> None:
+        self._schema = schema
+        self._names = names
+        self._connection = connections[alias]
+        self._rows_left = WATCHED_ROWS
+        self._of_row: set[str] = set()
+        self._rows_of: Counter[str] = Counter()
+
+    @contextmanager
+    def row(self) -> Iterator[None]:
+        """Watch what making one row queries."""
+        if self._rows_left == 0:
+            yield
+            return
+        self._rows_left -= 1
+        self._of_row.clear()
+        with self._connection.execute_wrapper(self):
+            yield
+        self._rows_of.update(self._of_row)
+        if repeated := [name for name, rows in self._rows_of.items() if rows > 1]:
+            self._rows_left = 0
+            logger.warning(
+                "queries_for_each_row",
+                schema=self._schema,
+                fields=repeated,
+                hint="prefetch in queryset() what these read, or annotate the relation itself in the schema",
+            )
+
+    def __call__(self, execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+        """Note which field is being read, and execute the statement."""
+        frame, name = sys._getframe(1), None
+        while frame is not None and name is None:
+            frame, name = frame.f_back, self._field(frame)
+        self._of_row.add(name or "a validator")
+        return execute(sql, params, many, context)
+
+    def _field(self, frame: Any) -> str | None:
+        """Return the field whose property or descriptor this frame runs."""
+        name, owner = frame.f_code.co_name, frame.f_locals.get("self")
+        if name == "__get__" and (field := getattr(owner, "field", None)) is not None:
+            name = getattr(field, "name", name)
+        return name if name in self._names else None

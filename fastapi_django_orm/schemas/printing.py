@@ -38,7 +38,7 @@ def source_of_schema(label: str, fields: Sequence[str] = (), name: str | None = 
 
 
 class Imports:
-    """What annotations need, under names that no field has: a type checker would take the field for the type."""
+    """What annotations need, under names that no field has: type checkers take a field for the type."""
 
     def __init__(self, taken: Collection[str]) -> None:
         self._taken = taken

@@ -26,5 +26,5 @@ def is_to_many(field: Any) -> bool:
 
 
 def has_values(field: Any) -> bool:
-    """Whether a field has a value, a key or keys that a write can set: it is not the other side of a relation."""
+    """Whether a field has a value, a key or keys to set: it is not the other side of a relation."""
     return bool(not field.is_relation or field.concrete or (field.many_to_many and not field.auto_created))
