@@ -42,9 +42,13 @@ def constraints_of(field: Any, kind: Any) -> tuple[dict[str, Any], list[Any]]:
     checks: list[Any] = []
     for validator in field.validators:
         found = _constraint(validator, field)
-        if found is not None and not constraints.keys() & found.keys():
+        is_new = found is not None and not constraints.keys() & found.keys()
+        if is_new:
             constraints |= found
-        elif not isinstance(field, FileField):  # whose validators look at an upload, and here is its name
+        # Pydantic does not count zeros at the end of a decimal, and Django does. Validators of files look at
+        # an upload, and here is its name.
+        needed = not is_new or type(validator) is django.DecimalValidator
+        if needed and not isinstance(field, FileField):
             checks.append(Check(validator, tuple(field.empty_values)))
     if kind in (str, bytes):
         if not field.blank and field.default not in ("", b""):

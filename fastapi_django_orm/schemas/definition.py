@@ -117,7 +117,7 @@ def _of_keys(field: Any, owner: str) -> Definition:
         plain=kind,
         nullable=False,
         constraints={},
-        checks=[Related(keys=True)],
+        checks=[Related()],
         choice=[],
         default={"default_factory": list} if field.blank else {},
         **_documentation(field),

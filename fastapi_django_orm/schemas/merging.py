@@ -1,8 +1,7 @@
 """Model fields into pydantic's: those that are only named, and what an annotation leaves open."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
@@ -28,8 +27,8 @@ def complete(info: FieldInfo, definition: Definition) -> None:
     mine = without_none(info.annotation)
     if mine == bare(definition.kind):
         info.annotation = info.annotation if mine == definition.kind else _replaced(info, definition)
-        _limit(info, definition.constraints)
         _check(info, definition.checks)
+        _limit(info, definition.constraints)
     elif mine == bare(definition.plain):
         _check(info, [*definition.checks, *definition.choice])
     nested = any(models_in(info.annotation))
@@ -52,17 +51,35 @@ def complete(info: FieldInfo, definition: Definition) -> None:
 
 def complete_relation(info: FieldInfo, field: Any) -> None:
     """Let an annotated relation be read from instances: rows of a manager, a generic one by its model."""
-    schemas = tuple(models_in(info.annotation))
     if is_to_many(field):
-        info.metadata.append(Related(keys=not schemas))
+        _check(info, [Related()])
     elif field.related_model is None:
-        info.metadata.append(OfItsModel(schemas))
+        _check(info, [OfItsModel()])
     elif field.auto_created and info.is_required() and allows_none(info.annotation):
         change(info, default=None)  # the other side of a one-to-one relation, which may have no row
 
 
+def complete_later(info: FieldInfo, field: Any) -> None:
+    """Do for a relation whose schema is declared later what can be done: pydantic evaluates this again.
+
+    Other fields are not expected to have annotations that cannot be evaluated where they stand.
+    """
+    annotation: Any = info._original_annotation
+    added = Related() if is_to_many(field) else OfItsModel() if field.related_model is None else None
+    if added is not None:
+        info._original_annotation = Annotated[annotation, added]
+    elif (field.auto_created or (field.null and field.blank)) and "None" in str(annotation):
+        info._original_annotation = Annotated[annotation, FieldInfo(default=None)]
+
+
 def make_optional(info: FieldInfo) -> None:
     """Let a field be left out: it is None then, and not in ``model_fields_set``."""
+    if not info._complete:  # pydantic evaluates it again, with what its annotation has
+        annotation: Any = info._original_annotation
+        info._original_annotation = Annotated[annotation, FieldInfo(default_factory=unset), MayBeUnset()]
+        if not isinstance(info._original_assignment, FieldInfo):
+            info._original_assignment = PydanticUndefined
+        return
     change(info, default=PydanticUndefined, default_factory=unset, validate_default=None)
     _mark_unset(info, allows_none(info.annotation))
 
@@ -88,7 +105,8 @@ def _replaced(info: FieldInfo, definition: Definition) -> Any:
 
 
 def _check(info: FieldInfo, checks: list[Any]) -> None:
-    info.metadata += [each for each in checks if each not in info.metadata]
+    # What stands first is applied first: the author's validators are around these.
+    info.metadata = [each for each in checks if each not in info.metadata] + info.metadata
 
 
 def _limit(info: FieldInfo, constraints: dict[str, Any]) -> None:
@@ -98,7 +116,7 @@ def _limit(info: FieldInfo, constraints: dict[str, Any]) -> None:
         for name, value in constraints.items()
         if name not in known and _BOUNDS.get(name) not in known
     }
-    info.metadata += FieldInfo(**left).metadata
+    info.metadata = FieldInfo(**left).metadata + info.metadata
 
 
 def _has(metadata: Any, name: str) -> bool:
@@ -114,6 +132,6 @@ def _documented(definition: Definition) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def is_key(schema: type[BaseModel], name: str) -> bool:
-    """Whether a field that has a relation's name takes its key: it names no schema."""
-    return not any(models_in(schema.model_fields[name].annotation))
+def is_key(info: FieldInfo) -> bool:
+    """Whether a field that has a relation's name takes its key: it names no schema, now or later."""
+    return info._complete and not any(models_in(info.annotation))

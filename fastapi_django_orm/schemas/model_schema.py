@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from ..errors import FieldsNotNamed, InvalidSchema, UnknownField, nearest
 from .declaring import model_named
 from .definition import define
-from .merging import complete, complete_relation, is_key, make_optional, new_field
+from .merging import complete, complete_later, complete_relation, is_key, make_optional, new_field
 from .relations import field_of_attribute, has_values
 from .secrets import is_secret
 from .values import WithKeys
@@ -226,7 +226,7 @@ def _complete(cls: type[ModelSchema]) -> bool:
         if name in cls.__annotated__:
             changed = True
             _complete_one(cls, name, field)
-        if _relation_with_key(cls.__django_model__, name) and is_key(cls, name):
+        if _relation_with_key(cls.__django_model__, name) and is_key(info):
             keys[name] = field.attname
     cls.__keys__ = keys
     validators = cls.__pydantic_decorators__.model_validators
@@ -245,7 +245,11 @@ def _of_attribute(cls: type[ModelSchema], name: str) -> Any:
 
 def _complete_one(cls: type[ModelSchema], name: str, field: Any) -> None:
     info = cls.model_fields[name]
-    if field.is_relation and not field.concrete:
+    if not info._complete:
+        if field.is_relation:
+            complete_later(info, field)
+        return
+    if field.is_relation and (field.many_to_many or not field.concrete):
         complete_relation(info, field)
     if not has_values(field):
         return

@@ -6,14 +6,16 @@ These stand in ``Annotated``. They are compared by value: an annotation that is 
 from base64 import b64decode, b64encode
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NewType
 
 from django.core.exceptions import ValidationError
 from django.db.models import Field, Model
 from django.db.models.fields.files import FieldFile
 from django.db.models.manager import BaseManager
-from pydantic import BaseModel, BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from .annotations import models_in
 
 
 class MayBeUnset:
@@ -126,7 +128,9 @@ def _url_of_file(value: Any) -> Any:
 
 file_name = BeforeValidator(_name_of_file)
 
-FileURL = Annotated[str | None, BeforeValidator(_url_of_file)]
+# A type of its own, for which the limits of the file's name do not hold.
+_URL = NewType("_URL", str)
+FileURL = Annotated[_URL | None, BeforeValidator(_url_of_file)]
 """The URL of a file or an image, by the field's storage; null where there is none."""
 
 
@@ -175,37 +179,32 @@ class Choice:
 class Related:
     """Rows of a relation to many, from the manager that an instance has; or their keys."""
 
-    keys: bool
-
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.read, handler(source))
+        read = _rows if any(models_in(source)) else _keys
+        return core_schema.no_info_before_validator_function(read, handler(source))
 
-    def read(self, value: Any) -> Any:
-        """Return what is prefetched, or else read it."""
-        if not isinstance(value, BaseManager):
-            return value
-        rows = value.all()
-        return [row.pk for row in rows] if self.keys else list(rows)
+
+def _rows(value: Any) -> Any:
+    return list(value.all()) if isinstance(value, BaseManager) else value
+
+
+def _keys(value: Any) -> Any:
+    # Not values_list(), which would not use what is prefetched.
+    return [row.pk for row in value.all()] if isinstance(value, BaseManager) else value
 
 
 @dataclass(frozen=True)
 class OfItsModel:
-    """The row of a generic relation, as the schema that belongs to its model."""
-
-    schemas: tuple[type[BaseModel], ...]
+    """The row of a generic relation, as the schema in the annotation that belongs to its model."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_before_validator_function(self.read, handler(source))
+        schemas = {getattr(schema, "__django_model__", None): schema for schema in models_in(source)}
 
-    def read(self, value: Any) -> Any:
-        """Return an instance of the schema whose model is nearest to the row's."""
-        if not isinstance(value, Model):
-            return value
-        by_model = {getattr(schema, "__django_model__", None): schema for schema in self.schemas}
-        for model in type(value).__mro__:
-            if schema := by_model.get(model):
-                return schema.model_validate(value)
-        return value
+        def read(value: Any) -> Any:
+            nearest = next((schemas[kind] for kind in type(value).__mro__ if kind in schemas), None)
+            return value if nearest is None else nearest.model_validate(value)
+
+        return core_schema.no_info_before_validator_function(read, handler(source))
 
 
 class WithKeys:
