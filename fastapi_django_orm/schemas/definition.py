@@ -1,5 +1,7 @@
 """What a schema takes from one model field: type, constraints, default, documentation."""
 
+import importlib
+import sys
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from enum import Enum
@@ -64,6 +66,8 @@ def define(field: Any, owner: str) -> Definition:
     Raises:
         InvalidSchema: the field's class is not known.
     """
+    if "django.contrib.postgres.fields" in sys.modules:  # importing it needs psycopg
+        importlib.import_module(f"{__package__}.postgresql")  # which registers its kinds
     if field.many_to_many:
         return _of_keys(field, owner)
     annotation = key_annotation(field, owner) if field.is_relation else annotation_of(field, owner)

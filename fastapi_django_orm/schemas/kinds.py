@@ -1,7 +1,6 @@
 """Which Python type the values of each kind of model field have, and the one function that adds kinds."""
 
 import datetime as dt
-import sys
 from decimal import Decimal
 from inspect import isfunction
 from typing import Annotated, Any, TypeAlias
@@ -37,8 +36,6 @@ def annotation_of(field: Any, owner: str) -> Any:
     Raises:
         InvalidSchema: neither the field's class nor a base of it is registered.
     """
-    if "django.contrib.postgres.fields" in sys.modules:  # importing it needs psycopg
-        from . import postgresql as postgresql
     for kind in type(field).__mro__:
         if kind in _kinds:
             found = _kinds[kind]

@@ -10,7 +10,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from .annotations import bare
+from .annotations import allows_none, bare
 from .constraints import constraints_of
 from .kinds import annotation_of, register_field
 
@@ -34,21 +34,27 @@ class _RangeOf:
             },
             extra_behavior="forbid",
         )
-        return core_schema.chain_schema(
+        ranges = core_schema.chain_schema(
             [
                 core_schema.no_info_before_validator_function(_parts, ends),
                 core_schema.no_info_plain_validator_function(self.made),
             ],
-            serialization=core_schema.wrap_serializer_function_ser_schema(
-                _serialized, schema=ends, when_used="json-unless-none"
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                _parts, return_schema=ends, when_used="json-unless-none"
             ),
         )
+        return core_schema.nullable_schema(ranges) if allows_none(source) else ranges
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         inner: Any = schema
-        return handler(inner["steps"][0]["schema"])
+        nullable = False
+        while inner["type"] != "chain":  # it may be within validators
+            nullable |= inner["type"] == "nullable"
+            inner = inner["lax_schema"] if inner["type"] == "lax-or-strict" else inner["schema"]
+        found = handler(inner["steps"][0]["schema"])
+        return {"anyOf": [found, {"type": "null"}]} if nullable else found
 
     def made(self, parts: dict[str, Any]) -> Any:
         if parts.get("empty"):
@@ -67,10 +73,6 @@ def _parts(value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) == 2:  # as a model field takes it
         return {"lower": value[0], "upper": value[1]}
     return value
-
-
-def _serialized(value: Any, handler: Any) -> Any:
-    return handler(_parts(value))
 
 
 def _of_range(field: Any) -> Any:

@@ -23,7 +23,8 @@ class MayBeUnset:
 
     A read-only field of a request, a field of a ``partial`` schema, one that the database fills. In lax mode
     (pydantic's default) no code in Python runs: the inner schema validates, and refuses null. pydantic-core
-    takes the serializer from ``strict_schema``, which serializes None as null.
+    takes the serializer from ``strict_schema``, which serializes None as null; pydantic takes the JSON schema
+    from ``lax_schema``.
     """
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -34,12 +35,6 @@ class MayBeUnset:
                 _not_none, core_schema.nullable_schema(inner)
             ),
         )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        inner: Any = schema
-        return handler(inner["lax_schema"]) if inner["type"] == "lax-or-strict" else handler(schema)
 
 
 def unset() -> None:
@@ -89,15 +84,14 @@ class Base64:
             _decoded,
             handler(source),
             serialization=core_schema.plain_serializer_function_ser_schema(
-                _encoded, when_used="json-unless-none"
+                _encoded, return_schema=core_schema.str_schema(), when_used="json-unless-none"
             ),
         )
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        inner: Any = schema
-        found = handler(inner["schema"])
+        found = handler(schema)
         for each in (found, *found.get("anyOf", ())):
             if each.get("type") == "string":
                 each.pop("format", None)
