@@ -9,12 +9,14 @@ from .plugin import DjangoORM
 from .reading.row import Row
 from .repository import Repository
 from .responses.response import RepositoryResponse
+from .schemas import ModelSchema
 from .settings import ORMSettings
 
 __all__ = [
     "CachedRepository",
     "DjangoORM",
     "InTransaction",
+    "ModelSchema",
     "ORMSettings",
     "Repository",
     "RepositoryResponse",

@@ -9,8 +9,8 @@ from django.db.models import Model, Prefetch, QuerySet
 from django.db.models.query import ModelIterable, ValuesIterable
 from pydantic import AliasChoices, AliasPath, BaseModel
 
-from ..reading.schema_code import models_in
 from ..reading.validation import Declared
+from ..schemas.annotations import models_in
 
 Path = tuple[str, ...]
 

@@ -28,6 +28,7 @@ from ..database.scopes import current_scope, enter_scope, entered_scope
 from ..errors import LazyAnswer, UnknownFastAPI
 from ..memory.snapshot import Snapshot
 from ..reading.encoding import in_forms_of_rows
+from ..reading.following import joined, load_relations, schema_for
 from ..reading.row import SCALARS, Row
 from ..repository import Repository
 from .replacing import Replacement
@@ -99,7 +100,8 @@ class _ReadingField:
         """Read and validate, on a thread, where properties of models see the handler's language."""
         take_over()
         try:
-            return self._field.validate(_read(value), *args, **options)
+            rows = _read(value, self._field.field_info.annotation)
+            return self._field.validate(rows, *args, **options)
         finally:
             self._context = copy_context()
 
@@ -111,15 +113,24 @@ class _ReadingField:
             enter_scope(before)
 
 
-def _read(value: Any) -> Any:
-    if isinstance(value, QuerySet | RawQuerySet):
-        return list(value)
+def _read(value: Any, annotation: Any) -> Any:
+    """Read queries, with the relations that a ``ModelSchema`` in the annotation nests."""
     if isinstance(value, BaseManager):
-        return list(value.all())
+        value = value.all()
+    if isinstance(value, QuerySet):
+        schema = schema_for(value.model, annotation)
+        value = list(value if schema is None else joined(value, schema))
+    elif isinstance(value, RawQuerySet):
+        value = list(value)
     if isinstance(value, dict):
-        return {key: _read(item) for key, item in value.items()}
+        return {key: _read(item, annotation) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_read(item) for item in value]
+        if not (value and isinstance(value[0], Model) and len(set(map(type, value))) == 1):
+            return [_read(item, annotation) for item in value]
+        if schema := schema_for(type(value[0]), annotation):
+            load_relations(value, schema)
+    elif isinstance(value, Model) and (schema := schema_for(type(value), annotation)):
+        load_relations([value], schema)
     return value
 
 

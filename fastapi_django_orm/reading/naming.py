@@ -6,7 +6,6 @@ password; and what is published would one day have a column that a migration add
 ``exclude`` in a serializer's ``Meta`` name nothing.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,15 +18,10 @@ from pydantic import BaseModel
 
 from ..errors import FieldsNotNamed
 from ..events import logger
+from ..schemas.annotations import models_in
+from ..schemas.secrets import SECRET, is_secret
 from .keys import AnyQuerySet
-from .schema_code import models_in
 from .validation import Declared
-
-_SECRET = re.compile(
-    r"passw(or)?d|passphrase|credential|secret(?!ar)|api_?key|private_?key|session_?(key|data)|"
-    r"(access|auth|refresh)_?token",
-    re.IGNORECASE,
-)
 
 
 def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
@@ -45,7 +39,7 @@ def check_named(repository: Declared, queryset: AnyQuerySet) -> None:
             cure = f"list the fields in {schema.__name__}.Meta"
             if repository.publish is not None:
                 raise _published(repository, cure, unnamed[0])
-            _refuse_secrets(repository, list(filter(_SECRET.search, unnamed)), cure)
+            _refuse_secrets(repository, list(filter(SECRET.search, unnamed)), cure)
         return
     is_values = issubclass(queryset._iterable_class, ValuesIterable)
     if is_values and getattr(queryset, "_fields", None):
@@ -83,26 +77,21 @@ def _published(repository: Declared, cure: str, example: str) -> FieldsNotNamed:
 
 def _secret_columns(queryset: AnyQuerySet) -> Iterator[str]:
     query = queryset.query
-    yield from (field.attname for field in queryset.model._meta.concrete_fields if _is_secret(field))
+    yield from (field.attname for field in queryset.model._meta.concrete_fields if is_secret(field))
     for name, annotation in query.annotation_select.items():
-        if _SECRET.search(name) or _shows_secret(annotation):
+        if SECRET.search(name) or _shows_secret(annotation):
             yield name
     if issubclass(queryset._iterable_class, ValuesIterable):
-        yield from (name for name, (sql, _) in query.extra_select.items() if _SECRET.search(f"{name} {sql}"))
-
-
-def _is_secret(field: Any) -> bool:
-    kind = type(field).__name__  # which may say as much: EncryptedTextField, PasswordField
-    return "Encrypted" in kind or _SECRET.search(f"{field.attname} {kind}") is not None
+        yield from (name for name, (sql, _) in query.extra_select.items() if SECRET.search(f"{name} {sql}"))
 
 
 def _shows_secret(expression: Any) -> bool:
     """Whether a secret column is a part of what an annotation shows."""
     if isinstance(expression, Exists):  # shows whether there is a row, and nothing of it
         return False
-    if isinstance(expression, Col) and _is_secret(expression.target):
+    if isinstance(expression, Col) and is_secret(expression.target):
         return True
-    if isinstance(expression, RawSQL) and _SECRET.search(expression.sql):
+    if isinstance(expression, RawSQL) and SECRET.search(expression.sql):
         return True
     # From Django 6.1 on a Subquery has become its query by now.
     inner = expression.query if isinstance(expression, Subquery) else expression
@@ -145,5 +134,7 @@ def _unnamed_in_serializer(serializer: Any) -> Iterator[str]:
 
 
 def _takes_all(schema: type[Any]) -> bool:
+    if getattr(schema, "__takes_all__", False):  # a ModelSchema
+        return True
     meta = getattr(schema, "Meta", None)
     return getattr(meta, "fields", None) == "__all__" or bool(getattr(meta, "exclude", None))

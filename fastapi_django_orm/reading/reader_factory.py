@@ -8,6 +8,7 @@ from django.db.models.query import ValuesIterable
 from pydantic import BaseModel
 
 from ..errors import InvalidRepository
+from ..schemas.model_schema import KEYS_OF_RELATIONS
 from .keys import AnyQuerySet
 from .readers import ColumnReader, DictReader, Reader
 from .resolve import unknown_field
@@ -65,7 +66,7 @@ def _check_fields(where: str, names: Sequence[str], queryset: AnyQuerySet) -> No
 
 def _check_schema(schema: type[BaseModel], queryset: AnyQuerySet) -> None:
     """Refuse a field that nothing of the model can fill, before the first row comes."""
-    if schema.__pydantic_decorators__.model_validators:
+    if schema.__pydantic_decorators__.model_validators.keys() - {KEYS_OF_RELATIONS}:
         return  # which may make it of something else
     columns = set(queryset.query.annotation_select)
     for column in queryset.model._meta.concrete_fields:

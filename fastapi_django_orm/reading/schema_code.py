@@ -22,6 +22,9 @@ from django.db.models.signals import post_init
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
+from ..schemas.annotations import models_in
+from ..schemas.model_schema import KEYS_OF_RELATIONS
+from ..schemas.values import Check, Choice
 from .keys import AnyQuerySet
 
 # Attributes that are the column's value, and those of relations, whose value is the other row's key.
@@ -29,6 +32,9 @@ _PLAIN = (DeferredAttribute, ForeignKeyDeferredAttribute)
 _RELATIONS = (ForwardManyToOneDescriptor, ForwardOneToOneDescriptor)
 _MAKING_INSTANCES = ("__init__", "__new__", "__getattribute__", "__setattr__", "from_db")
 _READING_INSTANCES = ("__init__", "__new__", "__get_pydantic_core_schema__")
+# Packages, and modules of this one, whose functions look at their arguments alone.
+_PURE = ("pydantic", "pydantic_core", "builtins", "annotated_types")
+_PURE_MODULES = ("fastapi_django_orm.schemas.", "django.core.validators")
 _KEYS = frozenset({int, str, UUID, NoneType, Any})
 
 
@@ -70,8 +76,12 @@ def code_of(schema: type[BaseModel]) -> str | None:
     Such code may look at the language, the tenant, or whatever else belongs to the one who asks.
     """
     for function in _functions(TypeAdapter(schema).core_schema, set()):
+        owner = getattr(function, "__self__", None)
+        if isinstance(owner, Choice):  # which the project computes
+            return f"{schema.__name__} runs the choices of {owner.field.name}"
+        function = owner.validator if isinstance(owner, Check) else function
         where = getattr(function, "__module__", None) or type(function).__module__
-        if where.partition(".")[0] not in ("pydantic", "pydantic_core", "builtins", "annotated_types"):
+        if where.partition(".")[0] not in _PURE and not where.startswith(_PURE_MODULES):
             return f"{schema.__name__} runs {getattr(function, '__qualname__', function)}"
     return None
 
@@ -98,7 +108,12 @@ def _own(kind: type[Any], base: type[Any], names: Sequence[str]) -> str | None:
 def _validator(schema: type[BaseModel]) -> str | None:
     """A validator that gets what is read, and not what pydantic has made of it."""
     found = schema.__pydantic_decorators__
-    before = [name for name, of in found.model_validators.items() if of.info.mode != "after"]
+    before = [
+        name
+        for name, of in found.model_validators.items()
+        # Not what a ModelSchema has, which gives keys instead of rows, as columns do.
+        if of.info.mode != "after" and name != KEYS_OF_RELATIONS
+    ]
     return next(iter([*before, *found.root_validators]), None)
 
 
@@ -125,11 +140,3 @@ def _takes_keys(schema: type[BaseModel], name: str) -> bool:
 
 def _has(model: type[Model], name: str) -> bool:
     return name in {column.attname for column in model._meta.concrete_fields} or hasattr(model, name)
-
-
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the pydantic models that a field's annotation names."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from models_in(argument)

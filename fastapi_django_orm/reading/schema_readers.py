@@ -8,6 +8,7 @@ import enum
 from collections.abc import Hashable, Iterator
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address
+from itertools import islice
 from types import UnionType, new_class
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -15,9 +16,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ..errors import InvalidRow
 from .encoding import Encoder, not_fitting, plain_encoder
+from .following import QueryWatch, joined, load_relations
 from .keys import AnyQuerySet, with_key
 from .own_ways import COLUMNS, IN_SQL, code_of_values, not_djangos, note
-from .readers import Encoded, Reader, iterated
+from .readers import CHUNK, Encoded, Reader, iterated
 from .row import SCALARS, freeze
 from .schema_code import code_of, source_of, why_instances
 
@@ -56,18 +58,29 @@ class SchemaReader(Reader):
     def _from_instances(self, queryset: AnyQuerySet, key: str) -> Iterator[Encoded]:
         fields = queryset.model._meta.concrete_fields
         binary = [field.attname for field in fields if field.get_internal_type() == "BinaryField"]
-        for instance in iterated(queryset):
+        watch = QueryWatch(self._schema.__name__, self._sources, queryset.db)
+        for instance in self._with_relations(queryset):
             for name in binary:
                 instance.__dict__[name] = _without_view(getattr(instance, name))
             of_row = getattr(instance, key)
-            try:  # as FastAPI's response model does it
-                row = self._validated(of_row, instance, by_alias=None, by_name=None)
-            except InvalidRow:
-                if not self._has_aliases:
-                    raise
-                # An alias may be for the answer alone.
-                row = self._validated(of_row, instance, by_alias=True, by_name=True)
+            with watch.row():
+                row = self._of_instance(of_row, instance)
             yield of_row, self._encoder.encode(of_row, row), row
+
+    def _of_instance(self, key: Hashable, instance: Any) -> Any:
+        try:  # as FastAPI's response model does it
+            return self._validated(key, instance, by_alias=None, by_name=None)
+        except InvalidRow:
+            if not self._has_aliases:
+                raise
+            # An alias may be for the answer alone.
+            return self._validated(key, instance, by_alias=True, by_name=True)
+
+    def _with_relations(self, queryset: AnyQuerySet) -> Iterator[Any]:
+        rows = iter(iterated(joined(queryset, self._schema)))
+        while chunk := list(islice(rows, CHUNK)):
+            load_relations(chunk, self._schema)
+            yield from chunk
 
     @cached_property
     def _has_aliases(self) -> bool:
