@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeAlias
 
 from django.db import connections
@@ -143,13 +144,15 @@ class QueryWatch:
 
     def __call__(self, execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
         """Note which field is being read, and execute the statement."""
-        frame, name = sys._getframe(1), None
+        frame: FrameType | None = sys._getframe(1)
+        name: str | None = None
         while frame is not None and name is None:
-            frame, name = frame.f_back, self._field(frame)
+            name = self._field(frame)
+            frame = frame.f_back
         self._of_row.add(name or "a validator")
         return execute(sql, params, many, context)
 
-    def _field(self, frame: Any) -> str | None:
+    def _field(self, frame: FrameType) -> str | None:
         """Return the field whose property or descriptor this frame runs."""
         name, owner = frame.f_code.co_name, frame.f_locals.get("self")
         if name == "__get__" and (field := getattr(owner, "field", None)) is not None:

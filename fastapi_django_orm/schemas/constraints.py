@@ -43,7 +43,7 @@ def constraints_of(field: Any, kind: Any) -> tuple[dict[str, Any], list[Any]]:
     for validator in field.validators:
         found = _constraint(validator, field)
         is_new = found is not None and not constraints.keys() & found.keys()
-        if is_new:
+        if found is not None and is_new:
             constraints |= found
         # Pydantic does not count zeros at the end of a decimal, and Django does. Validators of files look at
         # an upload, and here is its name.

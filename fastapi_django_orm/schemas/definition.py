@@ -73,7 +73,8 @@ def define(field: Any, owner: str) -> Definition:
     annotation = key_annotation(field, owner) if field.is_relation else annotation_of(field, owner)
     kind, metadata = _unpacked(annotation)
     constraints, checks = ({}, []) if field.is_relation else constraints_of(field, bare(kind))
-    plain, choice, extra = kind, [], {}
+    plain, choice = kind, []
+    extra: dict[str, Any] = {}
     if getattr(field, "choices", None):
         choice = [Choice(field)]
         if labels := _labels(field):
@@ -115,7 +116,7 @@ def _of_keys(field: Any, owner: str) -> Definition:
     key = annotation_of(field.related_model._meta.pk, owner)
     if field.related_model._meta.pk.is_relation:
         key = key_annotation(field.related_model._meta.pk, owner)
-    kind = list[_unpacked(key)[0]]  # type: ignore[misc]
+    kind: Any = list[_unpacked(key)[0]]  # type: ignore[misc]
     return Definition(
         kind=kind,
         plain=kind,

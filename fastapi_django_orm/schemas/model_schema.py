@@ -106,7 +106,8 @@ class ModelSchema(BaseModel):
         cls.__annotations__ = {**generated, **annotated}
         if any(_relation_with_key(cls.__django_model__, name) for name in cls.__annotations__):
             # Removed again where no field takes a key: it costs a call of Python for each row.
-            setattr(cls, KEYS_OF_RELATIONS, model_validator(mode="before")(classmethod(_with_keys)))
+            before: Any = classmethod(_with_keys)
+            setattr(cls, KEYS_OF_RELATIONS, model_validator(mode="before")(before))
 
     @classmethod
     def __pydantic_init_subclass__(
@@ -267,7 +268,9 @@ def _complete_one(cls: type[ModelSchema], name: str, field: Any) -> None:
 
 def _relation_with_key(model: type[Model], name: str) -> bool:
     field = field_of_attribute(model, name)
-    return field is not None and field.is_relation and field.concrete and not field.many_to_many
+    if field is None or field.name != name:  # Django finds a field by its column's attribute as well
+        return False
+    return bool(field.is_relation and field.concrete and not field.many_to_many)
 
 
 def _with_keys(cls: type[ModelSchema], value: Any) -> Any:

@@ -144,7 +144,7 @@ class Check:
             try:
                 self.validator(value)
             except ValidationError as error:
-                raise PydanticCustomError("invalid", " ".join(error.messages)) from None  # type: ignore[arg-type]
+                raise PydanticCustomError("invalid", " ".join(error.messages)) from None
         return value
 
 

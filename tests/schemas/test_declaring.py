@@ -59,7 +59,9 @@ def test_a_schema_in_the_settings_modules_import_says_so_too(project: Project) -
     """The settings must be there before a model can be."""
     project.write("schemas.py", SCHEMA)
     project.append("config/settings.py", "import schemas\n")
-    code, output = project.run("-c", "from schemas import TopicOut", DJANGO_SETTINGS_MODULE="config.settings")
+    code, output = project.run(
+        "-c", "import django; django.setup()", DJANGO_SETTINGS_MODULE="config.settings"
+    )
     assert code == 1
     assert "Put TopicOut into a module that none of them imports" in output
 

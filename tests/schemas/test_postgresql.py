@@ -63,7 +63,7 @@ VALUES: dict[str, Any] = {
     "grid": [[1, None], [2, 3]],
     "numbers": NumericRange(1, 5),
     "amounts": NumericRange(Decimal("0.5"), None),
-    "times": DateTimeTZRange(WHEN, WHEN),
+    "times": DateTimeTZRange(WHEN, WHEN + dt.timedelta(1)),
     "labels": {"a": "b", "c": None},
 }
 JSON = {
@@ -71,7 +71,7 @@ JSON = {
     "grid": [[1, None], [2, 3]],
     "numbers": {"lower": 1, "upper": 5, "bounds": "[)"},
     "amounts": {"lower": "0.5", "upper": None, "bounds": "[)"},
-    "times": {"lower": "2020-01-01T00:00:00Z", "upper": "2020-01-01T00:00:00Z", "bounds": "[)"},
+    "times": {"lower": "2020-01-01T00:00:00Z", "upper": "2020-01-02T00:00:00Z", "bounds": "[)"},
     "labels": {"a": "b", "c": None},
 }
 
