@@ -52,16 +52,24 @@ class InvalidHandler(ConfigurationError):
     """A handler asks for what it would not get."""
 
 
+class ModelsNotReady(ConfigurationError):
+    """A class that needs a model is declared while Django imports the models."""
+
+
+class InvalidSchema(ConfigurationError):
+    """A ``ModelSchema`` declares something that its model does not have or that cannot be a field."""
+
+
 class InvalidRepository(ConfigurationError):
     """A repository class declares something that cannot be served."""
 
 
 class UnknownModel(InvalidRepository, LookupError):
-    """A repository's ``model`` is the label of no model."""
+    """A repository, schema or filter names a model that no installed app has."""
 
 
 class UnknownField(InvalidRepository, FieldError):
-    """A repository names a field that its rows do not have."""
+    """A repository, schema or filter names a field that its rows do not have."""
 
 
 class FieldsNotNamed(InvalidRepository):

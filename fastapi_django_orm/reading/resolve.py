@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from django.apps import apps
-from django.conf import settings
 from django.db.models import Model, QuerySet
 
-from ..errors import InvalidRepository, UnknownField, UnknownModel, nearest
+from ..errors import InvalidRepository, UnknownField, nearest
+from ..schemas.declaring import labelled
 
 
 def resolve_model(where: str, model: str | type[Model]) -> type[Model]:
@@ -17,7 +16,7 @@ def resolve_model(where: str, model: str | type[Model]) -> type[Model]:
         InvalidRepository: it is something else.
     """
     if isinstance(model, str):
-        return _labelled(model, f"{where}: there")
+        return labelled(model, f"{where}: there")
     given: Any = model
     if not (isinstance(given, type) and issubclass(given, Model)) or given._meta.abstract:
         raise InvalidRepository(f"{where}: {model!r} is neither a model's label nor a model with a table.")
@@ -30,30 +29,8 @@ def model_named(label: str) -> type[Model]:
     Raises:
         UnknownModel: no installed app has one; the message has the nearest labels.
     """
-    model = _labelled(label, "There")
+    model = labelled(label, "There")
     return model._meta.concrete_model or model
-
-
-def _labelled(label: str, there: str) -> type[Model]:
-    try:
-        return apps.get_model(label)  # to which the case of the model's name makes no difference
-    except (LookupError, ValueError):
-        labels = [model._meta.label for model in apps.get_models(include_auto_created=True)]
-        raise UnknownModel(
-            f"{there} is no model {label!r} in INSTALLED_APPS. {_app_missing(label)}"
-            + (nearest(label, labels) if labels else _no_models())
-        ) from None
-
-
-def _no_models() -> str:
-    return f"No app there has a model. The settings module is {settings.SETTINGS_MODULE!r}."
-
-
-def _app_missing(label: str) -> str:
-    app, _, model = label.partition(".")
-    is_label = app and model and "." not in model
-    installed = {config.label.casefold() for config in apps.get_app_configs()}
-    return f"Is {app!r} in INSTALLED_APPS? " if is_label and app.casefold() not in installed else ""
 
 
 def unknown_field(where: str, name: str, queryset: "QuerySet[Any, Any]") -> UnknownField:

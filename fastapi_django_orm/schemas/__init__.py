@@ -1,0 +1,1 @@
+"""Schemas: pydantic models whose fields come from Django's models."""
