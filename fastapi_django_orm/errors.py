@@ -68,6 +68,14 @@ class UnknownModel(InvalidRepository, LookupError):
     """A repository, schema or filter names a model that no installed app has."""
 
 
+class InvalidFilter(ConfigurationError):
+    """A ``Filter`` declares something that its model's lookups do not take."""
+
+
+class UnknownLookup(InvalidFilter, FieldError):
+    """A ``Filter`` names a lookup that the field does not have."""
+
+
 class UnknownField(InvalidRepository, FieldError):
     """A repository, schema or filter names a field that its rows do not have."""
 
@@ -179,6 +187,15 @@ class InvalidWindow(DjangoORMError, HTTPException, ValueError):
 
     def __init__(self, message: str) -> None:
         HTTPException.__init__(self, 422, message)
+
+
+class InvalidParameter(DjangoORMError, HTTPException, ValueError):
+    """A filter's value cannot be used: a cursor of another list, say. Ends a request with 422."""
+
+    def __init__(self, name: str | None, message: str) -> None:
+        """Describe it as FastAPI does. The name is the parameter's, if one is to blame."""
+        loc = ["query"] if name is None else ["query", name]
+        HTTPException.__init__(self, 422, [{"type": "value_error", "loc": loc, "msg": message}])
 
 
 class NotLoaded(_Unavailable, RuntimeError):

@@ -42,6 +42,7 @@ from .http.routing import documented, in_front, plugin_routes
 from .instrumentation.asgi_layer import layer_added
 from .instrumentation.everything import instrumented
 from .memory.refreshing import Refresher
+from .queries.remembered import RememberedPages
 from .reading.windows import Windows
 from .repository import Repository
 from .settings import ORMSettings, read_settings, where_written
@@ -138,6 +139,7 @@ class DjangoORM:
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
             here = stack.enter_context(application.running(executor, loop))
+            here.hold(RememberedPages(settings.filter_memory * 2**20))
             here.hold(Windows(executor.own, loop, settings.thread_timeout))
             # All that starts here reads for everybody: on threads of its own.
             await stack.enter_async_context(executor.own.context)

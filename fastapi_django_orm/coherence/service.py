@@ -83,6 +83,7 @@ class Coherence:
             name: concerns.get(name) or concern_of(repository) for name, repository in repositories.items()
         }
         self._followers: dict[str, Follower] = {}
+        self._revisions = dict.fromkeys(repositories, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.follow_hint)
         self.transports = [
@@ -171,6 +172,14 @@ class Coherence:
                 return None
         await follower.refresher.refresh("call")
         return None
+
+    def revision(self, name: str) -> int:
+        """How many hints have come that concern a repository's filters and not its rows."""
+        return self._revisions[name]
+
+    def follows(self, name: str, labels: frozenset[str]) -> bool:
+        """Whether hints of all these models reach a repository or its filters, as far as they are sent."""
+        return self._concerns[name].follows(labels)
 
     async def call_roll(self, names: Collection[str], wait: float) -> dict[str, Attendance]:
         """Have the other connected workers refresh repositories, and return for each name which have.
@@ -272,8 +281,12 @@ class Coherence:
     def _follow(self, transport: TransportSupervisor | None, hint: Hint) -> None:
         for name, follower in self._followers.items():
             concern = self._concerns[name]
-            if (transport is None or transport.carries(concern.alias)) and concern.is_hit(hint):
+            if transport is not None and not transport.carries(concern.alias):
+                continue
+            if concern.is_hit(hint):
                 follower.follow(concern.keys(hint))
+            elif hint.label in concern.filtered:
+                self._revisions[name] += 1
 
 
 async def seen(name: str) -> None:
