@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from django.db import connections
-from django.db.models import CompositePrimaryKey, F, Field, Func, Model, Q
+from django.db.models import CharField, CompositePrimaryKey, F, Field, Func, IntegerField, Model, Q
 from django.db.models.constants import LOOKUP_SEP
 from django.db.models.expressions import OrderBy
 from django.db.models.lookups import Exact, GreaterThan, GreaterThanOrEqual, IsNull, LessThan, LessThanOrEqual
@@ -76,12 +76,15 @@ class Order:
     """The order of a query, by terms of which the last ones are the primary key.
 
     Attributes:
+        selected: what to read of a row beside its key.
         text: the same for orders whose values mean the same place.
     """
 
-    def __init__(self, terms: Sequence[_Term]) -> None:
+    def __init__(self, terms: Sequence[_Term], *, ends_in_key: bool) -> None:
+        """Order by these terms; ``ends_in_key`` if the last is the key in the form that rows have."""
         self._terms = terms
-        self.selected = [term.selected for term in terms]
+        self._ends_in_key = ends_in_key
+        self.selected = [term.selected for term in (terms[:-1] if ends_in_key else terms)]
         self.text = ", ".join(term.text for term in terms)
 
     @staticmethod
@@ -99,6 +102,10 @@ class Order:
             )
         first: bool = connections[queryset.db].features.order_by_nulls_first
         return _order(queryset.model, tuple(query.order_by), first, frozenset(query.annotations))
+
+    def values(self, key: Any, *selected: Any) -> list[Any]:
+        """Return a row's values of the terms, of what was read of it."""
+        return [*selected, key] if self._ends_in_key else [*selected]
 
     def after(self, values: Sequence[Any]) -> Q:
         """Return the condition of the rows that come after the one with these values."""
@@ -120,7 +127,15 @@ def _after(terms: Sequence[_Term], values: Sequence[Any]) -> Q:
 def _order(
     model: type[Model], items: Sequence[Any], nulls_are_smallest: bool, annotations: frozenset[str]
 ) -> Order:
-    return Order(list(_terms(model, items, nulls_are_smallest, annotations)))
+    terms = list(_terms(model, items, nulls_are_smallest, annotations))
+    return Order(terms, ends_in_key=_is_as_stored(model._meta.pk))
+
+
+def _is_as_stored(field: Any) -> bool:
+    """Whether every driver gives the values of a field as the field does."""
+    while field.is_relation:
+        field = field.target_field
+    return type(field).__module__.startswith("django.") and isinstance(field, IntegerField | CharField)
 
 
 def _terms(

@@ -8,8 +8,8 @@ from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet
-from django.db import DataError
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db import DataError, connections
 
 from ..database.startup_checks import table_explained
 from ..errors import InvalidParameter, InvalidRepository, NotIndexed
@@ -17,7 +17,7 @@ from ..reading.batching import MOST_KEYS_OF_BATCH
 from ..reading.codec import EncodedRow
 from ..reading.keys import AnyQuerySet, prepared
 from ..reading.live_queries import LiveQueries, why_final
-from ..reading.own_ways import pinned
+from ..reading.own_ways import not_djangos, pinned
 from ..reading.past_caches import past_caches
 from ..reading.readers import Reader
 from .conditions import condition_of
@@ -141,13 +141,13 @@ class Selecting:
                 if is_last and where.after is None and (found or not where.offset):
                     total = where.offset + len(found)
                 else:
-                    total = selection.rows.count()
+                    total = _count(selection.rows)
             except (DataError, OverflowError) as error:
                 raise InvalidParameter(None, "The database does not take one of these values.") from error
         keys = [key for key, *_ in found]
         cursor = None
         if not is_last:
-            cursor = cursor_of(found[-1][1:], self._salt(selection.order), self._label)
+            cursor = cursor_of(selection.order.values(*found[-1]), self._salt(selection.order), self._label)
         return Selected(keys, self._read_rows([key for key in keys if key not in known]), total, cursor)
 
     def _read_rows(self, keys: Sequence[Hashable]) -> dict[Hashable, EncodedRow]:
@@ -164,6 +164,29 @@ class Selecting:
 
     def _salt(self, order: Order) -> str:
         return f"{self._name} {order.text}"
+
+
+def _count(queryset: AnyQuerySet) -> int:
+    """Return what ``count()`` does, which prepares a query for aggregates that this one need not have."""
+    query: Any = queryset.query
+    if query.distinct or query.group_by is not None or not_djangos(queryset) is not None:
+        return queryset.count()
+    connection = connections[queryset.db]
+    compiler: Any = query.chain().get_compiler(using=queryset.db)
+    tables, params = compiler.get_from_clause()
+    sql = f"SELECT COUNT(*) FROM {' '.join(tables)}"
+    try:
+        condition, more = compiler.compile(compiler.query.where)
+    except EmptyResultSet:
+        return 0
+    except FullResultSet:
+        pass
+    else:
+        sql, params = f"{sql} WHERE {condition}", [*params, *more]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        (number,) = cursor.fetchone()
+    return int(number)
 
 
 def _in_total_order(queryset: AnyQuerySet, ordering: Sequence[str] | None) -> AnyQuerySet:
