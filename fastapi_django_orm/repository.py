@@ -17,7 +17,7 @@ from . import application
 from .application import Application
 from .errors import InvalidRepository, NotFound, NotStarted
 from .memory.snapshot import RowT
-from .queries.filter import Filter
+from .queries.filter import Filter, check_filter
 from .queries.pages import Pages
 from .queries.selecting import Selecting
 from .reading import naming, reader_factory, validation
@@ -168,6 +168,8 @@ class Repository(Generic[RowT]):
             name=self.name,
             label=self.label,
         )
+        if (where := getattr(self, "filter", None)) is not None:
+            check_filter(where, self.model_class, self.label)
         selecting = Selecting(self.ordered_queryset, queries, self._reader, name=self.name, label=self.label)
         self._pages = Pages(
             selecting, self._live, self._on_loop, here, name=self.name, snapshot=self._get_snapshot

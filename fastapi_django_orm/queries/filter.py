@@ -168,15 +168,16 @@ def filtered_models(model: type[Model]) -> frozenset[type[Model]]:
     return frozenset[type[Model]]().union(*joined)
 
 
-def check_model(where: Filter | type[Filter], model: type[Model], label: str) -> None:
-    """Refuse a filter of another model's rows than those of the repository with this label.
+def check_filter(cls: Any, model: type[Model], label: str) -> None:
+    """Refuse a filter of other rows than those of the repository with this label.
 
     Raises:
-        InvalidFilter: it is one.
+        InvalidFilter: it is one, or is not a filter's class.
     """
-    declared = declaration_of(where)
+    if not (isinstance(cls, type) and issubclass(cls, Filter)):
+        raise InvalidFilter(f"{label}: {cls!r} is not a filter. Write a class that extends Filter.")
+    declared, name = cls._declared, cls.__qualname__
     if not issubclass(model, _concrete(declared.model)):
-        name = (where if isinstance(where, type) else type(where)).__qualname__
         raise InvalidFilter(
             f"{name} is a filter of {declared.model._meta.label}, and {label} has rows of "
             f"{model._meta.label}. Declare a filter of that model."

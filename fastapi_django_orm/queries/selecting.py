@@ -22,7 +22,7 @@ from ..reading.past_caches import past_caches
 from ..reading.readers import Reader
 from .conditions import condition_of
 from .cursors import cursor_of, values_of
-from .filter import Filter, check_model, declaration_of
+from .filter import Filter, check_filter, declaration_of
 from .order import Order
 
 
@@ -98,7 +98,7 @@ class Selecting:
             InvalidRepository: the repository's query cannot be filtered.
             InvalidFilter: it is for another model.
         """
-        check_model(where, self._model, self._label)
+        check_filter(type(where), self._model, self._label)
         if not self._keyed:
             raise NotIndexed(f"{self._label}: its queryset().values() leaves the primary key out.")
         queryset = pinned(self._ordered())

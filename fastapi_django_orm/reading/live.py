@@ -210,6 +210,10 @@ class LiveReads:
     ) -> Batcher[K, EncodedRow]:
         return Batcher(read, self._executor.own, self._loop, on_loop)
 
+    def in_public_context(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on this thread in the context in which the application started."""
+        return self._public.copy().run(function, *args)
+
     def _in_public(self, read: Callable[..., T], *args: Any) -> T:
         return run_in(self._public.copy(), read, *args)
 
