@@ -173,6 +173,7 @@ def _count(queryset: AnyQuerySet) -> int:
         return queryset.count()
     connection = connections[queryset.db]
     compiler: Any = query.chain().get_compiler(using=queryset.db)
+    compiler.query.get_initial_alias()  # a query without conditions has no table yet
     tables, params = compiler.get_from_clause()
     sql = f"SELECT COUNT(*) FROM {' '.join(tables)}"
     try:
@@ -180,8 +181,8 @@ def _count(queryset: AnyQuerySet) -> int:
     except EmptyResultSet:
         return 0
     except FullResultSet:
-        pass
-    else:
+        condition, more = "", []
+    if condition:
         sql, params = f"{sql} WHERE {condition}", [*params, *more]
     with connection.cursor() as cursor:
         cursor.execute(sql, params)
