@@ -1,6 +1,6 @@
 """``CachedRepository``: the rows of a model in memory."""
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, n
 from .memory.loading import Loader, Observed
 from .memory.refreshing import Refresher, RowLoader
 from .memory.snapshot import RowT, Snapshot
-from .queries.filter import Filter, filtered_models
+from .queries.filter import Filter, joined_models
 from .reading import validation
 from .reading.codec import value_of
 from .reading.own_ways import not_djangos
@@ -75,15 +75,20 @@ class CachedRepository(Repository[RowT]):
     def __init__(self) -> None:
         super().__init__()
         self.observed = Observed()
+        self.filtered_models: Collection[type[Model]] = ()
         self._refresher: Refresher[RowT] | None = None
 
     def _get_snapshot(self) -> Snapshot[RowT]:
         return self.snapshot
 
-    @property
-    def filtered_models(self) -> Collection[type[Model]]:
-        """The models that filters of these rows join to them."""
-        return filtered_models(self.model_class)
+    def follow_filters(self, classes: Iterable[type[Any]]) -> None:
+        """Have hints say when the rows change that a filter selects. The plugin calls it.
+
+        Args:
+            classes: those of the filters that the application's handlers take, among others.
+        """
+        own = [] if (published := getattr(self, "filter", None)) is None else [published]
+        self.filtered_models = joined_models(self.model_class, [*classes, *own])
 
     def prepare(self, here: Application) -> None:
         """Check the declaration and get ready to load. The plugin calls it, on a database thread.

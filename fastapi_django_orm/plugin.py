@@ -30,7 +30,7 @@ from .database.engines import (
 from .database.executor import DatabaseExecutor
 from .database.lifecycle import database_service
 from .database.startup_checks import check_reachable, check_shareable
-from .dependencies import check_streams, dependencies_of
+from .dependencies import check_streams, dependencies_of, query_models_of
 from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
@@ -186,6 +186,7 @@ class DjangoORM:
             classes = repository.declared()
         else:
             classes = list(self._repositories)
+        models = query_models_of(app)
         refreshers: dict[str, Refresher[Any]] = {}
         names, aliases = set(), set()
         if is_configured(DEFAULT_DB_ALIAS):
@@ -203,6 +204,7 @@ class DjangoORM:
                 instance.prepare(here)
                 aliases.add(instance.queryset().db)
             if isinstance(instance, CachedRepository):
+                instance.follow_filters(models)
                 refreshers[instance.name] = instance.refresher
         for alias in aliases:
             check_shareable(alias)

@@ -6,7 +6,7 @@ decided for the table: its name anywhere in the SQL counts.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
@@ -49,7 +49,8 @@ class Concern:
         related: labels of the other models; None: unknown, and any may be one.
         tables: the known tables of all these models, with the models' labels.
         to_key: makes a row's key of what a hint has.
-        filtered: labels of models that only filters read: their hints change pages, and no rows.
+        filtered: further tables that only filters join, with their models' labels: hints of them change
+            which rows a filter selects, and no row.
         explained: labels of those that may be views, since what is behind them is among the tables.
         unannounced: a sentence for each thing that changes without being announced, and what to do.
         polled: labels of materialized views, which workers that listen to PostgreSQL look at.
@@ -67,11 +68,7 @@ class Concern:
     observed: Observed
     unannounced: tuple[str, ...] = ()
     polled: frozenset[str] = frozenset()
-    filtered: frozenset[str] = frozenset()
-
-    def follows(self, labels: frozenset[str]) -> bool:
-        """Whether hints of all these models say when pages have changed."""
-        return self.related is None or labels <= self.own | self.related | self.filtered
+    filtered: Mapping[str, str] = field(default_factory=dict)
 
     def is_hit(self, hint: Hint) -> bool:
         """Whether rows may have changed."""
@@ -141,12 +138,12 @@ def concern_of(repository: DeclaredCached) -> Concern:
         queryset.db,
         own,
         related,
-        {known[label]: label for label in sorted(every | filtered) if label in known},
+        {known[label]: label for label in sorted(every) if label in known},
         _to_key(queryset.model),
         explained=frozenset(every if repository.depends_on else ()),
         asked=connections[queryset.db].vendor != "postgresql",
         observed=repository.observed,
-        filtered=frozenset(filtered),
+        filtered={known[label]: label for label in sorted(filtered) if label in known},
     )
 
 

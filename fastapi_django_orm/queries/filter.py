@@ -4,7 +4,7 @@ It is an ordinary pydantic model. Its class says once what a client may ask for,
 Django model when it is declared.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -36,6 +36,7 @@ class Declaration:
         max_offset: the largest ``?offset``; None for any.
         lookups: the pydantic fields that are lookups.
         is_many: whether a lookup may join one row to several.
+        has_transform: whether a lookup makes something of a column's value, as ``__date`` does.
         joined: the models that any of the names joins.
         own_code: what in the lookups is not Django's; None if all is.
     """
@@ -48,6 +49,7 @@ class Declaration:
     max_offset: int | None = 100_000
     lookups: tuple[str, ...] = ()
     is_many: bool = False
+    has_transform: bool = False
     joined: frozenset[type[Model]] = frozenset()
     own_code: str | None = None
 
@@ -142,6 +144,7 @@ class Filter(BaseModel):
             search=search,
             lookups=tuple(names),
             is_many=any(each.is_many for each in every),
+            has_transform=any(each.has_transform for each in every),
             joined=frozenset[type[Model]]().union(*(each.joined for each in every)),
             own_code=next((each.own_code for each in every if each.own_code is not None), None),
         )
@@ -152,18 +155,9 @@ def declaration_of(where: Filter | type[Filter]) -> Declaration:
     return where._declared
 
 
-def declared_filters() -> Iterator[type[Filter]]:
-    """Every filter class that there is now."""
-    todo = [Filter]
-    while todo:
-        found = todo.pop().__subclasses__()
-        todo += found
-        yield from found
-
-
-def filtered_models(model: type[Model]) -> frozenset[type[Model]]:
-    """The models that filters of a model's rows join to it."""
-    declared = (declaration_of(each) for each in declared_filters())
+def joined_models(model: type[Model], classes: Iterable[type[Any]]) -> frozenset[type[Model]]:
+    """The models that those of these classes join which are filters of a model's rows."""
+    declared = [declaration_of(each) for each in classes if issubclass(each, Filter)]
     joined = (each.joined for each in declared if issubclass(model, _concrete(each.model)))
     return frozenset[type[Model]]().union(*joined)
 

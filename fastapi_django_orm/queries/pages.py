@@ -177,11 +177,13 @@ class Pages:
 
     def _key_of_values(self, where: Filter, snapshot: Snapshot[Any]) -> Hashable | None:
         """What a page is remembered under if the values say it; None if only the SQL does."""
-        if declaration_of(where).own_code is not None or (alias := self._on_loop.alias) is None:
+        declared = declaration_of(where)
+        if declared.own_code is not None or (alias := self._on_loop.alias) is None:
             return None
+        # A database router may look at the caller, and a lookup such as `__date` at the time zone.
+        zone = timezone.get_current_timezone_name() if declared.has_transform else None
         try:
-            # A database router may look at the caller, and a lookup such as `__date` at the time zone.
-            asked = alias, timezone.get_current_timezone_name(), frozen_values(where)
+            asked = alias, zone, frozen_values(where)
         except TypeError:
             return None
         return self._state(snapshot), asked
@@ -224,9 +226,12 @@ class Pages:
 
     async def _answered(self, read: Callable[[], T]) -> T:
         found = await outcome(None, self._here.executor.own, read)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        try:
+            if isinstance(found, Exception):
+                raise found
+            return found
+        finally:
+            del found  # the error's traceback has this frame, and they would reference each other
 
     async def _shared(self, question: _Question) -> Page:
         loop = asyncio.get_running_loop()
