@@ -6,6 +6,7 @@ from .database.executor import run
 from .dependencies import InTransaction
 from .memory.snapshot import Snapshot
 from .plugin import DjangoORM
+from .queries.filter import Filter
 from .reading.row import Row
 from .repository import Repository
 from .responses.response import RepositoryResponse
@@ -15,6 +16,7 @@ from .settings import ORMSettings
 __all__ = [
     "CachedRepository",
     "DjangoORM",
+    "Filter",
     "InTransaction",
     "ModelSchema",
     "ORMSettings",

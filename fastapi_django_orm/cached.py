@@ -1,12 +1,13 @@
 """``CachedRepository``: the rows of a model in memory."""
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 from django.db import connections
+from django.db.models import Model
 from pydantic import BaseModel
 
 from . import application
@@ -16,6 +17,7 @@ from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, n
 from .memory.loading import Loader, Observed
 from .memory.refreshing import Refresher, RowLoader
 from .memory.snapshot import RowT, Snapshot
+from .queries.filter import Filter, joined_models
 from .reading import validation
 from .reading.codec import value_of
 from .reading.own_ways import not_djangos
@@ -73,7 +75,20 @@ class CachedRepository(Repository[RowT]):
     def __init__(self) -> None:
         super().__init__()
         self.observed = Observed()
+        self.filtered_models: Collection[type[Model]] = ()
         self._refresher: Refresher[RowT] | None = None
+
+    def _get_snapshot(self) -> Snapshot[RowT]:
+        return self.snapshot
+
+    def follow_filters(self, classes: Iterable[type[Any]]) -> None:
+        """Have hints say when the rows change that a filter selects. The plugin calls it.
+
+        Args:
+            classes: those of the filters that the application's handlers take, among others.
+        """
+        own = [] if (published := getattr(self, "filter", None)) is None else [published]
+        self.filtered_models = joined_models(self.model_class, [*classes, *own])
 
     def prepare(self, here: Application) -> None:
         """Check the declaration and get ready to load. The plugin calls it, on a database thread.
@@ -206,7 +221,7 @@ class CachedRepository(Repository[RowT]):
         return False
 
     def response(
-        self, pk: Hashable = EVERY_ROW, *, offset: int = 0, limit: int | None = None
+        self, pk: Filter | Hashable = EVERY_ROW, *, offset: int = 0, limit: int | None = None
     ) -> RepositoryResponse:
         """The rows as ``{"name": […]}``, from bytes that were made when they were loaded.
 
@@ -214,7 +229,8 @@ class CachedRepository(Repository[RowT]):
         content coding that the client prefers; each coding is made once for the same rows.
 
         Args:
-            pk: send the row with this key alone, and not in a list. None is the key of no row.
+            pk: send the row with this key alone, and not in a list. None is the key of no row. A ``Filter``
+                sends a page of the rows that it selects, as ``Repository.response()`` does.
             offset: how many rows to leave out.
             limit: how many rows to send at most; by default all.
 
@@ -224,6 +240,10 @@ class CachedRepository(Repository[RowT]):
             NotIndexed: the rows have no keys.
             NotLoaded: nothing was loaded yet.
         """
+        if isinstance(pk, Filter):
+            if offset or limit is not None:
+                raise TypeError(f"{self.label}.response(): offset and limit are in the filter.")
+            return super().response(pk)
         if pk is EVERY_ROW:
             return RepositoryResponse.of_list(
                 self.snapshot, offset=offset, limit=limit, cache_control=self.cache_control

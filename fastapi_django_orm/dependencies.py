@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.requests import HTTPConnection
 from fastapi.routing import iter_route_contexts
+from pydantic import BaseModel
 
 from .database.atomic import atomic, atomic_aliases
 from .errors import InvalidHandler
@@ -35,6 +36,20 @@ def dependencies_of(app: FastAPI) -> Iterator[Callable[..., Any]]:
         dependant: Dependant | None = getattr(route.original_route, "dependant", None)
         if dependant is not None:
             yield from _below(dependant, app)
+
+
+def query_models_of(app: FastAPI) -> set[type[BaseModel]]:
+    """Every pydantic model that an application's handlers take as query parameters."""
+    found: set[type[BaseModel]] = set()
+    for route in iter_route_contexts(app.routes):
+        dependant: Dependant | None = getattr(route.original_route, "dependant", None)
+        todo = [] if dependant is None else [dependant]
+        while todo:
+            one = todo.pop()
+            todo += one.dependencies
+            kinds = (field.field_info.annotation for field in one.query_params)
+            found.update(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return found
 
 
 def check_streams(app: FastAPI) -> None:

@@ -8,7 +8,7 @@ not catch them: the client gets the status, unless the application has an except
 from collections.abc import Hashable, Iterable
 from difflib import get_close_matches
 from traceback import extract_tb
-from typing import Self
+from typing import Any, Self
 
 from django.core.exceptions import FieldError, ImproperlyConfigured, ValidationError
 from django.db import DatabaseError, DataError, IntegrityError, OperationalError
@@ -66,6 +66,14 @@ class InvalidRepository(ConfigurationError):
 
 class UnknownModel(InvalidRepository, LookupError):
     """A repository, schema or filter names a model that no installed app has."""
+
+
+class InvalidFilter(ConfigurationError):
+    """A ``Filter`` declares something that its model's lookups do not take."""
+
+
+class UnknownLookup(InvalidFilter, FieldError):
+    """A ``Filter`` names a lookup that the field does not have."""
 
 
 class UnknownField(InvalidRepository, FieldError):
@@ -179,6 +187,16 @@ class InvalidWindow(DjangoORMError, HTTPException, ValueError):
 
     def __init__(self, message: str) -> None:
         HTTPException.__init__(self, 422, message)
+
+
+class InvalidParameter(DjangoORMError, HTTPException, ValueError):
+    """A filter's value cannot be used: a cursor of another list, say. Ends a request with 422."""
+
+    def __init__(self, name: str | None, message: str) -> None:
+        """Describe it as FastAPI does. The name is the parameter's, if one is to blame."""
+        loc = ["query"] if name is None else ["query", name]
+        detail: Any = [{"type": "value_error", "loc": loc, "msg": message}]
+        HTTPException.__init__(self, 422, detail)
 
 
 class NotLoaded(_Unavailable, RuntimeError):

@@ -30,7 +30,7 @@ from .database.engines import (
 from .database.executor import DatabaseExecutor
 from .database.lifecycle import database_service
 from .database.startup_checks import check_reachable, check_shareable
-from .dependencies import check_streams, dependencies_of
+from .dependencies import check_streams, dependencies_of, query_models_of
 from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
@@ -42,6 +42,7 @@ from .http.routing import documented, in_front, plugin_routes
 from .instrumentation.asgi_layer import layer_added
 from .instrumentation.everything import instrumented
 from .memory.refreshing import Refresher
+from .queries.remembered import RememberedPages
 from .reading.windows import Windows
 from .repository import Repository
 from .settings import ORMSettings, read_settings, where_written
@@ -138,6 +139,7 @@ class DjangoORM:
                 database_service(settings.threads, settings.thread_timeout, settings.call_timeout)
             )
             here = stack.enter_context(application.running(executor, loop))
+            here.hold(RememberedPages(settings.filter_memory * 2**20))
             here.hold(Windows(executor.own, loop, settings.thread_timeout))
             # All that starts here reads for everybody: on threads of its own.
             await stack.enter_async_context(executor.own.context)
@@ -184,6 +186,7 @@ class DjangoORM:
             classes = repository.declared()
         else:
             classes = list(self._repositories)
+        models = query_models_of(app)
         refreshers: dict[str, Refresher[Any]] = {}
         names, aliases = set(), set()
         if is_configured(DEFAULT_DB_ALIAS):
@@ -201,6 +204,7 @@ class DjangoORM:
                 instance.prepare(here)
                 aliases.add(instance.queryset().db)
             if isinstance(instance, CachedRepository):
+                instance.follow_filters(models)
                 refreshers[instance.name] = instance.refresher
         for alias in aliases:
             check_shareable(alias)

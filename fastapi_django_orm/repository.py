@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
 
 from django.db.models import Model, QuerySet
@@ -16,6 +17,9 @@ from . import application
 from .application import Application
 from .errors import InvalidRepository, NotFound, NotStarted
 from .memory.snapshot import RowT
+from .queries.filter import Filter, check_filter
+from .queries.pages import Pages
+from .queries.selecting import Selecting
 from .reading import naming, reader_factory, validation
 from .reading.batching import Absent
 from .reading.live import LiveReads
@@ -25,6 +29,8 @@ from .reading.readers import Reader
 from .reading.resolve import resolve_model
 from .reading.validation import check_spelling, no_model
 from .reading.windows import Windows
+from .responses.response import RepositoryResponse
+from .responses.selected import SelectedResponse
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.
@@ -97,6 +103,7 @@ class Repository(Generic[RowT]):
             no limit. A larger ``?limit`` is refused.
         max_offset: how many rows of it a request may leave out, which costs the database as much as to give
             them; None for no limit.
+        filter: a ``Filter``, whose query parameters the published list takes.
         cache_control: the ``Cache-Control`` header of responses; by default clients revalidate each time.
     """
 
@@ -106,6 +113,7 @@ class Repository(Generic[RowT]):
     ordering: ClassVar[Sequence[str]] = ()
     schema: ClassVar[type[Any] | None] = None
     publish: ClassVar[str | None] = None
+    filter: ClassVar[type[Filter]]  # without a value, so that `topics.filter(…)` says what to write
     max_limit: ClassVar[int | None] = 1000
     max_offset: ClassVar[int | None] = 100_000
     cache_control: ClassVar[str] = "no-cache"
@@ -122,6 +130,7 @@ class Repository(Generic[RowT]):
 
     def __init__(self) -> None:
         self._live: LiveReads | None = None
+        self._pages: Pages | None = None
 
     # Before it can be read
 
@@ -159,6 +168,15 @@ class Repository(Generic[RowT]):
             name=self.name,
             label=self.label,
         )
+        if (where := getattr(self, "filter", None)) is not None:
+            check_filter(where, self.model_class, self.label)
+        selecting = Selecting(self.ordered_queryset, queries, self._reader, name=self.name, label=self.label)
+        self._pages = Pages(
+            selecting, self._live, self._on_loop, here, name=self.name, snapshot=self._get_snapshot
+        )
+
+    # Returns the rows in memory, in a repository that has them.
+    _get_snapshot: Callable[[], Any] | None = None
 
     def _why_not_constant(self) -> str | None:
         """Why a subclass or a manager may make something else of the query, now or later."""
@@ -269,6 +287,45 @@ class Repository(Generic[RowT]):
             asked = f"the key {pk[0]!r}" if pk else " ".join(f"{k} {v!r}" for k, v in unique.items())
             raise NotFound(f"{self.name} has no row with {asked}.") from None
         return row
+
+    @property
+    def pages(self) -> Pages:
+        """What finds the rows of a filter.
+
+        Raises:
+            NotStarted: no lifespan of ``DjangoORM`` has made this instance.
+        """
+        if self._pages is None:
+            raise NotStarted(f"{self.label} cannot read. {application.how_to_get(self.label)}")
+        return self._pages
+
+    async def select(self, where: Filter) -> list[RowT]:
+        """The rows of a page that a filter selects: ``await topics.select(TopicFilter(author=5))``.
+
+        Args:
+            where: which rows, in which order, and which part of them.
+
+        Raises:
+            InvalidFilter: it is a filter of another model.
+            InvalidParameter: a value or the cursor cannot be used. In a handler: 422.
+            DatabaseError: as Django raises it.
+        """
+        return await self.pages.rows(where)
+
+    def response(self, where: Filter, /) -> RepositoryResponse:
+        """A page of the rows that a filter selects: ``{"name": […], "total": n, "next": cursor or null}``.
+
+        To be returned by a handler. The database is asked when the response is sent, in the context of this
+        call. It answers conditional requests with 304, answers HEAD, and sends the content coding that the
+        client prefers.
+
+        Args:
+            where: which rows, in which order, and which part of them.
+        """
+        page = self.pages.at_hand(where)
+        if page is not None:
+            return RepositoryResponse(page.representation, self.cache_control)
+        return SelectedResponse(partial(self.pages.representation, where), self.cache_control)
 
 
 class _FunctionOfClass:

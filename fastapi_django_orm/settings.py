@@ -154,6 +154,11 @@ class ORMSettings(BaseSettings):
         description="The most seconds that a full load waits which a hint causes, for workers not to load at "
         "once; at most four times what the last load took, and not at all for SQLite's file.",
     )
+    filter_memory: int = Field(
+        default=32,
+        ge=0,
+        description="MiB of pages that filters have selected, for each worker to remember; 0: none.",
+    )
     shared: Annotated[SecretStr | None, BeforeValidator(_shared_url)] = Field(
         default=None,
         repr=False,

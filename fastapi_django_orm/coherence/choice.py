@@ -139,7 +139,8 @@ def _postgresql_listener(
         logger.warning("transport_left_out", transport=f"postgresql:{alias}", hint=str(error))
         return
     quote = connections[alias].ops.quote_name
-    tables = {quote(table): label for concern in concerns for table, label in concern.tables.items()}
+    read = [(*concern.tables.items(), *concern.filtered.items()) for concern in concerns]
+    tables = {quote(table): label for each in read for table, label in each}
     explained = frozenset[str]().union(*(concern.explained for concern in concerns))
     secret = settings.coherence_dsn
     dsn = secret.get_secret_value() if secret else next(iter(_dsns(settings)), None)

@@ -6,7 +6,7 @@ decided for the table: its name anywhere in the SQL counts.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any, TypeAlias
 
@@ -49,6 +49,8 @@ class Concern:
         related: labels of the other models; None: unknown, and any may be one.
         tables: the known tables of all these models, with the models' labels.
         to_key: makes a row's key of what a hint has.
+        filtered: further tables that only filters join, with their models' labels: hints of them change
+            which rows a filter selects, and no row.
         explained: labels of those that may be views, since what is behind them is among the tables.
         unannounced: a sentence for each thing that changes without being announced, and what to do.
         polled: labels of materialized views, which workers that listen to PostgreSQL look at.
@@ -66,6 +68,7 @@ class Concern:
     observed: Observed
     unannounced: tuple[str, ...] = ()
     polled: frozenset[str] = frozenset()
+    filtered: Mapping[str, str] = field(default_factory=dict)
 
     def is_hit(self, hint: Hint) -> bool:
         """Whether rows may have changed."""
@@ -99,7 +102,7 @@ class Concern:
 
     def _beside(self) -> frozenset[str]:
         """Labels of models that loading has read although nothing names them."""
-        return self.observed.found(_models_in) - _NEVER_CHANGES - frozenset(self.tables.values())
+        return self.observed.found(models_in) - _NEVER_CHANGES - frozenset(self.tables.values())
 
 
 def concern_of(repository: DeclaredCached) -> Concern:
@@ -114,9 +117,11 @@ def concern_of(repository: DeclaredCached) -> Concern:
     named = set(_named(repository))
     statements = _statements(repository, queryset, linked)
     followed = {each._meta.label for each in linked if each is not None}
-    found = {label for each in statements if each is not None for label in _models_in(each[0])}
+    found = {label for each in statements if each is not None for label in models_in(each[0])}
     same_keys = {*_same_keys(model), *(child for child in children if model in _same_keys(child))}
     every = found | followed | named | {each._meta.label for each in (*same_keys, *children)}
+    # A view changes without a hint of its own.
+    filtered = {each._meta.label for each in repository.filtered_models if each._meta.managed} - every
     known = _tables(_installed())
     own, related = frozenset[str](), None
     if None not in statements and None not in linked:  # else there is more than could be found
@@ -138,6 +143,7 @@ def concern_of(repository: DeclaredCached) -> Concern:
         explained=frozenset(every if repository.depends_on else ()),
         asked=connections[queryset.db].vendor != "postgresql",
         observed=repository.observed,
+        filtered={known[label]: label for label in sorted(filtered) if label in known},
     )
 
 
@@ -193,7 +199,7 @@ def _same_keys(model: type[Model]) -> Iterator[type[Model]]:
             yield from _same_keys(parent)
 
 
-def _models_in(statement: str) -> frozenset[str]:
+def models_in(statement: str) -> frozenset[str]:
     """Labels of the models whose tables a statement may name.
 
     Looking for each table in each statement would cost models times repositories. So only those are looked

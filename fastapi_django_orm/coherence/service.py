@@ -83,6 +83,7 @@ class Coherence:
             name: concerns.get(name) or concern_of(repository) for name, repository in repositories.items()
         }
         self._followers: dict[str, Follower] = {}
+        self._revisions = dict.fromkeys(repositories, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.roll_call = RollCall(self._load, self._followers, self.follow_hint)
         self.transports = [
@@ -135,16 +136,20 @@ class Coherence:
         concern = self._concerns[name]
         if self._is_replica(concern.alias):
             return REPLICA.format(alias=concern.alias)
-        carrying = [each for each in self.transports if each.carries(concern.alias)]
-        reasons = [
-            self._why_not(each, concern)
-            for each in carrying
-            if not isinstance(each.listener, ProcessListener)  # which carries no writes of other processes
-        ]
+        reasons = self._why_not_carried(concern, concern.tables.values())
         if None not in reasons and not has_route(self._settings):
             return reasons[0] if reasons else how_to_announce(self._settings, concern.alias)
         listening = f"postgresql:{concern.alias}" in {each.name for each in self.transports}
         return concern.why_unannounced(listening, by_django=django_announces(self._settings))
+
+    def _why_not_carried(self, concern: Concern, labels: Iterable[str]) -> list[str | None]:
+        """For each transport why it does not carry every write to these models; None if it does."""
+        return [
+            self._why_not(each, concern, labels)
+            for each in self.transports
+            # The process's own carries no writes of others.
+            if each.carries(concern.alias) and not isinstance(each.listener, ProcessListener)
+        ]
 
     def follow_hint(self, hint: Hint) -> None:
         """Follow a hint that has come another way. On the application's event loop."""
@@ -171,6 +176,24 @@ class Coherence:
                 return None
         await follower.refresher.refresh("call")
         return None
+
+    def revision(self, name: str) -> int:
+        """How many hints have come that concern a repository's filters and not its rows."""
+        return self._revisions[name]
+
+    def follows(self, name: str, labels: frozenset[str]) -> bool:
+        """Whether what a filter selects of a repository can be remembered, by the models that it reads.
+
+        One rule, as for the rows: a transport that is up carries the writes to each of them; or ``max_age``
+        loads the repository again; or nothing is expected.
+        """
+        concern = self._concerns[name]
+        if not self.transports or self._repositories[name].max_age is not None or concern.related is None:
+            return True
+        rest = labels - concern.own - concern.related
+        if not rest or not rest.issubset(concern.filtered.values()):
+            return not rest
+        return has_route(self._settings) or None in self._why_not_carried(concern, rest)
 
     async def call_roll(self, names: Collection[str], wait: float) -> dict[str, Attendance]:
         """Have the other connected workers refresh repositories, and return for each name which have.
@@ -204,14 +227,14 @@ class Coherence:
         origin = self._origins.known.get(alias)
         return origin is not None and origin.is_replica
 
-    def _why_not(self, transport: TransportSupervisor, concern: Concern) -> str | None:
-        """Why a transport does not carry every write that concerns a repository; None if it does."""
+    def _why_not(self, transport: TransportSupervisor, concern: Concern, labels: Iterable[str]) -> str | None:
+        """Why a transport does not carry every write to these models; None if it does."""
         if transport.connected_since is None:
             return DOWN.format(transport=transport.name)
         listening, origin = transport.listener.server, self._origins.known.get(concern.alias)
         if listening is not None and origin is not None and listening != origin.server:
             return ELSEWHERE.format(transport=transport.name)
-        if unheard := sorted(transport.listener.unheard.intersection(concern.tables.values())):
+        if unheard := sorted(transport.listener.unheard.intersection(labels)):
             return UNANNOUNCED.format(transport=transport.name, labels=", ".join(unheard))
         return None
 
@@ -223,7 +246,8 @@ class Coherence:
         if doubtful or self._is_replica(concern.alias):
             return None
         for each in self.transports:
-            if concern.alias in (each.listener.aliases or ()) and self._why_not(each, concern) is None:
+            carries = concern.alias in (each.listener.aliases or ())
+            if carries and self._why_not(each, concern, concern.tables.values()) is None:
                 return each
         return None
 
@@ -272,8 +296,12 @@ class Coherence:
     def _follow(self, transport: TransportSupervisor | None, hint: Hint) -> None:
         for name, follower in self._followers.items():
             concern = self._concerns[name]
-            if (transport is None or transport.carries(concern.alias)) and concern.is_hit(hint):
+            if transport is not None and not transport.carries(concern.alias):
+                continue
+            if concern.is_hit(hint):
                 follower.follow(concern.keys(hint))
+            elif hint.label in concern.filtered.values():
+                self._revisions[name] += 1
 
 
 async def seen(name: str) -> None:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from ..cached import CachedRepository, declared_cached
 from ..coherence.planned import concerns_of
+from ..dependencies import query_models_of
 from ..errors import ConfigurationError, nearest
 from ..reading.resolve import model_named
 from .tables import AnnouncedTable, tables_of
@@ -55,10 +56,15 @@ class Selection:
 
 def read_by_repositories(application: str | None) -> Selection:
     """Every model that a repository of the application reads, as in ``declared_by()``."""
-    concerns = concerns_of({cls: cls() for cls in declared_by(application)})
+    app = import_application(application)
+    repositories = {cls: cls() for cls in _declared_in(app)}
+    for repository in repositories.values():
+        repository.follow_filters(query_models_of(app))
+    concerns = concerns_of(repositories)
     labels, aged = set[str](), set[str]()
     for cls, concern in concerns.items():
-        (labels if cls.max_age is None else aged).update(concern.tables.values())
+        read = {*concern.tables.values(), *concern.filtered.values()}
+        (labels if cls.max_age is None else aged).update(read)
     return Selection(
         list(map(model_named, sorted(labels | aged))),
         explained=frozenset[str]().union(*(concern.explained for concern in concerns.values())),
@@ -83,7 +89,10 @@ def model_of(name: str, application: str | None) -> type[Model]:
 
 def declared_by(application: str | None) -> list[type[CachedRepository[Any]]]:
     """The repositories of an application, which is imported, or NoRepository."""
-    app = import_application(application)
+    return _declared_in(import_application(application))
+
+
+def _declared_in(app: FastAPI) -> list[type[CachedRepository[Any]]]:
     if not (found := declared_cached()):
         raise NoRepository(
             f"The application {app.title!r} has no repository. Name the models, as in "

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, create_model
 
 from ..cached import CachedRepository
 from ..errors import InvalidRepository, NotLoaded
+from ..queries.filter import Filter
 from ..reading.readers import depends_on_others, is_final
 from ..repository import Repository, naming_errors
 from .sources import CachedSource, LiveSource, Source
@@ -45,6 +46,7 @@ class Publication:
         path: the list's.
         base: the same without a slash at the end.
         row_path: the rows', with ``{pk}`` for the key.
+        filter: the query parameters of the list; None for an offset and a limit.
         row_model, list_model: for the OpenAPI document.
         key_type: of the rows' keys; None if they have none that can stand in a path.
     """
@@ -60,6 +62,12 @@ class Publication:
         self.row_model = _row_model(repository)
         rows: Any = list[self.row_model]  # type: ignore[name-defined]  # known when it runs
         fields: dict[str, Any] = {"rows": (rows, pydantic.Field(alias=self.name))}
+        self.filter: type[Filter] | None = getattr(repository, "filter", None)
+        if self.filter is not None:
+            fields |= {
+                "total": (int, pydantic.Field(description="How many rows there are on all pages.")),
+                "next": (str | None, pydantic.Field(description="The next page's `after`, if there is one.")),
+            }
         self.list_model = create_model(f"{self.label}List", **fields)
         self.key_type = _key_type(repository)
         self.max_limit, self.max_offset = repository.max_limit, repository.max_offset

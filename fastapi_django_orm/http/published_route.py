@@ -6,8 +6,6 @@ from datetime import datetime
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
-from django.conf import settings
-from django.utils import timezone
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.routing import APIRoute
 from starlette._utils import get_route_path
@@ -18,6 +16,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from ..errors import NotFound
+from ..queries.conditions import in_zone
 from ..reading.windows import Window
 from ..responses.negotiation import deliver
 from ..responses.response import READING, RepositoryResponse
@@ -99,6 +98,14 @@ class ListRoute(PublishedRoute):
         return None if window is None else Question(source, window)
 
 
+class FilteredRoute(PublishedRoute):
+    """A list's whose parameters are a filter, which FastAPI reads."""
+
+    def question(self, query: bytes, params: dict[str, Any]) -> Question | None:
+        """None."""
+        return None
+
+
 class RowRoute(PublishedRoute):
     """The rows'."""
 
@@ -159,8 +166,10 @@ def _plain_window(query: bytes) -> Window | None:
     return int(offset or 0), int(limit) if limit else None
 
 
-def list_route(app: FastAPI, publication: Publication) -> ListRoute:
+def list_route(app: FastAPI, publication: Publication) -> PublishedRoute:
     """Make the route of a list."""
+    if publication.filter is not None:
+        return _filtered_route(app, publication)
     most = publication.max_limit
 
     async def rows(request: Request, offset: Any = 0, limit: Any = most) -> Response:
@@ -177,10 +186,24 @@ def list_route(app: FastAPI, publication: Publication) -> ListRoute:
         "offset": Annotated[int, offsets],
         "limit": Annotated[int | None if most is None else int, limits],
     }
+    return _made_list(app, publication, ListRoute, rows)
+
+
+def _filtered_route(app: FastAPI, publication: Publication) -> FilteredRoute:
+    async def rows(where: Any) -> Response:
+        return publication.source.filtered(where)
+
+    rows.__annotations__["where"] = Annotated[publication.filter, Query()]
+    return _made_list(app, publication, FilteredRoute, rows)
+
+
+def _made_list(
+    app: FastAPI, publication: Publication, kind: type[PublishedT], rows: Callable[..., Any]
+) -> PublishedT:
     return _made(
         app,
         publication,
-        ListRoute,
+        kind,
         publication.path,
         rows,
         name=f"list_{publication.name}",
@@ -232,11 +255,7 @@ def _made(
 
 
 def _in_zone(publication: Publication, moment: datetime) -> datetime:
-    """A time as rows have it, with or without a zone. Django would warn of what a client has left out."""
-    if timezone.is_aware(moment) == settings.USE_TZ:
-        return moment
-    zone = timezone.get_default_timezone()
     try:
-        return timezone.make_aware(moment, zone) if settings.USE_TZ else timezone.make_naive(moment, zone)
+        return in_zone(moment)
     except OverflowError:
         raise NotFound.of(publication.name, moment) from None

@@ -12,11 +12,13 @@ from starlette.types import Receive
 from ..cached import CachedRepository
 from ..errors import NotFound, NotLoaded, ReadFailed, without_values
 from ..events import logger
+from ..queries.filter import Filter
 from ..reading.batching import Absent
 from ..reading.windows import Listed, Window, is_large
 from ..repository import Repository
 from ..responses.negotiation import SLAB
 from ..responses.representation import Header, Representation, Representations
+from ..responses.response import RepositoryResponse
 
 T = TypeVar("T")
 
@@ -39,6 +41,10 @@ class Source:
         if (most is not None and (limit or 0) > most) or (deepest is not None and offset > deepest):
             return None
         return window if limit or most is None else (offset, most)
+
+    def filtered(self, where: Filter) -> RepositoryResponse:
+        """The answer with a page that a filter selects: the same for everybody, whatever the request is."""
+        return self.repository.live.in_public_context(self.repository.response, where)
 
     def at_hand(self, window: Window | None, key: Hashable) -> Representation | None:
         """What is there without waiting: the rows of a window, or, if that is None, the row with a key."""

@@ -111,6 +111,10 @@ class LiveReads:
         if value is None:  # which any number of rows may have, and so names none
             raise Absent(name)
         found = await self._find(name, value)
+        return self.given(found)
+
+    def given(self, found: EncodedRow) -> Any:
+        """Return a row as the reader gives rows, of what was read of it."""
         if found.row is None:
             assert found.codec is not None, "rows without objects come with a codec"
             return found.codec.decode(found.json)
@@ -126,7 +130,7 @@ class LiveReads:
             key = prepared(self._pk, self._pk.to_python(pk))
         except OF_ONE_KEY:
             raise Absent(pk) from None
-        if self._may_share:
+        if self.may_share:
             return (await self._batcher("pk", self._public_alias()).get(key)).json
         return (await self._read_alone("pk", key)).json
 
@@ -140,19 +144,24 @@ class LiveReads:
         Raises:
             DatabaseBusy: too much was asked for, and was not read in time.
         """
-        if not self._may_share:
-            return await self._run(self._queries.read_window, window)
+        if not self.may_share:
+            return await self.run(self._queries.read_window, window)
         on_thread = partial(self._in_public, self._queries.read_window, window)
         return await self._windows.get(self, window, on_thread, partial(self._window_on_loop, window))
 
     # In a batch, or alone
 
-    async def _run(self, read: Callable[..., T], *args: Any) -> T:
+    async def run(self, read: Callable[..., T], *args: Any) -> T:
+        """Call a function that reads on a database thread, in the caller's context and transaction.
+
+        Raises:
+            NotStarted: the application has ended.
+        """
         current.find(self._label)  # which says so if the application has ended
         return await self._executor.run(read, *args)
 
     @property
-    def _may_share(self) -> bool:
+    def may_share(self) -> bool:
         """Whether what runs may read with others: one in a transaction or async_to_sync has its thread."""
         return self._loop is asyncio.get_running_loop() and not is_bound()
 
@@ -162,7 +171,7 @@ class LiveReads:
         What a query gives may depend on who asks: a manager may filter by the tenant of the context. So
         none of the project's code runs in another context than the caller's.
         """
-        if self._reader.own_code is None and self._may_share:
+        if self._reader.own_code is None and self.may_share:
             if (alias := self._on_loop.alias) is not None:  # the query is Django's own, whoever asks
                 return await self._batcher(name, alias).get(value)
             if self._queries.alone is None:
@@ -172,7 +181,7 @@ class LiveReads:
 
     async def _read_alone(self, name: str, value: Hashable) -> EncodedRow:
         """Read in the caller's context."""
-        found: Outcomes[Hashable, EncodedRow] = await self._run(self._queries.read_rows, name, [value])
+        found: Outcomes[Hashable, EncodedRow] = await self.run(self._queries.read_rows, name, [value])
         if value not in found:
             raise Absent(value)
         try:
@@ -200,6 +209,10 @@ class LiveReads:
         self, read: Callable[[Sequence[K]], Outcomes[K, EncodedRow]], on_loop: Any
     ) -> Batcher[K, EncodedRow]:
         return Batcher(read, self._executor.own, self._loop, on_loop)
+
+    def in_public_context(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function on this thread in the context in which the application started."""
+        return self._public.copy().run(function, *args)
 
     def _in_public(self, read: Callable[..., T], *args: Any) -> T:
         return run_in(self._public.copy(), read, *args)

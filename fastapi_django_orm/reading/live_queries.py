@@ -234,9 +234,9 @@ class LiveQueries:
         return {value: by_value[value] for value in values if value in by_value}
 
     def _read(self, queryset: AnyQuerySet, name: str, wanted: Mapping[str, Any]) -> list[EncodedRow]:
-        if is_final(queryset) or depends_on_others(queryset):
+        if (reason := why_final(queryset)) is not None:
             raise InvalidRepository(
-                f"{self._label}.fetch(): its queryset() {_kind(queryset)}, so Django cannot look for a row "
+                f"{self._label}.fetch(): its queryset() {reason}, so Django cannot look for a row "
                 "in it. Declare a repository for fetch() whose queryset() has filters alone, or read rows of "
                 "a CachedRepository with get()."
             )
@@ -298,7 +298,10 @@ def _tried(function: Callable[..., T], *args: Any) -> T | Exception:
         return error
 
 
-def _kind(queryset: AnyQuerySet) -> str:
+def why_final(queryset: AnyQuerySet) -> str | None:
+    """Return why Django cannot look for rows in this query, as a part of a sentence; None if it can."""
+    if not (is_final(queryset) or depends_on_others(queryset)):
+        return None
     query = queryset.query
     if query.is_sliced:
         return "is sliced"

@@ -5,7 +5,7 @@ before a request meets it. So does an attribute that would be ignored: an ignore
 would serve every column, and an ignored ``get_queryset()`` every row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from difflib import get_close_matches
 from types import FunctionType
@@ -56,6 +56,8 @@ class DeclaredCached(Declared, Protocol):
     def depends_on(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def observed(self) -> Any: ...  # noqa: D102
+    @property
+    def filtered_models(self) -> Iterable[type[Model]]: ...  # noqa: D102
 
 
 def ordered(queryset: AnyQuerySet, ordering: Sequence[str]) -> AnyQuerySet:
@@ -229,6 +231,8 @@ def _spelling_error(cls: type[Any]) -> InvalidRepository | None:
     written = {name for each in own for name in vars(each)}
     for each in own:
         for name, value in vars(each).items():
+            if name == "filter" and isinstance(value, type):  # for the published list
+                continue
             what = _habit(name, known)
             if what is None and issubclass(each, known):  # a mixin may be for other classes, too
                 what = _misplaced(name, value, known) or _misspelled(name, value, known, written)

@@ -1,0 +1,1 @@
+"""Filters: from query parameters to Django's SQL, and the pages that it selects."""

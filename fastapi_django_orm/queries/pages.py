@@ -1,0 +1,260 @@
+"""The pages of one repository: found by the database, remembered while nothing that they are made of changes.
+
+A page is remembered under what was asked for, and under the state of the repository when its query began:
+the version of the snapshot, and how many hints have come that concern filters alone. A hint that concerns the
+rows brings another snapshot. So what a query has read before a change is not found after it.
+
+What was asked for is the filter's values, if the repository's query is Django's own and the same for every
+caller. Otherwise it is the SQL with its parameters, as compiled in the caller's context, since a manager may
+filter by a tenant.
+"""
+
+import asyncio
+from collections.abc import Callable, Hashable
+from contextvars import Context, copy_context
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, TypeVar
+
+from django.db import InterfaceError, OperationalError
+from django.utils import timezone
+from pydantic_core import to_json
+
+from ..application import Application
+from ..coherence.concerns import models_in
+from ..coherence.service import Coherence
+from ..database.reentrancy import is_bound
+from ..errors import ReadFailed, without_values
+from ..events import logger
+from ..memory.snapshot import Snapshot
+from ..reading.batching import give, outcome
+from ..reading.encoding import opening, tag_of
+from ..reading.live import LiveReads
+from ..reading.live_queries import run_in
+from ..reading.on_loop import LoopReads
+from ..responses.representation import LARGEST, Representation
+from .filter import Filter, declaration_of, frozen_values
+from .remembered import RememberedPages
+from .selecting import Selected, Selecting, Selection
+
+T = TypeVar("T")
+
+# Tables in the SQL of filters, of which there are few; only their parameters differ.
+_labels_in = lru_cache(maxsize=500)(models_in)
+
+
+class Page:
+    """A page as it is sent.
+
+    Attributes:
+        keys: of its rows.
+        read: the rows that memory did not have.
+        representation: its bytes.
+    """
+
+    __slots__ = ("keys", "read", "representation")
+
+    def __init__(self, name: str, selected: Selected, snapshot: Snapshot[Any] | None) -> None:
+        """Put the rows together. On the thread that has read."""
+        where = None if snapshot is None else snapshot.table.where
+        self.read = selected.read
+        # A row that was deleted since its key was read is left out.
+        self.keys = [key for key in selected.keys if key in self.read or (where is not None and key in where)]
+        rows = [
+            self.read[key].json if snapshot is None or key in self.read else snapshot.row_json(key)
+            for key in self.keys
+        ]
+        end = b'],"total":%d,"next":%b}' % (selected.total, to_json(selected.next))
+        body = opening(name) + b",".join(rows) + end
+        kept = snapshot is not None and len(body) <= LARGEST
+        self.representation = Representation(
+            tag_of(body), body, len(body), varies=snapshot is not None, compressible=kept and not self.read
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of the database, for all who ask the same.
+
+    Attributes:
+        key: what the page is remembered under; None if it cannot be said what is the same.
+        read: finds the page, on a database thread.
+        labels: of the models that the page is made of, beside those of the rows.
+    """
+
+    key: Hashable
+    read: Callable[[], Page]
+    labels: frozenset[str]
+
+
+class Pages:
+    """Finds the pages of one repository."""
+
+    def __init__(
+        self,
+        selecting: Selecting,
+        live: LiveReads,
+        on_loop: LoopReads,
+        here: Application,
+        *,
+        name: str,
+        snapshot: Callable[[], Snapshot[Any]] | None,
+    ) -> None:
+        """Find pages.
+
+        Args:
+            selecting: asks the database.
+            live: reads of the same repository.
+            on_loop: knows whether the repository's query is Django's own, and the same for all.
+            here: the application.
+            name: the repository's.
+            snapshot: returns the current one, or raises ``NotLoaded``. None: all rows are read each time.
+        """
+        self._selecting = selecting
+        self._live = live
+        self._on_loop = on_loop
+        self._here = here
+        self._name = name
+        self._snapshot = snapshot
+        self._remembered: RememberedPages[Page] = here[RememberedPages]
+        # Callers that wait for a query which runs, by what they have asked for.
+        self._waiting: dict[Hashable, list[asyncio.Future[Page]]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+        self._context = Context()  # a query for several callers belongs to none of their transactions
+
+    def at_hand(self, where: Filter) -> Page | None:
+        """Return a remembered page; None if the database has to be asked. On any thread.
+
+        Raises:
+            NotLoaded: nothing was loaded yet. In a handler: 503.
+        """
+        if self._snapshot is None or is_bound():
+            return None
+        key = self._key_of_values(where, self._snapshot())
+        return None if key is None else self._remembered.get(key)
+
+    async def representation(self, where: Filter) -> Representation:
+        """Return the bytes of a page.
+
+        Raises:
+            InvalidParameter: the filter cannot be used. In a handler: 422.
+            ReadFailed: the database does not answer. In a handler: 503.
+        """
+        try:
+            page, _ = await self._find(where)
+        except (InterfaceError, OperationalError) as error:
+            cause = f"{type(error).__name__}: {without_values(error)}"
+            logger.error("live_read_failed", repository=self._name, error=cause)
+            raise ReadFailed(f"{self._name} cannot be read now.") from error
+        return page.representation
+
+    async def rows(self, where: Filter) -> list[Any]:
+        """Return the rows of a page, as the repository gives rows.
+
+        Raises:
+            InvalidParameter: the filter cannot be used. In a handler: 422.
+            DatabaseError: as Django raises it.
+        """
+        page, snapshot = await self._find(where)
+        return [
+            self._live.given(page.read[key]) if snapshot is None or key in page.read else snapshot.row(key)
+            for key in page.keys
+        ]
+
+    async def _find(self, where: Filter) -> tuple[Page, Snapshot[Any] | None]:
+        """A page, and the snapshot that has those of its rows which were not read for it."""
+        if self._snapshot is None or not self._live.may_share:
+            # Also in a transaction: what it has written is read there, and is not for others.
+            return await self._live.run(self._read, where, None), None
+        snapshot = self._snapshot()
+        question = self._by_values(where, snapshot) or await self._by_sql(where, snapshot)
+        if question.key is None:
+            return await self._answered(question.read), snapshot
+        page = self._remembered.get(question.key)
+        return page or await self._shared(question), snapshot
+
+    # What is asked
+
+    def _key_of_values(self, where: Filter, snapshot: Snapshot[Any]) -> Hashable | None:
+        """What a page is remembered under if the values say it; None if only the SQL does."""
+        declared = declaration_of(where)
+        if declared.own_code is not None or (alias := self._on_loop.alias) is None:
+            return None
+        # A database router may look at the caller, and a lookup such as `__date` at the time zone.
+        zone = timezone.get_current_timezone_name() if declared.has_transform else None
+        try:
+            asked = alias, zone, frozen_values(where)
+        except TypeError:
+            return None
+        return self._state(snapshot), asked
+
+    def _by_values(self, where: Filter, snapshot: Snapshot[Any]) -> _Question | None:
+        if (key := self._key_of_values(where, snapshot)) is None:
+            return None
+        labels = frozenset(model._meta.label for model in declaration_of(where).joined)
+        return _Question(key, partial(run_in, copy_context(), self._read, where, snapshot), labels)
+
+    async def _by_sql(self, where: Filter, snapshot: Snapshot[Any]) -> _Question:
+        state, context = self._state(snapshot), copy_context()
+        compile_ = partial(run_in, context, self._compiled, where)
+        selection, compiled = await self._answered(compile_)
+        read = partial(run_in, context, self._page, selection, snapshot)
+        if compiled is None:
+            return _Question(None, read, frozenset())
+        query, sql = compiled
+        # Two forms of a filter may make one SQL, for pages that differ in their end.
+        return _Question((state, query, where.limit, where.offset), read, _labels_in(sql))
+
+    def _state(self, snapshot: Snapshot[Any]) -> Hashable:
+        coherence = self._here.get(Coherence)
+        return self._name, snapshot.version, 0 if coherence is None else coherence.revision(self._name)
+
+    # On a database thread
+
+    def _compiled(self, where: Filter) -> tuple[Selection, Any]:
+        selection = self._selecting.selection(where)
+        return selection, selection.compiled()
+
+    def _read(self, where: Filter, snapshot: Snapshot[Any] | None) -> Page:
+        return self._page(self._selecting.selection(where), snapshot)
+
+    def _page(self, selection: Selection, snapshot: Snapshot[Any] | None) -> Page:
+        known = None if snapshot is None else snapshot.table.where
+        return Page(self._name, self._selecting.read(selection, () if known is None else known), snapshot)
+
+    # One query for all who ask the same
+
+    async def _answered(self, read: Callable[[], T]) -> T:
+        found = await outcome(None, self._here.executor.own, read)
+        try:
+            if isinstance(found, Exception):
+                raise found
+            return found
+        finally:
+            del found  # the error's traceback has this frame, and they would reference each other
+
+    async def _shared(self, question: _Question) -> Page:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Page] = loop.create_future()
+        if (waiting := self._waiting.get(question.key)) is not None:
+            waiting.append(future)
+        else:
+            self._waiting[question.key] = [future]
+            # A task of its own, since a caller that is cancelled must not cancel it for the others.
+            task = loop.create_task(self._answer(question), context=self._context)
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+        return await future
+
+    async def _answer(self, question: _Question) -> None:
+        found = await outcome(None, self._here.executor.own, question.read)
+        if isinstance(found, Page) and not found.read and self._is_followed(question.labels):
+            size = found.representation.size
+            if size <= LARGEST:
+                self._remembered.keep(question.key, found, size)
+        give(self._waiting.pop(question.key), found)
+
+    def _is_followed(self, labels: frozenset[str]) -> bool:
+        """Whether hints of these models come, so that a page of them may be remembered."""
+        coherence = self._here.get(Coherence)
+        return coherence is not None and coherence.follows(self._name, labels)

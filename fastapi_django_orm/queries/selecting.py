@@ -1,0 +1,203 @@
+"""What a filter asks the database: the keys of a page's rows, the number of all, the place of the next page.
+
+One query of Django's own QuerySet finds the keys, so a filter means what Django makes of it, on every
+database. All of this runs on a database thread, in the context that decides what the repository's query is.
+"""
+
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import EmptyResultSet, FullResultSet
+from django.db import DataError, connections
+
+from ..database.startup_checks import table_explained
+from ..errors import InvalidParameter, InvalidRepository, NotIndexed
+from ..reading.batching import MOST_KEYS_OF_BATCH
+from ..reading.codec import EncodedRow
+from ..reading.keys import AnyQuerySet, prepared
+from ..reading.live_queries import LiveQueries, why_final
+from ..reading.own_ways import not_djangos, pinned
+from ..reading.past_caches import past_caches
+from ..reading.readers import Reader
+from .conditions import condition_of
+from .cursors import cursor_of, values_of
+from .filter import Filter, check_filter, declaration_of
+from .order import Order
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The queries of a filter.
+
+    Attributes:
+        where: the filter.
+        rows: all rows that it selects.
+        order: theirs.
+        page: for each row of the page, and for one more, the key and the values of the order.
+    """
+
+    where: Filter
+    rows: AnyQuerySet
+    order: Order
+    page: AnyQuerySet
+
+    def compiled(self) -> tuple[Hashable, str] | None:
+        """What the page is to the database, and its SQL; None if it cannot be said."""
+        try:
+            sql, params = self.page.query.chain().get_compiler(using=self.page.db).as_sql()
+            found = self.page.db, sql, tuple((type(each), each) for each in params)
+            hash(found)
+        except (EmptyResultSet, TypeError):
+            return None
+        return found, sql
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What the database has answered.
+
+    Attributes:
+        keys: of the page's rows, in order.
+        read: the rows that memory did not have, by key.
+        total: how many rows the filter selects on all pages.
+        next: the cursor of the next page; None if this is the last.
+    """
+
+    keys: list[Hashable]
+    read: Mapping[Hashable, EncodedRow]
+    total: int
+    next: str | None
+
+
+class Selecting:
+    """Asks for the pages of one repository."""
+
+    def __init__(
+        self,
+        ordered: Callable[[], AnyQuerySet],
+        queries: LiveQueries,
+        reader: Reader,
+        *,
+        name: str,
+        label: str,
+    ) -> None:
+        """Select among what ``ordered`` returns; ``queries`` reads rows by their keys."""
+        self._ordered = ordered
+        self._queries = queries
+        self._keyed = reader.keyed
+        self._name = name
+        self._label = label
+        self._model = queries.model
+
+    def selection(self, where: Filter) -> Selection:
+        """Make the queries.
+
+        Raises:
+            InvalidParameter: a value or the cursor cannot be used. In a handler: 422.
+            InvalidRepository: the repository's query cannot be filtered.
+            InvalidFilter: it is for another model.
+        """
+        check_filter(type(where), self._model, self._label)
+        if not self._keyed:
+            raise NotIndexed(f"{self._label}: its queryset().values() leaves the primary key out.")
+        queryset = pinned(self._ordered())
+        if (reason := why_final(queryset)) is not None:
+            raise InvalidRepository(
+                f"{self._label}: its queryset() {reason}, so Django cannot filter it. Declare a "
+                "repository whose queryset() has filters alone."
+            )
+        rows = self._filtered(queryset, where)
+        ordered = _in_total_order(rows, where.__dict__.get("ordering"))
+        order = Order.of(ordered, self._label)
+        if where.after is not None:
+            ordered = ordered.filter(order.after(values_of(where.after, self._salt(order))))
+        page = ordered.values_list("pk", *order.selected)
+        return Selection(where, rows, order, page[where.offset : where.offset + where.limit + 1])
+
+    def _filtered(self, queryset: AnyQuerySet, where: Filter) -> AnyQuerySet:
+        condition = condition_of(where)
+        if not condition:
+            return queryset
+        if not declaration_of(where).is_many:
+            return queryset.filter(condition)
+        # A row that is joined to several is in the list once.
+        keys = self._model._base_manager.using(queryset.db).filter(condition).values("pk")
+        return queryset.filter(pk__in=keys)
+
+    def read(self, selection: Selection, known: Container[Hashable]) -> Selected:
+        """Ask for the page, and for those of its rows whose keys are not among the known ones.
+
+        Raises:
+            InvalidParameter: the database does not take a value. In a handler: 422.
+            InvalidRow: a row cannot be served.
+            DatabaseError: as Django raises it.
+        """
+        where, alias = selection.where, selection.page.db
+        with table_explained(self._model, alias), past_caches(alias):
+            try:
+                found = list(selection.page)
+                is_last, found = len(found) <= where.limit, found[: where.limit]
+                if is_last and where.after is None and (found or not where.offset):
+                    total = where.offset + len(found)
+                else:
+                    total = _count(selection.rows)
+            except (DataError, OverflowError) as error:
+                raise InvalidParameter(None, "The database does not take one of these values.") from error
+        keys = [key for key, *_ in found]
+        cursor = None
+        if not is_last:
+            cursor = cursor_of(selection.order.values(*found[-1]), self._salt(selection.order), self._label)
+        return Selected(keys, self._read_rows([key for key in keys if key not in known]), total, cursor)
+
+    def _read_rows(self, keys: Sequence[Hashable]) -> dict[Hashable, EncodedRow]:
+        field: Any = self._model._meta.pk
+        wanted = {prepared(field, key): key for key in keys}
+        found: dict[Hashable, EncodedRow] = {}
+        for start in range(0, len(keys), MOST_KEYS_OF_BATCH):
+            some = list(wanted)[start : start + MOST_KEYS_OF_BATCH]
+            for value, row in self._queries.read_rows("pk", some).items():
+                if isinstance(row, Exception):
+                    raise row
+                found[wanted[value]] = row
+        return found
+
+    def _salt(self, order: Order) -> str:
+        return f"{self._name} {order.text}"
+
+
+def _count(queryset: AnyQuerySet) -> int:
+    """Return what ``count()`` does, which prepares a query for aggregates that this one need not have."""
+    query: Any = queryset.query
+    if query.distinct or query.group_by is not None or not_djangos(queryset) is not None:
+        return queryset.count()
+    connection = connections[queryset.db]
+    compiler: Any = query.chain().get_compiler(using=queryset.db)
+    compiler.query.get_initial_alias()  # a query without conditions has no table yet
+    tables, params = compiler.get_from_clause()
+    sql = f"SELECT COUNT(*) FROM {' '.join(tables)}"
+    try:
+        condition, more = compiler.compile(compiler.query.where)
+    except EmptyResultSet:
+        return 0
+    except FullResultSet:
+        condition, more = "", []
+    if condition:
+        sql, params = f"{sql} WHERE {condition}", [*params, *more]
+    with connection.cursor() as cursor:
+        cursor.execute(sql, params)
+        (number,) = cursor.fetchone()
+    return int(number)
+
+
+def _in_total_order(queryset: AnyQuerySet, ordering: Sequence[str] | None) -> AnyQuerySet:
+    """The query in the client's order or in its own, up to the key, after which no two rows are equal."""
+    query, pk = queryset.query, queryset.model._meta.pk
+    own = query.order_by or (queryset.model._meta.ordering if query.default_ordering else ())
+    names: list[Any] = []
+    for item in (*(ordering or own), "pk"):
+        names.append(item)
+        name = item.lstrip("-") if isinstance(item, str) else None
+        if name in ("pk", pk.attname) or (name == pk.name and not pk.is_relation):
+            break
+    return queryset if names == list(query.order_by) else queryset.order_by(*names)
