@@ -110,11 +110,30 @@ class LiveReads:
             name = "pk" if field.primary_key else field.attname
         if value is None:  # which any number of rows may have, and so names none
             raise Absent(name)
-        found = await self._find(name, value)
+        return self.decoded(await self._find(name, value))
+
+    def decoded(self, found: EncodedRow) -> Any:
+        """Return a row that was read as its readers get it."""
         if found.row is None:
             assert found.codec is not None, "rows without objects come with a codec"
             return found.codec.decode(found.json)
         return copied(found.row) if self._reader.copied else found.row
+
+    def read_here(self, key: Hashable, alias: str) -> EncodedRow | Exception | None:
+        """Return the row with this key, in the caller's transaction on a database thread.
+
+        Returns:
+            The error of a row that cannot be served; None if there is no row.
+        """
+        return self._queries.read_rows("pk", [key], alias=alias).get(key)
+
+    def read_unfiltered(self, key: Hashable, alias: str) -> EncodedRow | Exception | None:
+        """Return the same without what ``queryset()`` adds, for a row that it leaves out."""
+        model = self._queries.model
+        everything = LiveQueries(
+            model._base_manager.all, model._base_manager.all, self._reader, name=self._name, label=self._label
+        )
+        return everything.read_rows("pk", [key], alias=alias).get(key)
 
     async def row_json(self, pk: Any) -> bytes:
         """Return the JSON of the row with this key, which may be a text of it.
@@ -141,13 +160,14 @@ class LiveReads:
             DatabaseBusy: too much was asked for, and was not read in time.
         """
         if not self._may_share:
-            return await self._run(self._queries.read_window, window)
+            return await self.run(self._queries.read_window, window)
         on_thread = partial(self._in_public, self._queries.read_window, window)
         return await self._windows.get(self, window, on_thread, partial(self._window_on_loop, window))
 
     # In a batch, or alone
 
-    async def _run(self, read: Callable[..., T], *args: Any) -> T:
+    async def run(self, read: Callable[..., T], *args: Any) -> T:
+        """Call a function on a database thread, in the caller's context and transaction."""
         current.find(self._label)  # which says so if the application has ended
         return await self._executor.run(read, *args)
 
@@ -172,7 +192,7 @@ class LiveReads:
 
     async def _read_alone(self, name: str, value: Hashable) -> EncodedRow:
         """Read in the caller's context."""
-        found: Outcomes[Hashable, EncodedRow] = await self._run(self._queries.read_rows, name, [value])
+        found: Outcomes[Hashable, EncodedRow] = await self.run(self._queries.read_rows, name, [value])
         if value not in found:
             raise Absent(value)
         try:
