@@ -12,6 +12,7 @@ from urllib.parse import quote
 import pydantic
 from django.apps import apps
 from django.db import connections, transaction
+from django.db.models import SlugField
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, create_model
 from starlette.requests import ClientDisconnect
@@ -118,7 +119,7 @@ def router(
         name = f"{endpoint.__name__}_{cls.name}"
         made.add_api_route(path, endpoint, methods=[method], name=name, operation_id=name, **more)
 
-    row, one = routes.row_model, "/{pk}"
+    row, one = routes.row_model, routes.row_path
     add(routes.list(), "GET", "/", response_model=routes.list_model, responses=_UNMODIFIED | _UNAVAILABLE)
     add(routes.get(), "GET", one, response_model=row, responses=_UNMODIFIED | _NOT_FOUND | _UNAVAILABLE)
     writing: dict[str, Any] = {"dependencies": [*write_dependencies]}
@@ -155,6 +156,9 @@ class _Routes:
                 f"{cls.__qualname__}.router(): its rows have no key that can stand in a path. Serve rows "
                 "that have a primary key of one column, from a queryset() in which Django can look for it."
             )
+        # A text may have slashes in it, which a client sends as ``%2F`` and a server decodes.
+        has_slashes = kind in (str, Any) and not isinstance(self._model._meta.pk, SlugField)
+        self.row_path = "/{pk:path}" if has_slashes else "/{pk}"
         self._key = Annotated[kind, Path(description="The row's primary key.")]
 
     def check_body(self, method: str, body: Any) -> None:

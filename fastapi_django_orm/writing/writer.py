@@ -145,9 +145,11 @@ class Writer:
             rows = rows.select_for_update()
         else:
             _lock_sqlite(connection, model)
-        instance = rows.filter(pk=key).first()
-        found = None if instance is None else self._live.read_here(key, alias)
-        if instance is None or found is None:
+        try:
+            instance = rows.get(pk=key)  # which drops an ordering, whose joins could not be locked
+        except model.DoesNotExist:
+            raise NotFound.of(self._name, pk) from None
+        if (found := self._live.read_here(key, alias)) is None:
             raise NotFound.of(self._name, pk)
         if if_match is not None and if_match.strip() != "*":
             if isinstance(found, Exception):
@@ -164,13 +166,10 @@ def _lock_sqlite(connection: Any, model: type[Model]) -> None:
 
     A transaction that reads first, and writes when another has written, is refused by SQLite.
     """
-    table, column = map(connection.ops.quote_name, (model._meta.db_table, _first_column(model)))
+    columns = [each.column for each in model._meta.local_concrete_fields if not each.generated]
+    table, column = map(connection.ops.quote_name, (model._meta.db_table, columns[0]))
     with connection.cursor() as cursor:
         cursor.execute(f"UPDATE {table} SET {column} = {column} WHERE 1 = 0")
-
-
-def _first_column(model: type[Model]) -> str:
-    return next(field.column for field in model._meta.local_concrete_fields)  # type: ignore[return-value]
 
 
 def _clean(instance: Model, values: Values, alias: str) -> None:

@@ -115,6 +115,20 @@ def test_all_of_it(database: str, base: type[Any]) -> None:
     asyncio.run(main())
 
 
+def test_a_key_with_slashes(sqlite: str) -> None:
+    """The Location of a new row leads to it, whatever its key has in it."""
+    Pages = pages()
+
+    async def main() -> None:
+        async with client_of(Pages, Pages.router(create=PageIn, delete=True)) as client:
+            made = await client.post("/board/", json={"slug": "a/b?c#d", "address": "x"})
+            assert made.headers["Location"] == "http://test/board/a%2Fb%3Fc%23d"
+            assert (await client.get(made.headers["Location"])).json() == made.json()
+            assert (await client.delete(made.headers["Location"])).status_code == 204
+
+    asyncio.run(main())
+
+
 @both
 def test_windows(sqlite: str, base: type[Any]) -> None:
     """Without a filter the list takes offset and limit, as a published one does."""
