@@ -1,9 +1,10 @@
 """Django's models in FastAPI: right connections, and repositories in memory that are never silently stale."""
 
 from .cached import CachedRepository
-from .database.atomic import atomic
+from .database.atomic import atomic, on_commit
 from .database.executor import run
 from .dependencies import InTransaction
+from .http.router import IfMatch
 from .memory.snapshot import Snapshot
 from .plugin import DjangoORM
 from .queries.filter import Filter
@@ -17,6 +18,7 @@ __all__ = [
     "CachedRepository",
     "DjangoORM",
     "Filter",
+    "IfMatch",
     "InTransaction",
     "ModelSchema",
     "ORMSettings",
@@ -25,5 +27,6 @@ __all__ = [
     "Row",
     "Snapshot",
     "atomic",
+    "on_commit",
     "run",
 ]

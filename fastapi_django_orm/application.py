@@ -1,7 +1,7 @@
 """What the plugin holds for one application, and how code finds the one that it runs under."""
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ class Application:
         loop: the event loop on which the lifespan was entered.
         requests: how many have come so far.
         shared: the ``SharedSnapshots`` if loads are shared; their module needs redis-py.
+        answers: makes the handler of an exception that the application has none for; None to leave those to
+            it.
     """
 
     def __init__(self, executor: DatabaseExecutor, loop: asyncio.AbstractEventLoop) -> None:
@@ -29,6 +31,7 @@ class Application:
         self.loop = loop
         self.requests = 0
         self.shared: Any = None
+        self.answers: Callable[[Exception], Callable[..., Any] | None] | None = None
         self._held: dict[type[Any], Any] = {}
 
     def hold(self, instance: object) -> None:
@@ -74,6 +77,11 @@ def find(owner: str) -> Application:
     if here is None:
         raise NotStarted(f"{owner} is used, but the application ends.")
     return here
+
+
+def entered() -> Application | None:
+    """The application whose request the running code belongs to, if there is one."""
+    return _applications.get(current.entered())
 
 
 def how_to_get(repository: str) -> str:

@@ -12,8 +12,16 @@ from pydantic import BaseModel
 
 from . import application
 from .application import Application
-from .coherence.service import seen
-from .errors import NotFound, NotIndexed, NotLoaded, NotStarted, UnknownField, nearest
+from .coherence.service import coherence_of, seen
+from .errors import (
+    NotFound,
+    NotIndexed,
+    NotLoaded,
+    NotStarted,
+    RefreshFailed,
+    UnknownField,
+    nearest,
+)
 from .memory.loading import Loader, Observed
 from .memory.refreshing import Refresher, RowLoader
 from .memory.snapshot import RowT, Snapshot
@@ -24,6 +32,7 @@ from .reading.own_ways import not_djangos
 from .reading.pacing import Pace
 from .repository import Repository, declared
 from .responses.response import RepositoryResponse
+from .writing.writer import Change
 
 FoundT = TypeVar("FoundT")
 
@@ -304,3 +313,19 @@ class CachedRepository(Repository[RowT]):
         return self.snapshot
 
     refreshed = wait_until_current  # its former name, which programs may still call
+
+    # Writing: see Writes
+
+    async def _serve(self, change: Change) -> None:
+        # The write stands. A load that fails is logged and repeated by the refresher.
+        with suppress(RefreshFailed):
+            await coherence_of(self.name, self.label).refresh_after(self.name, change.hint)
+
+    def _serve_soon(self, change: Change) -> Callable[[], None]:
+        return partial(coherence_of(self.name, self.label).follow_soon, change.hint)
+
+    async def _row(self, change: Change, key: Any) -> RowT:
+        if not change.is_joined:
+            with suppress(NotFound, NotIndexed, NotLoaded):
+                return self.get(key)
+        return await super()._row(change, key)

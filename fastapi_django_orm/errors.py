@@ -182,6 +182,13 @@ class InvalidKey(NotFound, ValueError):
     """No row can have this key: the model's field does not accept it. Ends a request with 404."""
 
 
+class PreconditionFailed(DjangoORMError, HTTPException):
+    """The row in the database is another than the one that ``If-Match`` names. Ends a request with 412."""
+
+    def __init__(self, message: str) -> None:
+        HTTPException.__init__(self, 412, message)
+
+
 class InvalidWindow(DjangoORMError, HTTPException, ValueError):
     """``offset`` or ``limit`` select no part of a list. Ends a request with 422."""
 

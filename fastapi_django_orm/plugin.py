@@ -34,6 +34,7 @@ from .dependencies import check_streams, dependencies_of, query_models_of
 from .errors import AsyncioNeeded, InvalidRepository
 from .event_handlers import event_handlers_run
 from .events import logger
+from .http import errors
 from .http.directory import answered_below
 from .http.health import DatabaseProbe
 from .http.publication import publications
@@ -168,6 +169,7 @@ class DjangoORM:
             if settings.include_in_schema:
                 stack.enter_context(documented(app, own))
             await stack.enter_async_context(executor.context)
+            here.answers = errors.handler_of if settings.errors else None
             stack.enter_context(layer_added(app, here))
             stack.enter_context(_left_as_entered(executor))
             await stack.enter_async_context(event_handlers_run(app))

@@ -9,19 +9,20 @@ import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from django.db.models import Model, QuerySet
 
 from . import application
 from .application import Application
-from .errors import InvalidRepository, NotFound, NotStarted
+from .errors import InvalidKey, InvalidRepository, NotFound, NotStarted
 from .memory.snapshot import RowT
 from .queries.filter import Filter, check_filter
 from .queries.pages import Pages
 from .queries.selecting import Selecting
 from .reading import naming, reader_factory, validation
 from .reading.batching import Absent
+from .reading.codec import EncodedRow
 from .reading.live import LiveReads
 from .reading.live_queries import LiveQueries
 from .reading.on_loop import LoopReads, why_not_constant
@@ -31,6 +32,8 @@ from .reading.validation import check_spelling, no_model
 from .reading.windows import Windows
 from .responses.response import RepositoryResponse
 from .responses.selected import SelectedResponse
+from .writing.writer import Change, Writer
+from .writing.writes import Writes
 
 # By where the class is written: a module that is imported twice (as __main__ and by its name, when a script
 # starts its own server) declares the same repository again, and the later one is meant.
@@ -76,7 +79,7 @@ def _written_at(cls: type[Any]) -> tuple[str, str]:
     return getattr(module, "__file__", None) or cls.__module__, cls.__qualname__
 
 
-class Repository(Generic[RowT]):
+class Repository(Writes[RowT]):
     """The rows of a model, read from the database when they are asked for.
 
     Subclass it and name a model::
@@ -326,6 +329,26 @@ class Repository(Generic[RowT]):
         if page is not None:
             return RepositoryResponse(page.representation, self.cache_control)
         return SelectedResponse(partial(self.pages.representation, where), self.cache_control)
+
+    # Set by http.router, since a repository knows no FastAPI.
+    router: ClassVar[Callable[..., Any]]
+
+    # Writing: see Writes
+
+    @property
+    def _writer(self) -> Writer:
+        return Writer(self.queryset, self.live, name=self.name, label=self.label)
+
+    async def _row(self, change: Change, key: Any) -> RowT:
+        try:
+            row: RowT = await self.live.row((key,), {})
+        except (Absent, InvalidKey):
+            found = await self.live.run(self.live.read_unfiltered, key, change.alias)
+            if not isinstance(found, EncodedRow):
+                message = f"The row of {self.name} was written, and its queryset() leaves it out."
+                raise NotFound(message) from found
+            row = self.live.given(found)
+        return row
 
 
 class _FunctionOfClass:

@@ -109,6 +109,11 @@ class ORMSettings(BaseSettings):
     include_in_schema: bool = Field(
         default=True, description="Whether these routes are in the OpenAPI document, and so in /docs."
     )
+    errors: bool = Field(
+        default=True,
+        description="Whether exceptions of Django end a request with a status, as 404 for Http404. off: the "
+        "application handles them.",
+    )
     startup: Literal["fail", "retry"] = Field(
         default="fail",
         description="When the database cannot be read at startup: fail, or start and retry.",

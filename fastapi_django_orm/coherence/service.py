@@ -155,6 +155,21 @@ class Coherence:
         """Follow a hint that has come another way. On the application's event loop."""
         self._follow(None, hint)
 
+    def follow_soon(self, hint: Hint) -> None:
+        """Follow a hint, from any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has closed, and the application with it
+                self._loop.call_soon_threadsafe(self.follow_hint, hint)
+
+    async def refresh_after(self, name: str, hint: Hint) -> None:
+        """Wait until a repository has been read again after a write of this process.
+
+        Raises:
+            RefreshFailed: it could not be.
+        """
+        keys = self._concerns[name].keys(hint)
+        await self._followers[name].refresher.refresh("call", keys)
+
     async def announce(self, hint: Hint) -> None:
         """Follow a hint that has come another way, and have the other workers follow it.
 
@@ -304,9 +319,19 @@ class Coherence:
                 self._revisions[name] += 1
 
 
-async def seen(name: str) -> None:
-    """``Coherence.seen()`` of the application that this code runs under, or NotStarted."""
-    coherence = application.find("wait_until_current()").get(Coherence)
+def coherence_of(name: str, owner: str) -> Coherence:
+    """The coherence of the application that this code runs under; ``owner`` asks for it.
+
+    Raises:
+        NotStarted: it runs under none.
+        RefreshFailed: the application is still starting.
+    """
+    coherence = application.find(owner).get(Coherence)
     if coherence is None:
         raise RefreshFailed(f"{name} cannot be refreshed: the application is still starting.")
-    await coherence.seen(name)
+    return coherence
+
+
+async def seen(name: str) -> None:
+    """``Coherence.seen()`` of the application that this code runs under, or NotStarted."""
+    await coherence_of(name, "wait_until_current()").seen(name)

@@ -1,11 +1,15 @@
 """``async with atomic()``: Django's transactions around asynchronous code."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
+from asgiref.sync import async_to_sync
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from .atomic_scope import AtomicScope
 from .keeping import AdoptedScope
+from .reentrancy import transaction_connection_on_loop
 from .scopes import Scope, current_scope, enter_scope, entered_scope
 
 
@@ -56,6 +60,9 @@ class Atomic:
             await inner.leave(*how)
         finally:
             enter_scope(self._outer)
+        # Now, when the connection has been released: what they await may need one as well.
+        for function in inner.committed:
+            await function()
 
 
 def atomic(using: str | None = None, savepoint: bool = True, durable: bool = False) -> Atomic:
@@ -83,6 +90,49 @@ def atomic(using: str | None = None, savepoint: bool = True, durable: bool = Fal
     if callable(using):  # @atomic, without parentheses
         raise _not_a_decorator()
     return Atomic(using, savepoint, durable)
+
+
+async def on_commit(function: Callable[[], Awaitable[object]], using: str | None = None) -> None:
+    """Await a coroutine function once the transaction around has committed; at once if there is none.
+
+    It is Django's ``transaction.on_commit()`` for asynchronous code: if the transaction, or the savepoint in
+    which this was called, is rolled back, the function is not called. ``async with atomic():`` ends when all
+    of them have been awaited, with the first exception that one of them raises; the commit stands.
+
+    Args:
+        function: takes no arguments.
+        using: the database's alias; by default ``default``.
+
+    Raises:
+        TransactionManagementError: the block is at its end.
+
+    Source: https://docs.djangoproject.com/en/stable/topics/db/transactions/#performing-actions-after-commit
+    """
+    alias = using or DEFAULT_DB_ALIAS
+    connection = transaction_connection_on_loop(alias)
+    if connection is None or not connection.in_atomic_block:
+        await function()
+    elif not awaits_commit(function, alias):
+
+        async def call() -> None:
+            await function()
+
+        transaction.on_commit(async_to_sync(call), using=alias)  # the thread that commits waits for it
+
+
+def awaits_commit(function: Callable[[], Awaitable[object]], alias: str) -> bool:
+    """Have the ``atomic()`` that commits this transaction await a function afterwards.
+
+    Returns:
+        False if something else will commit it: a ``with transaction.atomic()`` of a call around.
+    """
+    scope = current_scope()
+    while scope is not None:
+        if isinstance(scope, AtomicScope) and scope.commits == alias:
+            transaction.on_commit(partial(scope.committed.append, function), using=alias)
+            return True
+        scope = scope.parent
+    return False
 
 
 def _not_a_decorator() -> TypeError:

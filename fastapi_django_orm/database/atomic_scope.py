@@ -11,7 +11,7 @@ however often the task is cancelled, and so no transaction is left open by a can
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -34,11 +34,18 @@ class AtomicScope(Scope):
     It is RUNNING while it begins and while it ends, and LENDING between. Its task owns it: ``let_in()``,
     ``begin()`` and ``leave()`` are called once, in this order, on the event loop. The connection belongs to
     the transaction's thread, where ``_enter()``, ``_leave()`` and what calls do between run.
+
+    Attributes:
+        commits: the alias of the database whose transaction ends with this block; empty for a savepoint.
+        committed: coroutine functions that its task awaits after the commit. Django's ``on_commit`` callbacks
+            append them, on the transaction's thread, before the step of the commit has ended.
     """
 
     is_block = True
 
     def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
+        self.committed: list[Callable[[], Awaitable[object]]] = []
+        self.commits = ""
         self._django: Atomic | None = None  # what is to be left, once it was entered
         self._alias = ""
         self._watched: Any = None  # see _watch_rollbacks()
@@ -156,8 +163,10 @@ class AtomicScope(Scope):
             self._watched = _watch_rollbacks(connection)
             if self.parent is not None:
                 self.parent.register_hooks()  # before the savepoint
+            begins = not connection.in_atomic_block
             django.__enter__()
             self._django, self._alias = django, alias
+            self.commits = alias if begins else ""
         finally:
             self.lend()
 

@@ -59,7 +59,7 @@ class Publication:
         self.path = str(repository.publish)
         self.base = self.path.rstrip("/")
         self.row_path = f"{self.base}/{{pk}}"
-        self.row_model = _row_model(repository)
+        self.row_model = row_model(repository)
         rows: Any = list[self.row_model]  # type: ignore[name-defined]  # known when it runs
         fields: dict[str, Any] = {"rows": (rows, pydantic.Field(alias=self.name))}
         self.filter: type[Filter] | None = getattr(repository, "filter", None)
@@ -69,7 +69,7 @@ class Publication:
                 "next": (str | None, pydantic.Field(description="The next page's `after`, if there is one.")),
             }
         self.list_model = create_model(f"{self.label}List", **fields)
-        self.key_type = _key_type(repository)
+        self.key_type = key_type(repository)
         self.max_limit, self.max_offset = repository.max_limit, repository.max_offset
         self._source: Source | None = (
             CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
@@ -127,7 +127,7 @@ def _check(repository: Repository[Any]) -> None:
 # What the rows look like
 
 
-def _row_model(repository: Repository[Any]) -> type[BaseModel]:
+def row_model(repository: Repository[Any]) -> type[BaseModel]:
     """The repository's own schema, or a model made of the fields that it reads."""
     schema, queryset = repository.schema, repository.queryset()
     if isinstance(schema, type) and issubclass(schema, BaseModel):
@@ -141,7 +141,8 @@ def _row_model(repository: Repository[Any]) -> type[BaseModel]:
     return create_model(title, __config__=ConfigDict(title=title, arbitrary_types_allowed=True), **fields)
 
 
-def _key_type(repository: Repository[Any]) -> Any:
+def key_type(repository: Repository[Any]) -> Any:
+    """The type of the rows' keys; None if they have none that can stand in a path."""
     model, queryset = repository.model_class, repository.queryset()
     key = model._meta.pk
     if not key.concrete or getattr(key, "columns", None):

@@ -4,7 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..shared import SharedContext
-from . import async_waits, django_database, django_mounts, fastapi_handlers, worker_threads
+from . import (
+    async_waits,
+    django_database,
+    django_mounts,
+    exception_handlers,
+    fastapi_handlers,
+    worker_threads,
+)
 
 # Of the whole process, from the beginning of the first lifespan to the end of the last.
 REPLACED = (
@@ -13,6 +20,7 @@ REPLACED = (
     *worker_threads.REPLACED,
     *django_mounts.REPLACED,
     *fastapi_handlers.REPLACED,
+    *exception_handlers.REPLACED,
 )
 
 # Elsewhere, each by the code that needs it.
@@ -34,8 +42,9 @@ def instrumented() -> Iterator[None]:
     """Replace everything for the length of the block; applications of one process share this.
 
     Raises:
-        UnknownFastAPI: FastAPI lacks a function that is to be replaced.
+        UnknownFastAPI: FastAPI or Starlette lacks a function that is to be replaced.
     """
     fastapi_handlers.check_fastapi()
+    exception_handlers.check_starlette()
     with _shared.entered():
         yield

@@ -110,8 +110,7 @@ class LiveReads:
             name = "pk" if field.primary_key else field.attname
         if value is None:  # which any number of rows may have, and so names none
             raise Absent(name)
-        found = await self._find(name, value)
-        return self.given(found)
+        return self.given(await self._find(name, value))
 
     def given(self, found: EncodedRow) -> Any:
         """Return a row as the reader gives rows, of what was read of it."""
@@ -119,6 +118,22 @@ class LiveReads:
             assert found.codec is not None, "rows without objects come with a codec"
             return found.codec.decode(found.json)
         return copied(found.row) if self._reader.copied else found.row
+
+    def read_here(self, key: Hashable, alias: str) -> EncodedRow | Exception | None:
+        """Return the row with this key, in the caller's transaction on a database thread.
+
+        Returns:
+            The error of a row that cannot be served; None if there is no row.
+        """
+        return self._queries.read_rows("pk", [key], alias=alias).get(key)
+
+    def read_unfiltered(self, key: Hashable, alias: str) -> EncodedRow | Exception | None:
+        """Return the same without what ``queryset()`` adds, for a row that it leaves out."""
+        model = self._queries.model
+        everything = LiveQueries(
+            model._base_manager.all, model._base_manager.all, self._reader, name=self._name, label=self._label
+        )
+        return everything.read_rows("pk", [key], alias=alias).get(key)
 
     async def row_json(self, pk: Any) -> bytes:
         """Return the JSON of the row with this key, which may be a text of it.

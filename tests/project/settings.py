@@ -13,6 +13,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.auth",
     "tests.project.board",
+    "tests.project.library",
     "tests.project.places",
 ]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
