@@ -64,7 +64,7 @@ async def answer(request: Request, error: Exception) -> Response | None:
     if request.scope["type"] != "http":  # a websocket has no status to send
         raise error
     handlers, by_status = request.scope["starlette.exception_handlers"]
-    translated = translate(error)
+    translated: Any = translate(error)
     _log(request, error, translated)
     handler = by_status.get(translated.status_code) if isinstance(translated, HTTPException) else None
     own = (handlers[kind] for kind in type(translated).__mro__ if kind in handlers)

@@ -177,10 +177,11 @@ class _Routes:
         """GET of the list."""
         if self._filter is not None:
 
-            async def list(repository: Any, where: Any) -> Any:  # noqa: A001
+            async def page(repository: Any, where: Any) -> Any:
                 return repository.response(where)
 
-            return self._reading(list, where=Annotated[self._filter, Query()])
+            page.__name__ = "list"  # the operation's id is made of it
+            return self._reading(page, where=Annotated[self._filter, Query()])
         most, deepest = self._cls.max_limit, self._cls.max_offset
 
         async def list(request: Any, repository: Any, offset: Any = 0, limit: Any = most) -> Any:  # noqa: A001
@@ -279,4 +280,4 @@ def _written(row: Any, status: int, headers: dict[str, str]) -> Response:
 
 
 # Set here, since a repository knows no FastAPI.
-Repository.router = classmethod(router)  # type: ignore[method-assign,assignment]
+Repository.router = classmethod(router)  # type: ignore[assignment,arg-type]

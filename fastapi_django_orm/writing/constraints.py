@@ -114,4 +114,5 @@ def _in_expression(expression: Any, model: type[Model]) -> Iterator[str]:
     elif isinstance(expression, str):
         yield expression
     elif expression is not None:
-        yield from (each.name for each in expression.flatten() if isinstance(each, F))
+        parts: Iterable[Any] = expression.flatten()
+        yield from (str(getattr(each, "name")) for each in parts if isinstance(each, F))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.exceptions import ValidationError
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.db import connections, transaction
 from django.db.models import Model
 from django.utils.translation import gettext as _
@@ -68,7 +68,7 @@ class Writer:
         return await self._live.run(self._in_transaction, work)
 
     def _in_transaction(self, work: Work) -> Change:
-        queryset = self._queryset().all()
+        queryset: Any = self._queryset().all()
         queryset._for_write = True
         alias, model = queryset.db, queryset.model
         is_joined = connections[alias].in_atomic_block
@@ -100,7 +100,8 @@ class Writer:
         _clean(instance, values, alias)
         instance.save(force_insert=True, using=alias)  # as Model.objects.create() does
         _relate(instance, values)
-        return instance.pk
+        key: Hashable = instance.pk
+        return key
 
     def update(self, pk: Any, named: Mapping[str, Any], if_match: str | None) -> Work:
         """Change the row with this key."""
@@ -147,7 +148,7 @@ class Writer:
             _lock_sqlite(connection, model)
         try:
             instance = rows.get(pk=key)  # which drops an ordering, whose joins could not be locked
-        except model.DoesNotExist:
+        except ObjectDoesNotExist:
             raise NotFound.of(self._name, pk) from None
         if (found := self._live.read_here(key, alias)) is None:
             raise NotFound.of(self._name, pk)
@@ -183,24 +184,30 @@ def _clean(instance: Model, values: Values, alias: str) -> None:
         instance.full_clean(exclude=_left_empty(instance, values))
     except ValidationError as error:
         errors = error.update_error_dict(errors)
-    for name, error in values.check_keys(type(instance), alias).items():
-        errors.setdefault(name, []).extend(error.error_list)
+    for name, unknown in values.check_keys(type(instance), alias).items():
+        errors.setdefault(name, []).extend(unknown.error_list)
     if errors:
         raise ValidationError(errors)
 
 
 def _left_empty(instance: Model, values: Values) -> set[str]:
-    """Fields that nothing was given for and that are empty, as they are in the database or by default.
+    """Fields whose empty value is no mistake: null where the column allows it, the default, what is there.
 
-    ``blank=False`` is meant for what a form sends: Django's own ``create()`` leaves a null or an empty list.
+    ``blank=False`` is meant for what a form sends, where an empty text stands for all of them. Django's own
+    ``create()`` takes them as well.
     """
-    return {
-        each.name
-        for each in instance._meta.fields
-        if not values.of_row.keys() & {each.name, each.attname}
-        and getattr(instance, each.attname) in each.empty_values
-        and (not instance._state.adding or each.null or each.has_default())
-    }
+    return {each.name for each in instance._meta.fields if _may_be_empty(each, instance, values)}
+
+
+def _may_be_empty(field: Any, instance: Model, values: Values) -> bool:
+    value = getattr(instance, field.attname)
+    if value not in field.empty_values:
+        return False
+    if value is None:
+        return bool(field.null)
+    is_given = bool(values.of_row.keys() & {field.name, field.attname})
+    is_default = field.has_default() and value == field.get_default()
+    return is_default or not (is_given or instance._state.adding)
 
 
 def _relate(instance: Model, values: Values) -> None:
