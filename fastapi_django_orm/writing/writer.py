@@ -112,11 +112,11 @@ class Writer:
             keys = _keys(instance)
             for name, value in values.of_row.items():
                 setattr(instance, name, value)
-            _clean(instance, values, alias)
             if changed := [name for name, key in _keys(instance).items() if key != keys[name]]:
                 # save() would write another row.
                 message = ValidationError(_("The key of a row cannot be changed."), code="immutable")
                 raise ValidationError(dict.fromkeys(changed, message))
+            _clean(instance, values, alias)
             instance.save()
             _relate(instance, values)
             return [instance.pk]
@@ -200,12 +200,14 @@ def _left_empty(instance: Model, values: Values) -> set[str]:
 
 
 def _may_be_empty(field: Any, instance: Model, values: Values) -> bool:
+    if field.generated:  # has no value before the row is saved, and Django does not validate it
+        return False
     value = getattr(instance, field.attname)
     if value not in field.empty_values:
         return False
-    if value is None:
-        return bool(field.null)
     is_given = bool(values.of_row.keys() & {field.name, field.attname})
+    if field.null and (value is None or not is_given):
+        return True
     is_default = field.has_default() and value == field.get_default()
     return is_default or not (is_given or instance._state.adding)
 
@@ -219,7 +221,7 @@ def _keys(instance: Model) -> dict[str, Any]:
     """What identifies a row, and its rows in parents' tables."""
     meta: Any = instance._meta
     fields = [each for each in meta.concrete_fields if each.primary_key or each in meta.pk_fields]
-    return {each.name: getattr(instance, each.attname) for each in fields}
+    return {each.name: each.to_python(getattr(instance, each.attname)) for each in fields}
 
 
 def _reaches_others(model: type[Model], deleted: Any) -> bool:
