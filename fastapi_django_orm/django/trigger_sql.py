@@ -52,7 +52,10 @@ EVENTS = {
     "truncate": Event(32, None, None),
 }
 
-_FUNCTION = "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql {options}AS $hint${source}$hint$"
+_FUNCTION = (
+    "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql {options}"
+    "AS $hint${source}$hint$"
+)
 
 # Every name is qualified, so that no search_path of a writer can put something else in its place.
 #

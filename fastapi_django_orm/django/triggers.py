@@ -110,8 +110,8 @@ def check_database(alias: str, into_table: bool) -> None:
     if connection.vendor == "postgresql" or (into_table and connection.vendor in ("sqlite", "mysql")):
         return
     advice = {
-        "sqlite": "Changes in SQLite are noticed without them. Add --table, and a change costs the workers "
-        "only the rows that it is about.",
+        "sqlite": "Workers notice changes in SQLite without them (DJANGO_ORM_COHERENCE=auto). With --table, "
+        "a change costs them only the rows that it is about.",
         "mysql": "Add --table for triggers that write into a table, which workers read; or let "
         "DJANGO_ORM_COHERENCE name a Redis or Valkey, redis://host.",
     }.get(connection.vendor, "Let DJANGO_ORM_COHERENCE name a Redis or Valkey, redis://host.")
@@ -152,7 +152,7 @@ def uninstall_sql(alias: str, table: AnnouncedTable) -> list[str]:
 
 
 def uninstall_all_sql(alias: str) -> list[str]:
-    """What removes all triggers and functions of this package, of whatever version, and the table of hints."""
+    """What removes all triggers and functions of this package, of any version, and the table of hints."""
     if connections[alias].vendor != "postgresql":
         return row_triggers.uninstall_all_sql(alias)
     return [DROP_ALL, DROP_UNUSED]

@@ -19,8 +19,8 @@ from ... import notify_lock, selection, triggers
 from ...tables import AnnouncedTable
 from ...trigger_sql import DROP_UNUSED
 
-# How SQL for a client begins, how a statement ends, and how all ends, where that is not a transaction. Clients
-# of MariaDB and MySQL end a statement at each semicolon, those within a trigger included.
+# How SQL for a client begins, how a statement ends, and how all ends, if not as a transaction. Clients of
+# MariaDB and MySQL end a statement at each semicolon, those within a trigger included.
 _BATCH = {"mysql": ("DELIMITER //", " //", "DELIMITER ;")}
 
 Tables: TypeAlias = list[tuple[str, AnnouncedTable]]  # each with its database
@@ -57,8 +57,8 @@ class Command(BaseCommand):
                 action.add_argument(
                     "--table",
                     action="store_true",
-                    help="Triggers that write hints into a table, and send no NOTIFY: for PostgreSQL with many "
-                    "writers, and for MariaDB, MySQL and SQLite.",
+                    help="Triggers that write hints into a table and send no NOTIFY: for PostgreSQL with "
+                    "many writers, and for MariaDB, MySQL and SQLite.",
                 )
             for option in ("--settings", "--pythonpath"):  # Django's own, which people write at the end
                 action.add_argument(option, default=SUPPRESS, help=SUPPRESS)
@@ -170,7 +170,8 @@ class Command(BaseCommand):
         option = " --table" if into_table else ""
         if lacking := sorted(label for label, state in states.items() if state != triggers.State.INSTALLED):
             stale.append(
-                f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install{option}`."
+                f"Writes to {', '.join(lacking)} are not announced. "
+                f"Run `manage.py coherence install{option}`."
             )
         if stale:
             raise CommandError("\n".join(stale))
