@@ -102,16 +102,15 @@ def _with_sqlite(concern: Concern, statements: Iterable[Statement | None]) -> Co
     """A concern that any commit hits if SQLite reads tables for it that no known model has."""
     known = {table.casefold() for table in concern.tables}
     with suppress(DatabaseError), connections[concern.alias].cursor() as cursor:
-        pages = set[int]()
+        # Of each step of a program: the operation, and the page where a table or an index begins.
+        steps = set[tuple[str, int]]()
         for statement in statements:
             if statement is not None:
                 cursor.execute(f"EXPLAIN {statement[0]}", statement[1])
-                # Of a program: the operation, and the page where a table or an index begins.
-                pages.update(
-                    page for _, operation, _, page, *_ in cursor.fetchall() if operation == "OpenRead"
-                )
+                steps.update((operation, page) for _, operation, _, page, *_ in cursor.fetchall())
         cursor.execute("SELECT rootpage, lower(tbl_name) FROM sqlite_master")
-        if known.issuperset(table for page, table in cursor.fetchall() if page in pages):
+        read = {table for page, table in cursor.fetchall() if ("OpenRead", page) in steps}
+        if read <= known and "VOpen" not in {operation for operation, _ in steps}:  # or a virtual table
             return concern
     return replace(concern, related=None)
 
