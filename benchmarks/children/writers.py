@@ -1,4 +1,4 @@
-"""Many writers at once, with each way to announce: `python -m benchmarks.children.writers MODULE SECONDS WRITERS…`.
+"""Many writers, with each way to announce: `python -m benchmarks.children.writers MODULE SECONDS WRITERS…`.
 
 Prints the commits a second of each number of writers. Each writer is a thread with a connection of its own,
 and commits one row after the other.

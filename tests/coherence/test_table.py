@@ -123,7 +123,7 @@ def test_every_kind_of_write(triggered: str) -> None:
 
 
 def test_keys_are_named(triggered: str) -> None:
-    """A hint names the rows: also both keys of one whose key has changed, and none of what changes nothing."""
+    """A hint names the rows, a row whose key has changed by both keys, and what changes nothing has none."""
     keys = create(["one", "two"])
     forget_hints()
     execute("UPDATE board_topic SET comment = 'new' WHERE comment = 'two'")
@@ -285,7 +285,8 @@ def test_rows_that_sqlite_replaces(database: str, statement: str) -> None:
             execute("UPDATE OR REPLACE board_page SET address = 'here' WHERE slug = 'other'")
         else:
             execute(
-                "INSERT OR REPLACE INTO board_page (slug, address, title, shown) VALUES ('new', 'here', '', 1)"
+                "INSERT OR REPLACE INTO board_page (slug, address, title, shown)"
+                " VALUES ('new', 'here', '', 1)"
             )
         assert not Page.objects.filter(slug="old").exists()
         assert "old" in {key for message in hints() for key in decode(message).keys or ()}
@@ -529,7 +530,8 @@ def test_auto(database: str, logs: list[Any]) -> None:
 def test_cascades_of_the_server(triggered: str) -> None:
     """A table whose rows the server itself changes, without triggers, is not announced."""
     execute(
-        "ALTER TABLE board_topic ADD CONSTRAINT own FOREIGN KEY (author_id) REFERENCES board_author (id) ON DELETE CASCADE"
+        "ALTER TABLE board_topic ADD CONSTRAINT own FOREIGN KEY (author_id)"
+        " REFERENCES board_author (id) ON DELETE CASCADE"
     )
 
     async def main() -> None:
