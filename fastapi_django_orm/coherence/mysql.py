@@ -177,11 +177,11 @@ class MySQLListener(Listener):
             for hint in hints:
                 receiver.received(hint)
 
-    def _warn(self, labels: Collection[str], why: Mapping[str, str | None]) -> None:
+    def _warn(self, labels: frozenset[str], why: Mapping[str, str | None]) -> None:
         if missing := sorted(label for label in labels if why[label] is None):
             hint = install_command(missing, "--table")
             logger.warning("triggers_missing", transport=self.name, models=missing, hint=hint)
-        for label in sorted(labels - set(missing)):
+        for label in sorted(labels.difference(missing)):
             logger.warning(
                 "writes_unannounced",
                 transport=self.name,

@@ -51,7 +51,8 @@ class SQLiteListener(Listener):
         # committed after it has read, and gets the next one.
         executor = ThreadPoolExecutor(1, "sqlite-watch")
         # Called from the thread, so that the hint comes before the caller of caught_up() goes on.
-        watch = _Watch(self._database, partial(loop.call_soon_threadsafe, self._pass_on, receiver))
+        pass_on = partial(self._pass_on, receiver)
+        watch = _Watch(self._database, partial(loop.call_soon_threadsafe, pass_on))
         try:
             await loop.run_in_executor(executor, watch.open)
             self._look = lambda: loop.run_in_executor(executor, watch.look, self._tables())
@@ -140,6 +141,7 @@ class _Hints:
         """Begin after the hints that are there."""
         self._connection = connection
         self._schema = -1
+        self._has_table = False
         self.new()
 
     def new(self) -> list[Hint]:

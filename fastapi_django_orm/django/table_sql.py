@@ -12,7 +12,7 @@ second.
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from ..coherence.hints import VERSION
 from ..coherence.row_triggers import trigger_name
@@ -135,7 +135,7 @@ CREATE TABLE IF NOT EXISTS `{TABLE}` (
 
 
 def _is_integer(table: AnnouncedTable) -> bool:
-    field = table.model._meta.pk
+    field: Any = table.model._meta.pk
     while field.remote_field is not None:
         field = field.target_field
     return field.get_internal_type() in INTEGERS

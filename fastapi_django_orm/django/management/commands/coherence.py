@@ -81,7 +81,7 @@ class Command(BaseCommand):
         if database and database not in connections:
             raise CommandError(f"DATABASES has no {database!r}, only {', '.join(sorted(connections))}.")
         sql = options.get("sql", False)
-        self._action, self._by_table = action, options.get("table", False)
+        self._action, self._by_table = action, bool(options.get("table"))
         if action == "uninstall" and not models:
             self._uninstall_all(database, sql)
             return
