@@ -40,7 +40,7 @@ def manage(*arguments: str) -> str:
 
 def test_install_and_uninstall(by_table: str) -> None:
     """The triggers come, are there, and go."""
-    with pytest.raises(CommandError, match="Run `manage.py coherence install --table`"):
+    with pytest.raises(CommandError, match="coherence install --table"):
         manage("status", "board.Topic")
     try:
         assert "board.Topic (board_topic" in manage("install", "board.Topic", "--table")
@@ -120,22 +120,25 @@ def slow() -> Iterator[PostgreSQL]:
     if reason := PostgreSQL.unavailable():
         pytest.skip(reason)
     slowly = {"fsync": "on", "commit_delay": "20000", "commit_siblings": "0"}
-    with PostgreSQL(settings=slowly) as server:
-        with default_changed(**dj_database_url.parse(server.create_database("slow"))):
-            yield server
-            connections["default"].close()
+    with (
+        PostgreSQL(settings=slowly) as server,
+        default_changed(**dj_database_url.parse(server.create_database("slow"))),
+    ):
+        yield server
+        connections["default"].close()
 
 
 def test_commits_that_wait(slow: PostgreSQL) -> None:
     """Writers that wait for NOTIFY's lock are counted, and a check says what to do."""
     assert notify_lock.advice("default") is None
+    with psycopg.connect(slow.url("slow"), autocommit=True) as connection:
+        connection.execute("CREATE TABLE written (id int)")
     end = threading.Event()
 
     def write() -> None:
         with psycopg.connect(slow.url("slow"), autocommit=True) as connection:
-            connection.execute("CREATE TEMPORARY TABLE own (id int)")
             while not end.is_set():
-                connection.execute("WITH n AS (INSERT INTO own VALUES (1)) SELECT pg_notify('x', '')")
+                connection.execute("WITH new AS (INSERT INTO written VALUES (1)) SELECT pg_notify('x', '')")
 
     writers = [threading.Thread(target=write) for _ in range(6)]
     for writer in writers:
