@@ -214,6 +214,8 @@ class Coherence:
             return ELSEWHERE.format(transport=transport.name)
         if unheard := sorted(transport.listener.unheard.intersection(concern.tables.values())):
             option = " --table" if transport.name.startswith("table:") else ""
+            if kind_of(concern.alias) == "mysql":
+                option += ", or set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes"
             return UNANNOUNCED.format(transport=transport.name, labels=", ".join(unheard), option=option)
         return None
 
