@@ -2,6 +2,9 @@
 
 One process writes, in blocks that alternate between the three; its commits wait for the disk, as PostgreSQL's
 default is. Once nobody listens, and once a worker does that reads the rows anew.
+
+And how many commits many writers make together, where a commit takes 2 ms, as on a disk in the network: with
+NOTIFY they wait for each other, with a table of hints they need not.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ from tests.support.servers.postgresql import PostgreSQL
 
 PEER = "postgresql"
 CHILD = "benchmarks.children.announcing"
+WRITERS = "benchmarks.children.writers"
+MANY = (1, 8, 32)
+SLOW = {"commit_delay": "2000", "commit_siblings": "0"}  # microseconds, for every commit
 ROWS = 10_000
 TURNS = {True: 4, False: 15}  # of the blocks, in a round
 DURABLE = {"fsync": "on", "full_page_writes": "on"}  # PostgreSQL's defaults, which tests do without
@@ -60,6 +66,25 @@ class Cost:
         return f"triggers on ÷ off, {listens}, round {self.round + 1}: {ratios}"
 
 
+@dataclass(frozen=True)
+class Together:
+    """One round of many writers.
+
+    Attributes:
+        rates: commits a second, by the number of writers and what announces their writes.
+    """
+
+    round: int
+    rates: dict[str, dict[str, float]]
+
+    def __str__(self) -> str:
+        ratios = (
+            f"{writers}: NOTIFY {each['notify'] / each['off']:.2f}, table {each['table'] / each['off']:.2f}"
+            for writers, each in self.rates.items()
+        )
+        return f"many writers ÷ off, round {self.round + 1}: {'; '.join(ratios)}"
+
+
 def measure_all(results: Results, processor: int | None, say: Say) -> None:
     """Add the rounds to the results, if that peer takes part."""
     for peer in results.plan.peers:
@@ -70,6 +95,10 @@ def measure_all(results: Results, processor: int | None, say: Say) -> None:
                     for listening in (False, True):
                         bench = partial(measure, peer, number, url, processor, results.plan, listening)
                         results.attempt(peer, bench, say)
+            with PostgreSQL(settings=DURABLE | SLOW) as server:
+                url = seeded(server, ROWS)
+                for number in range(results.plan.rounds):
+                    results.attempt(peer, partial(together, peer, number, url, results.plan), say)
 
 
 def measure(peer: Peer, number: int, url: str, processor: int | None, plan: Plan, listening: bool) -> Cost:
@@ -81,3 +110,8 @@ def measure(peer: Peer, number: int, url: str, processor: int | None, plan: Plan
             worker = replace(peer, settings=peer.settings | QUIET | {"BENCHMARK_SEEN": seen})
             stack.enter_context(serve(worker, "list", "/topics", url, None))
         return Cost(listening, number, outcome(CHILD, peer, url, processor, ROWS, turns))
+
+
+def together(peer: Peer, number: int, url: str, plan: Plan) -> Together:
+    """Carry out one round of many writers, on every processor."""
+    return Together(number, outcome(WRITERS, peer, url, None, plan.seconds, *MANY))

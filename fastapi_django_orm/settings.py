@@ -27,7 +27,7 @@ from .events import logger
 
 PREFIX = "DJANGO_ORM_"
 
-COHERENCE = ("auto", "off", "process", "postgresql", "sqlite")  # or URLs:
+COHERENCE = ("auto", "off", "process", "postgresql", "sqlite", "table")  # or URLs:
 COHERENCE_URL = re.compile(r"(redis|rediss|valkey|valkeys|postgres|postgresql|http|https)://[^/]")
 SHARED_URL = re.compile(r"(redis|valkey)s?://([^/]*@)?[^/@:]+(:\d{1,5})?(/\S*)?|unix://\S*/\S+")
 
@@ -146,6 +146,13 @@ class ORMSettings(BaseSettings):
     )
     coherence_poll: float = Field(
         default=0.1, gt=0, le=60, description="Seconds between two looks at an SQLite file."
+    )
+    coherence_interval: float = Field(
+        default=0.02,
+        gt=0,
+        le=60,
+        description="Seconds between two reads of the table of hints while something is written; otherwise "
+        "up to 0.25.",
     )
     coherence_heartbeat: float = Field(
         default=10.0,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from statistics import median
 
 from benchmarks import announcing
-from benchmarks.announcing import Cost
+from benchmarks.announcing import Cost, Together
 from benchmarks.load import generator
 from benchmarks.peer import Peer
 from benchmarks.plan import Plan, Results
@@ -18,6 +18,8 @@ VISIBLE = (
     "requests/s", "errors",
 )  # fmt: skip
 COST = ("write", "listening", "off ms", "on ÷ off", "constant ÷ off", "on − off µs", "constant − off µs")
+
+TOGETHER = ("writers", "off, commits/s", "NOTIFY", "table", "NOTIFY ÷ off", "table ÷ off")
 
 KINDS = {
     "save": "`topic.save()`",
@@ -61,6 +63,13 @@ def tables(results: Results) -> Iterator[str]:
             "pause after each write. Medians of the medians of blocks that alternate; ratios and "
             "differences are within a turn, the range is of the rounds."
         )
+    if rounds := [run for run in results.runs if isinstance(run, Together)]:
+        title = "What many writers commit a second, if a commit takes 2 ms"
+        yield markdown.table(title, TOGETHER, together_lines(rounds))
+        yield (
+            "One-row INSERTs, each a commit of its own, and nobody listens. NOTIFY: `coherence install`. "
+            "Table: `coherence install --table`. Writers and server share the machine's processors."
+        )
 
 
 def lines(results: Results, cell: Cell) -> Iterator[list[str]]:
@@ -91,6 +100,15 @@ def figures(runs: dict[int, Run], limit: dict[int, Run]) -> Iterator[str]:
     yield f"{len(every):,}"
     yield markdown.rate([load.rate for load in loads]) if loads else "–"
     yield f"{sum(load.errors for load in loads):,}"
+
+
+def together_lines(rounds: list[Together]) -> Iterator[list[str]]:
+    """Yield a line for each number of writers."""
+    for writers in rounds[0].rates:
+        rates = [each.rates[writers] for each in rounds]
+        line = [markdown.rate([each[way] for each in rates]) for way in ("off", "notify", "table")]
+        line += [markdown.ratio([each[way] / each["off"] for each in rates]) for way in ("notify", "table")]
+        yield [writers, *line]
 
 
 def cost_lines(costs: list[Cost]) -> Iterator[list[str]]:

@@ -12,12 +12,19 @@ from ..errors import InvalidSettings
 from ..events import logger
 from ..settings import ORMSettings
 from .concerns import Concern
+from .mysql import MySQLListener
 from .process import ProcessListener
 from .publishers import DatabasePublisher, HTTPPublisher
 from .sqlite import SQLiteListener
 from .transport import Listener, Publisher
 
-_ANNOUNCING: tuple[Kind, ...] = ("postgresql", "sqlite")  # databases that announce writes themselves
+# The databases that each of these transports is for. With ``auto``, NOTIFY is for PostgreSQL, where both are
+# possible.
+_ANNOUNCING: dict[str, tuple[Kind, ...]] = {
+    "postgresql": ("postgresql",),
+    "sqlite": ("sqlite",),
+    "table": ("mysql", "postgresql", "sqlite"),
+}
 
 
 def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[Listener]:
@@ -31,13 +38,8 @@ def listeners(settings: ORMSettings, concerns: Collection[Concern]) -> list[List
     check_databases(settings)
     found: list[Listener] = [ProcessListener()]
     aliases = sorted({concern.alias for concern in concerns})
-    if wants(settings, "postgresql"):
-        for alias in _of_kind("postgresql", aliases):
-            found += _postgresql_listener(alias, settings, [c for c in concerns if c.alias == alias])
-    if wants(settings, "sqlite"):
-        for alias in _of_kind("sqlite", aliases):
-            file = database_of(connections.create_connection(alias))
-            found.append(SQLiteListener(alias, file, settings.coherence_poll))
+    for alias in aliases:
+        found += _database_listener(alias, settings, [c for c in concerns if c.alias == alias])
     heartbeat = settings.coherence_heartbeat
     return [*found, *(_redis().RedisListener(name, url, heartbeat) for name, url in _brokers(settings))]
 
@@ -53,8 +55,7 @@ def publishers(settings: ORMSettings) -> list[Publisher]:
 
 def database_publishers(settings: ORMSettings, aliases: Iterable[str]) -> list[Publisher]:
     """What publishes through databases, for hints that no write has caused; none for those of other kinds."""
-    kinds = [kind for kind in _ANNOUNCING if wants(settings, kind)]
-    return [DatabasePublisher(alias) for alias in aliases if kind_of(alias) in kinds]
+    return [DatabasePublisher(alias) for alias in aliases if announces(settings, alias)]
 
 
 def check_databases(settings: ORMSettings) -> None:
@@ -64,11 +65,11 @@ def check_databases(settings: ORMSettings) -> None:
             "DJANGO_ORM_COHERENCE has more than one postgresql:// URL, and one is for all databases. Leave "
             "them out where DATABASES leads to the servers directly."
         )
-    for kind in _ANNOUNCING:
-        if _names(settings, kind) and not any(_of_kind(kind, connections.settings)):
+    for transport, kinds in _ANNOUNCING.items():
+        if _names(settings, transport) and not any(kind_of(alias) in kinds for alias in connections.settings):
             databases = ", ".join(f"{alias} is {name_of(alias)}" for alias in connections.settings)
             raise InvalidSettings(
-                f"DJANGO_ORM_COHERENCE names {kind}, and DATABASES has no such database: {databases}. "
+                f"DJANGO_ORM_COHERENCE names {transport}, and DATABASES has no such database: {databases}. "
                 "Use auto, which takes what there is, or redis://… for databases that do not announce writes."
             )
 
@@ -90,33 +91,37 @@ def django_announces(settings: ORMSettings) -> bool:
 
 
 def announces(settings: ORMSettings, alias: str) -> bool:
-    """Whether a database itself announces writes, and workers listen to it."""
-    kind = kind_of(alias)
-    if kind not in _ANNOUNCING or not wants(settings, kind):
-        return False
-    return kind != "postgresql" or _why_no_psycopg() is None
+    """Whether a database itself announces writes, or does with triggers, and workers listen to it."""
+    transport = transport_of(settings, alias)
+    return transport is not None and (kind_of(alias) != "postgresql" or _why_no_psycopg() is None)
 
 
 def how_to_announce(settings: ORMSettings, alias: str) -> str:
     """What to set where nothing announces the writes to a database."""
     kind = kind_of(alias)
-    if kind in _ANNOUNCING and not wants(settings, kind):
+    if kind in ("postgresql", "sqlite") and transport_of(settings, alias) is None:
         return (
             f"Their database does announce writes, and DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or "
             f"add {kind}; or off, if no other process writes."
         )
     if kind == "postgresql" and (reason := _why_no_psycopg()):
         return reason
+    table = "Add table, and run manage.py coherence install --table; or set" if kind == "mysql" else "Set"
     return (
-        "Their database does not announce writes. Set DJANGO_ORM_COHERENCE=redis://…, here and where Django "
-        "writes, with fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; "
+        f"Their database does not announce writes. {table} DJANGO_ORM_COHERENCE=redis://…, here and where "
+        "Django writes, with fastapi_django_orm.django in INSTALLED_APPS; or give them a max_age; "
         "or off, if no other process writes."
     )
 
 
-def wants(settings: ORMSettings, kind: str) -> bool:
-    """Whether workers listen to the databases of this kind."""
-    return "auto" in settings.coherence or _names(settings, kind)
+def transport_of(settings: ORMSettings, alias: str) -> str | None:
+    """How workers listen to a database: ``"postgresql"``, ``"sqlite"`` or ``"table"``; None: they do not."""
+    kind = kind_of(alias)
+    if kind is None or not ({"auto", "table"} & {*settings.coherence} or _names(settings, kind)):
+        return None
+    if kind == "sqlite":  # its listener also reads the table
+        return "sqlite"
+    return "postgresql" if kind == "postgresql" and "table" not in settings.coherence else "table"
 
 
 def _names(settings: ORMSettings, kind: str) -> bool:
@@ -124,28 +129,52 @@ def _names(settings: ORMSettings, kind: str) -> bool:
     return kind in schemes or (kind == "postgresql" and "postgres" in schemes)
 
 
-def _of_kind(kind: Kind, aliases: Iterable[str]) -> Iterator[str]:
-    return (alias for alias in aliases if kind_of(alias) == kind)
+def _database_listener(
+    alias: str, settings: ORMSettings, concerns: Collection[Concern]
+) -> Iterator[Listener]:
+    transport, kind = transport_of(settings, alias), kind_of(alias)
+    if transport == "sqlite":
+        file = database_of(connections.create_connection(alias))
+        read = lambda: {pair for concern in concerns for pair in concern.all_tables()}  # noqa: E731
+        yield SQLiteListener(alias, file, settings.coherence_poll, read)
+    elif kind == "mysql" and transport is not None:
+        tables = _tables(concerns)
+        beat, interval = settings.coherence_heartbeat, settings.coherence_interval
+        yield MySQLListener(alias, tables, _explained(concerns), beat, interval)
+    elif transport is not None:
+        yield from _postgresql_listener(alias, settings, concerns, transport)
+
+
+def _tables(concerns: Collection[Concern]) -> dict[str, str]:
+    """The tables that are listened to, and their models' labels."""
+    return {name: label for each in concerns for name, label in {**each.tables, **each.filtered}.items()}
+
+
+def _explained(concerns: Collection[Concern]) -> frozenset[str]:
+    return frozenset[str]().union(*(concern.explained for concern in concerns))
 
 
 def _postgresql_listener(
-    alias: str, settings: ORMSettings, concerns: Collection[Concern]
+    alias: str, settings: ORMSettings, concerns: Collection[Concern], transport: str
 ) -> Iterator[Listener]:
     try:
-        postgresql, session = _psycopg()
+        postgresql, session, table = _psycopg()
     except InvalidSettings as error:
         if "auto" not in settings.coherence:
             raise
-        logger.warning("transport_left_out", transport=f"postgresql:{alias}", hint=str(error))
+        logger.warning("transport_left_out", transport=f"{transport}:{alias}", hint=str(error))
         return
     quote = connections[alias].ops.quote_name
-    read = [(*concern.tables.items(), *concern.filtered.items()) for concern in concerns]
-    tables = {quote(table): label for each in read for table, label in each}
-    explained = frozenset[str]().union(*(concern.explained for concern in concerns))
+    tables = {quote(name): label for name, label in _tables(concerns).items()}
     secret = settings.coherence_dsn
     dsn = secret.get_secret_value() if secret else next(iter(_dsns(settings)), None)
     way = partial(session.way_to, alias, session.read_dsn(dsn))
-    yield postgresql.PostgreSQLListener(alias, way, tables, settings.coherence_heartbeat, explained)
+    beat, explained = settings.coherence_heartbeat, _explained(concerns)
+    if transport == "table":
+        interval = settings.coherence_interval
+        yield table.PostgreSQLTableListener(alias, way, tables, beat, explained, interval)
+    else:
+        yield postgresql.PostgreSQLListener(alias, way, tables, beat, explained)
 
 
 def _urls(settings: ORMSettings, *schemes: str) -> list[str]:
@@ -176,15 +205,15 @@ def _why_no_psycopg() -> str | None:
     return None
 
 
-def _psycopg() -> tuple[Any, Any]:
+def _psycopg() -> tuple[Any, Any, Any]:
     try:
-        from . import postgresql, postgresql_session
+        from . import postgresql, postgresql_session, postgresql_table
     except ImportError as error:
         raise InvalidSettings(
             f"Listening to PostgreSQL needs psycopg 3 ({error}). Install it: pip install 'psycopg[binary]'. "
             "Django's own connections may use another driver."
         ) from error
-    return postgresql, postgresql_session
+    return postgresql, postgresql_session, postgresql_table
 
 
 def _redis() -> Any:

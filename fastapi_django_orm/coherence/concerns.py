@@ -100,6 +100,13 @@ class Concern:
         except Exception:  # whatever a field raises for a value that is not a key of it
             return None
 
+    def all_tables(self) -> Iterator[tuple[str, str]]:
+        """Names of the known tables, and of those that loading has read beside them, with models' labels."""
+        known = _tables(_installed())
+        yield from self.tables.items()
+        yield from self.filtered.items()
+        yield from ((known[label], label) for label in self._beside() if label in known)
+
     def _beside(self) -> frozenset[str]:
         """Labels of models that loading has read although nothing names them."""
         return self.observed.found(models_in) - _NEVER_CHANGES - frozenset(self.tables.values())

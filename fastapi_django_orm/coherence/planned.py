@@ -83,6 +83,9 @@ def concerns_of(repositories: Mapping[NameT, DeclaredCached]) -> dict[NameT, Con
     """
     concerns = {name: concern_of(repository) for name, repository in repositories.items()}
     for alias in {concern.alias for concern in concerns.values()}:
+        if connections[alias].vendor == "sqlite":
+            for name in [name for name, concern in concerns.items() if concern.alias == alias]:
+                concerns[name] = _with_sqlite(concerns[name], statements_of(repositories[name]))
         if connections[alias].vendor != "postgresql":
             continue
         with suppress(DatabaseError, InterfaceError), transaction.atomic(using=alias):  # it may be away
@@ -93,6 +96,23 @@ def concerns_of(repositories: Mapping[NameT, DeclaredCached]) -> dict[NameT, Con
                     if reads is not None:
                         concerns[name] = _with(concern, repositories[name], reads, labels)
     return concerns
+
+
+def _with_sqlite(concern: Concern, statements: Iterable[Statement | None]) -> Concern:
+    """A concern that any commit hits if SQLite reads tables for it that no known model has."""
+    known = {table.casefold() for table in concern.tables}
+    with suppress(DatabaseError), connections[concern.alias].cursor() as cursor:
+        # Of each step of a program: the operation, and the page where a table or an index begins.
+        steps = set[tuple[str, int]]()
+        for statement in statements:
+            if statement is not None:
+                cursor.execute(f"EXPLAIN {statement[0]}", statement[1])
+                steps.update((operation, page) for _, operation, _, page, *_ in cursor.fetchall())
+        cursor.execute("SELECT rootpage, lower(tbl_name) FROM sqlite_master")
+        read = {table for page, table in cursor.fetchall() if ("OpenRead", page) in steps}
+        if read <= known and "VOpen" not in {operation for operation, _ in steps}:  # or a virtual table
+            return concern
+    return replace(concern, related=None)
 
 
 def labels_of(connection: BaseDatabaseWrapper) -> dict[int, list[str]]:

@@ -9,6 +9,7 @@ https://www.postgresql.org/docs/current/sql-notify.html
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from typing import Any
 from uuid import uuid4
 
@@ -129,11 +130,19 @@ class PostgreSQLListener(Listener):
             await session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
         await self._test_from_elsewhere(session, way)
         await _look_where_django_looks(session, way)
+        await self._prepare(session)
         await self._look(session)
         (self.server,) = await session.execute(SERVER)
         # Not before it listens: a worker with this name is expected to answer.
         await session.execute(sql.SQL("SET application_name TO {}").format(APPLICATION + self.worker))
         receiver.connected()
+
+    async def _prepare(self, session: Session) -> None:
+        """Begin to receive hints that do not come by themselves."""
+
+    async def _read_if_due(self, session: Session) -> float:
+        """Read hints that do not come by themselves, and return when to do it again."""
+        return inf
 
     async def _test_from_elsewhere(self, session: Session, way: Way) -> None:
         """Test whether notifications reach an idle session, as not behind PgBouncer in transaction mode."""
@@ -149,7 +158,7 @@ class PostgreSQLListener(Listener):
     async def _stay(self, session: Session, receiver: TransportSupervisor) -> None:
         due = monotonic() + self._interval
         while True:
-            await session.wait(due - monotonic())
+            await session.wait(min(due, await self._read_if_due(session)) - monotonic())
             await self._do_errands(session)
             if self._asking:
                 if self._watch.polls:  # or a caller would not get what a REFRESH has committed
@@ -185,17 +194,21 @@ class PostgreSQLListener(Listener):
             del self._errands[0]
 
     async def _beat(self, session: Session) -> None:
-        """Send a message to itself, and wait for it. Callers that come meanwhile wait for the next one."""
+        """Receive what was committed before. Callers that come meanwhile wait for the next call."""
         asking = list(self._asking)
+        await self._heard_before(session)
+        del self._asking[: len(asking)]
+        for asked in asking:
+            _settle(asked, True)
+
+    async def _heard_before(self, session: Session) -> None:
+        """Send a message to itself, and wait for it: it comes after all that was committed before."""
         self._beats += 1
         beat = b"%d" % self._beats
         limit = min(SESSION_PATIENCE, self._heartbeat)
         await session.execute("SELECT pg_notify(%s, %s)", [self._private, beat.decode()], seconds=limit)
         if not await self._comes(session, beat):
             raise TransportUnavailable(f"{self.name} no longer passes notifications on. {USE_DIRECT_DSN}")
-        del self._asking[: len(asking)]
-        for asked in asking:
-            _settle(asked, True)
 
     async def _comes(self, session: Session, message: bytes) -> bool:
         with suppress(TimeoutError):

@@ -7,13 +7,10 @@ detached. Nothing announces what was written in between.
 import json
 from collections.abc import Collection, Mapping
 
-from django.apps import apps
-
 from ..events import logger
 from .hints import CHANNEL
 from .postgresql_session import Session
-
-APP = "fastapi_django_orm.django"  # which has the command
+from .transport import install_command
 
 # Of each table whether its triggers, and those of its parents and children, announce all kinds of statements
 # under the model's label; what distinguishes them from others, and from themselves before they were off and
@@ -48,6 +45,7 @@ LEFT JOIN LATERAL (
     FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
     WHERE t.tgrelid = family.relation AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A')
         AND starts_with(t.tgname, '{CHANNEL}_') AND strpos(p.prosrc, wanted.label) > 0
+        AND strpos(p.prosrc, %s) > 0
         AND right(p.prosrc, 64) = encode(sha256(convert_to(left(p.prosrc, -64), 'UTF8')), 'hex')
 ) AS found ON true
 GROUP BY wanted.number, wanted.relation
@@ -60,13 +58,16 @@ class TriggerWatch:
     Attributes:
         unheard: labels of the models whose tables do not announce every kind of write.
         polls: whether there are materialized views, whose REFRESH fires no triggers.
+        transport: its name, for logs.
+        destination: what the triggers' function must name: what it sends hints with, or writes them into.
     """
 
     def __init__(self, transport: str, tables: Mapping[str, str], explained: Collection[str]) -> None:
         """As for ``PostgreSQLListener``; the transport's name is for logs."""
         self.unheard: frozenset[str] = frozenset()
         self.polls = False
-        self._transport = transport
+        self.transport = transport
+        self.destination = "pg_notify("
         self._tables = tables
         self._explained = explained
         self._found: list[str | None] = []
@@ -80,7 +81,7 @@ class TriggerWatch:
         """
         labels = list(self._tables.values())
         written = [json.dumps(label) for label in labels]  # as the triggers' function has them
-        rows = await session.execute(_TRIGGERS, [list(self._tables), written])
+        rows = await session.execute(_TRIGGERS, [list(self._tables), written, self.destination])
         before, self._found = self._found, [identity for _, _, identity, _, _ in rows]
         self.polls = any(kind == "m" for _, _, _, kind, _ in rows)
         missing: list[str] = []
@@ -105,14 +106,13 @@ class TriggerWatch:
     def _note(self, missing: Collection[str], elsewhere: Mapping[str, str]) -> None:
         before, self.unheard = self.unheard, frozenset(missing) | elsewhere.keys()
         if without := sorted(set(missing) - before):
-            hint = f"python manage.py coherence install {' '.join(without)}"
-            if not apps.is_installed(APP):
-                hint = f"Put {APP} into INSTALLED_APPS first, then run: {hint}"
-            logger.warning("triggers_missing", transport=self._transport, models=without, hint=hint)
+            options = [] if self.transport.startswith("postgresql:") else ["--table"]
+            hint = install_command(without, *options)
+            logger.warning("triggers_missing", transport=self.transport, models=without, hint=hint)
         for label in sorted(elsewhere.keys() - before):
             logger.warning(
                 "writes_unannounced",
-                transport=self._transport,
+                transport=self.transport,
                 models=[label],
                 hint=f"Its table is {elsewhere[label]}, and no trigger announces its changes. Give the "
                 "repository a max_age, or run `manage.py refresh` after each change.",

@@ -9,6 +9,7 @@ from django.db import Error, connections
 
 from ..database.engines import kind_of
 from .hints import CHANNEL, Hint, encode
+from .table import TABLE
 from .transport import Publisher, TransportUnavailable
 
 HTTP_PATIENCE = 5.0  # seconds for an answer
@@ -64,17 +65,25 @@ class HTTPPublisher(Publisher):
 
 
 class DatabasePublisher(Publisher):
-    """Sends hints that no write has caused through PostgreSQL or SQLite. Raises what others raise."""
+    """Sends hints that no write has caused through a database. Raises what others raise."""
 
     def __init__(self, alias: str) -> None:
         self.name = f"{kind_of(alias)}:{alias}"
         self._connection = connections[alias]
 
     def publish(self, hint: Hint) -> None:
-        """Notify; or have every watcher of the file believe that it was written to."""
+        """Notify, or write into the table; or have every watcher of a file believe that it was written to."""
         try:
             with self._connection.cursor() as cursor:
-                if self._connection.vendor == "sqlite":
+                vendor = self._connection.vendor
+                if vendor != "postgresql" and TABLE in self._connection.introspection.table_names(cursor):
+                    for message in encode(hint):
+                        cursor.execute(f"INSERT INTO {TABLE} (hint) VALUES (%s)", [message.decode()])
+                elif vendor == "mysql":
+                    raise TransportUnavailable(
+                        f"{self.name}: there is no table {TABLE}. Run manage.py coherence install --table."
+                    )
+                elif vendor == "sqlite":
                     # A commit that changes nothing: the user's version of the schema, set to what it is.
                     cursor.execute("BEGIN IMMEDIATE")
                     cursor.execute("PRAGMA user_version")

@@ -43,7 +43,7 @@ ELSEWHERE = (
     "repository a max_age."
 )
 DOWN = "{transport} is down. It is tried again; the log says why."
-UNANNOUNCED = "{transport} does not carry the writes to {labels}. Run manage.py coherence install."
+UNANNOUNCED = "{transport} does not carry the writes to {labels}. Run manage.py coherence install{option}."
 
 
 class Coherence:
@@ -139,7 +139,8 @@ class Coherence:
         reasons = self._why_not_carried(concern, concern.tables.values())
         if None not in reasons and not has_route(self._settings):
             return reasons[0] if reasons else how_to_announce(self._settings, concern.alias)
-        listening = f"postgresql:{concern.alias}" in {each.name for each in self.transports}
+        named = {each.name for each in self.transports}
+        listening = not named.isdisjoint((f"postgresql:{concern.alias}", f"table:{concern.alias}"))
         return concern.why_unannounced(listening, by_django=django_announces(self._settings))
 
     def _why_not_carried(self, concern: Concern, labels: Iterable[str]) -> list[str | None]:
@@ -250,7 +251,10 @@ class Coherence:
         if listening is not None and origin is not None and listening != origin.server:
             return ELSEWHERE.format(transport=transport.name)
         if unheard := sorted(transport.listener.unheard.intersection(labels)):
-            return UNANNOUNCED.format(transport=transport.name, labels=", ".join(unheard))
+            option = " --table" if transport.name.startswith("table:") else ""
+            if kind_of(concern.alias) == "mysql":
+                option += ", or set DJANGO_ORM_COHERENCE=redis://…, here and where Django writes"
+            return UNANNOUNCED.format(transport=transport.name, labels=", ".join(unheard), option=option)
         return None
 
     def _orderly(self, name: str) -> TransportSupervisor | None:

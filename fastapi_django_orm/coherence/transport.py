@@ -6,9 +6,11 @@ process listens on its event loop, under a supervisor that connects again after 
 
 import asyncio
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import ClassVar
+
+from django.apps import apps
 
 from .. import metrics
 from ..clock import backoff, cancel, monotonic, pause
@@ -18,6 +20,8 @@ from .hints import EVERYTHING, Hint
 
 FIRST_DELAY = 0.1  # seconds
 LAST_DELAY = 5.0
+
+APP = "fastapi_django_orm.django"  # which has the command that installs triggers
 
 
 class TransportUnavailable(DjangoORMError, ConnectionError):
@@ -85,6 +89,14 @@ class Listener:
         The channel is ``EVERY_WORKER``, or one worker's ``channel_of()``.
         """
         raise NotImplementedError
+
+
+def install_command(labels: Iterable[str], *options: str) -> str:
+    """What to run for the triggers of these models, and what to do before."""
+    command = " ".join(["python manage.py coherence install", *options, *labels])
+    if not apps.is_installed(APP):
+        return f"Put {APP} into INSTALLED_APPS first, then run: {command}"
+    return command
 
 
 class TransportSupervisor:

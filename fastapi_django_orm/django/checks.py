@@ -20,7 +20,7 @@ from ..database.engines import kind_of, name_of
 from ..errors import DjangoORMError
 from ..reading.resolve import model_named
 from ..settings import ORMSettings, read_settings
-from . import selection, triggers
+from . import notify_lock, selection, triggers
 from .tables import AnnouncedTable
 
 Messages = Iterator[checks.CheckMessage]
@@ -40,9 +40,12 @@ def register() -> None:
 
 
 def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W001: a table that a repository reads has no triggers, or old ones."""
+    """W001: a table that a repository reads has no triggers, or old ones. W005: commits wait for NOTIFY."""
     settings = _settings()
-    if not databases or settings is None or not choice.wants(settings, "postgresql"):
+    ways = {alias: settings and choice.transport_of(settings, alias) for alias in databases or ()}
+    # SQLite needs no triggers.
+    ways = {alias: way for alias, way in ways.items() if way in ("postgresql", "table")}
+    if not ways:
         return []
     try:
         models = selection.read_by_repositories(None).models  # through views as well: the database is asked
@@ -51,9 +54,8 @@ def check_triggers(databases: Iterable[str] | None = None, **kwargs: Any) -> lis
     found = selection.by_database(models, None)
     return [
         message
-        for alias in databases
-        if kind_of(alias) == "postgresql"
-        for message in _without_triggers(alias, found.get(alias, []))
+        for alias, way in ways.items()
+        for message in (*_without_triggers(alias, found.get(alias, []), way == "table"), *_waiting(alias))
     ]
 
 
@@ -87,7 +89,8 @@ def check_repositories(**kwargs: Any) -> list[checks.CheckMessage]:
 def _relations(settings: ORMSettings, read: Read) -> Messages:
     """W004: the database changes rows by itself, and only signals would announce it."""
     for model in map(model_named, sorted({each for _, concern in read for each in concern.tables.values()})):
-        if choice.announces(settings, router.db_for_write(model)):
+        alias = router.db_for_write(model)
+        if choice.announces(settings, alias) and kind_of(alias) != "mysql":  # where cascades fire no triggers
             continue
         for field in model._meta.concrete_fields:
             if getattr(field.remote_field, "on_delete", None) in _BY_DATABASE:
@@ -132,17 +135,27 @@ def _name(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _without_triggers(alias: str, tables: Iterable[AnnouncedTable]) -> Messages:
+def _waiting(alias: str) -> Messages:
+    try:
+        advice = notify_lock.advice(alias)
+    except DatabaseError:
+        return
+    if advice:
+        yield checks.Warning(f"Database {alias}: {advice}", id="fastapi_django_orm.W005")
+
+
+def _without_triggers(alias: str, tables: Iterable[AnnouncedTable], into_table: bool) -> Messages:
+    option = "--table " if into_table else ""
     for table in tables:
         try:
-            state = triggers.state(alias, table)
+            state = triggers.state(alias, table, into_table)
         except (DjangoORMError, DatabaseError):
             continue  # no table yet, or none that can have triggers
         if state is not triggers.State.INSTALLED:
             yield checks.Warning(
                 f"The triggers of {table.model._meta.db_table} are {state}: not all writes to {table.label} "
                 "are announced to FastAPI's workers.",
-                hint=f"Run `manage.py coherence install {table.label} --database {alias}`.",
+                hint=f"Run `manage.py coherence install {option}{table.label} --database {alias}`.",
                 obj=table.model,
                 id="fastapi_django_orm.W001",
             )
@@ -162,14 +175,23 @@ def _unreachable(publishers: Iterable[Publisher]) -> Messages:
             publisher.close()
 
 
+def _is_announced(settings: ORMSettings, alias: str) -> bool:
+    if not choice.announces(settings, alias):
+        return False
+    try:
+        return kind_of(alias) != "mysql" or triggers.has_hints(alias)
+    except DatabaseError:
+        return True  # which other checks report
+
+
 def _without_transport(settings: ORMSettings, read: Read) -> Messages:
     for cls, concern in read:
-        if cls.max_age is None and not choice.announces(settings, concern.alias):
+        if cls.max_age is None and not _is_announced(settings, concern.alias):
             yield checks.Warning(
                 f"{_name(cls)} does not hear of writes by other processes: nothing carries them from the "
                 f"database {concern.alias!r} ({name_of(concern.alias)}).",
-                hint="Let DJANGO_ORM_COHERENCE name a Redis or Valkey, redis://host, here and for FastAPI; "
-                "or give the repository a `max_age`.",
+                hint="Run `manage.py coherence install --table`; or let DJANGO_ORM_COHERENCE name a Redis or "
+                "Valkey, redis://host, here and for FastAPI; or give the repository a `max_age`.",
                 obj=cls,
                 id="fastapi_django_orm.W003",
             )

@@ -16,6 +16,8 @@ a table get triggers that call its function, too.
 django-pgtrigger was looked at. It writes a function for each trigger and leaves it behind, asks a function
 with a subtransaction before each call, and puts the triggers into the migrations of the model's app, which is
 often another project's.
+
+With a table for the hints, the same functions write them there (``coherence install --table``).
 """
 
 import hashlib
@@ -25,10 +27,12 @@ from typing import NamedTuple
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ..coherence.hints import CHANNEL, VERSION
+from ..coherence.table import TABLE
 from .tables import AnnouncedTable
 
 MOST_KEYS_OF_STATEMENT = 1000  # beyond them a hint says "all"
 PART = 7000  # bytes of keys in one notification, which must be shorter than 8,000 with all else
+PART_IN_TABLE = 900_000  # more than all keys of a statement can have, so that they are in one row
 LONGEST_KEY = 700  # bytes
 
 
@@ -48,7 +52,10 @@ EVENTS = {
     "truncate": Event(32, None, None),
 }
 
-_FUNCTION = "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql AS $hint${source}$hint$"
+_FUNCTION = (
+    "CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql {options}"
+    "AS $hint${source}$hint$"
+)
 
 # Every name is qualified, so that no search_path of a writer can put something else in its place.
 #
@@ -65,7 +72,7 @@ DECLARE
     keys pg_catalog.text[];
     were pg_catalog.text[];
     part pg_catalog.text;
-BEGIN
+BEGIN{guard}
     IF TG_OP OPERATOR(pg_catalog.<>) 'TRUNCATE' THEN
         keys := ARRAY(SELECT {written} FROM changed WHERE hint.part IS NULL LIMIT {limit});
     END IF;
@@ -81,10 +88,10 @@ BEGIN
     IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} AND keys[1] IS NOT NULL THEN
         part := pg_catalog.array_to_string(keys, ',');
         IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part} THEN
-            PERFORM {some};
+            {some};
             RETURN NULL;
         END IF;
-        PERFORM {some}
+        {some}
             FROM (
                 SELECT pg_catalog.string_agg(numbered.key, ',') AS part
                 FROM (
@@ -101,24 +108,39 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    PERFORM {every};
+    {every};
     RETURN NULL;
 END;
 END
 """
 
 _UNKEYED = """
-BEGIN
+BEGIN{guard}
     IF TG_OP OPERATOR(pg_catalog.<>) 'TRUNCATE' THEN
         PERFORM FROM changed LIMIT 1;
         IF NOT FOUND THEN
             RETURN NULL;
         END IF;
     END IF;
-    PERFORM {every};
+    {every};
     RETURN NULL;
 END
 """
+
+# No write may fail because somebody has removed the table of hints. Workers notice that it is missing.
+_GUARD = """
+    IF pg_catalog.to_regclass('{hints}') IS NULL THEN
+        RETURN NULL;
+    END IF;"""
+
+# Unlogged: a hint costs no WAL, and after a crash everything is read again. Whoever may connect may read
+# notifications, and may read hints here as well; workers also remove them.
+_CREATE_TABLE = f"""\
+CREATE UNLOGGED TABLE IF NOT EXISTS {{hints}} (
+    tx pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(), hint pg_catalog.text NOT NULL
+);
+CREATE INDEX IF NOT EXISTS {TABLE}_tx ON {{hints}} (tx);
+GRANT SELECT, DELETE ON {{hints}} TO PUBLIC"""
 
 # A table, and those whose statements may change its rows: a statement on a parent changes children's rows.
 FAMILY = """\
@@ -208,6 +230,16 @@ BEGIN
     LOOP
         EXECUTE pg_catalog.format('DROP FUNCTION %s', unused);
     END LOOP;
+    IF NOT EXISTS (
+        SELECT FROM pg_catalog.pg_proc p
+        WHERE pg_catalog.starts_with(p.proname::pg_catalog.text, '{CHANNEL}_')
+            AND pg_catalog.strpos(p.prosrc, '{TABLE}') OPERATOR(pg_catalog.>) 0
+    ) AND EXISTS (
+        SELECT FROM pg_catalog.pg_class c
+        WHERE c.oid = pg_catalog.to_regclass('{TABLE}') AND pg_catalog.pg_has_role(c.relowner, 'USAGE')
+    ) THEN
+        DROP TABLE IF EXISTS {TABLE};
+    END IF;
 END
 $unused$"""
 )
@@ -220,17 +252,29 @@ class TriggerSQL:
         table: the table's name, quoted.
         function: the name of the function that its triggers call.
         source: the function's text.
+        options: what the function is declared with.
         literals: the names of both, as texts in SQL.
     """
 
-    def __init__(self, table: AnnouncedTable, connection: BaseDatabaseWrapper) -> None:
-        """Write the statements, with names as this connection quotes them; it is not opened."""
+    def __init__(
+        self, table: AnnouncedTable, connection: BaseDatabaseWrapper, hints: str | None = None
+    ) -> None:
+        """Write the statements, with names as this connection quotes them; it is not opened.
+
+        Args:
+            table: the table.
+            connection: one to its database.
+            hints: the name in SQL of the table into which hints go, with its schema; None: NOTIFY.
+        """
         quote = connection.ops.quote_name
         self.table = quote(table.model._meta.db_table)
         self.function = f"{CHANNEL}_{_digest(self.table)[:12]}"
         # With its digest at the end, by which a worker sees whether it was replaced.
-        source = _source(table, quote(table.key) if table.keyed else "") + "-- "
+        source = _source(table, quote(table.key) if table.keyed else "", hints) + "-- "
         self.source = source + _digest(source)
+        self._hints = hints
+        # A writer needs no rights on the table of hints, nor on its schema.
+        self.options = "SECURITY DEFINER " if hints else ""
         literal = self.table.replace("'", "''")
         self.literals = {"table": f"'{literal}'", "function": f"'{self.function}()'"}
 
@@ -251,7 +295,8 @@ class TriggerSQL:
             for suffix, event in EVENTS.items()
         ]
         return [
-            _FUNCTION.format(function=self.function, source=self.source),
+            *([_CREATE_TABLE.format(hints=self._hints)] if self._hints else []),
+            _FUNCTION.format(function=self.function, options=self.options, source=self.source),
             _DROP.format(which=OF_TABLE.format(**self.literals) + misplaced),
             _CREATE.format(
                 family=family,
@@ -271,28 +316,33 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _source(table: AnnouncedTable, key: str) -> str:
-    """The function's text, for this column of the primary key, quoted."""
-    every = ", ".join(_notify(f"{_hint(label)}}}'") for label in table.keyed + table.unkeyed)
+def _source(table: AnnouncedTable, key: str, hints: str | None) -> str:
+    """The function's text, for this column of the primary key, quoted, and a table for its hints."""
+    guard = _GUARD.format(hints=hints.replace("'", "''")) if hints else ""
+    every = [f"{_hint(label)}}}'" for label in table.keyed + table.unkeyed]
     if not table.keyed:
-        return _UNKEYED.format(every=every)
+        return _UNKEYED.format(guard=guard, every=_send(every, hints))
     # `part` is a variable of the function: some of the keys, with commas between.
     some = [f"""{_hint(label)},"k":[' OPERATOR(pg_catalog.||) part OPERATOR(pg_catalog.||) ']}}'"""
             for label in table.keyed]  # fmt: skip
     return _KEYED.format(
+        guard=guard,
         key=key,
         written=f"pg_catalog.to_json({key})::pg_catalog.text",
         limit=MOST_KEYS_OF_STATEMENT + 1,
         most=MOST_KEYS_OF_STATEMENT,
-        part=PART,
+        part=PART_IN_TABLE if hints else PART,
         longest=LONGEST_KEY,
-        some=", ".join(map(_notify, [*some, *(f"{_hint(label)}}}'" for label in table.unkeyed)])),
-        every=every,
+        some=_send([*some, *(f"{_hint(label)}}}'" for label in table.unkeyed)], hints),
+        every=_send(every, hints),
     )
 
 
-def _notify(payload: str) -> str:
-    return f"pg_catalog.pg_notify('{CHANNEL}', {payload})"
+def _send(payloads: list[str], hints: str | None) -> str:
+    """A statement that sends hints; a FROM clause may follow."""
+    if hints is None:
+        return "PERFORM " + ", ".join(f"pg_catalog.pg_notify('{CHANNEL}', {each})" for each in payloads)
+    return f"INSERT INTO {hints} (hint) SELECT pg_catalog.unnest(ARRAY[{', '.join(payloads)}])"
 
 
 def _hint(label: str) -> str:

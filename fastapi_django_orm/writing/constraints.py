@@ -114,5 +114,5 @@ def _in_expression(expression: Any, model: type[Model]) -> Iterator[str]:
     elif isinstance(expression, str):
         yield expression
     elif expression is not None:
-        parts: Iterable[Any] = expression.flatten()
-        yield from (str(getattr(each, "name")) for each in parts if isinstance(each, F))
+        named: list[Any] = [each for each in expression.flatten() if isinstance(each, F)]
+        yield from (each.name for each in named)

@@ -1,4 +1,4 @@
-"""``manage.py coherence``: the triggers that announce every write to PostgreSQL to FastAPI's workers."""
+"""``manage.py coherence``: the triggers that announce every write to a database to FastAPI's workers."""
 
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterator
@@ -8,14 +8,20 @@ from typing import Any, TypeAlias
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connections
 
+from ....coherence import choice
 from ....coherence.origins import origin_of
 from ....database.engines import kind_of
 from ....database.startup_checks import check_reachable
 from ....errors import DatabaseUnreachable, DjangoORMError, TableMissing
 from ....reading.resolve import model_named
-from ... import selection, triggers
+from ....settings import read_settings
+from ... import notify_lock, selection, triggers
 from ...tables import AnnouncedTable
-from ...trigger_sql import DROP_ALL, DROP_UNUSED, TriggerSQL
+from ...trigger_sql import DROP_UNUSED
+
+# How SQL for a client begins, how a statement ends, and how all ends, if not as a transaction. Clients of
+# MariaDB and MySQL end a statement at each semicolon, those within a trigger included.
+_BATCH = {"mysql": ("DELIMITER //", " //", "DELIMITER ;")}
 
 Tables: TypeAlias = list[tuple[str, AnnouncedTable]]  # each with its database
 
@@ -29,7 +35,7 @@ _INSTALLED = {
 class Command(BaseCommand):
     """Installs, shows and removes the triggers."""
 
-    help = "Manages the triggers that announce every write to a PostgreSQL database to FastAPI's workers."
+    help = "Manages the triggers that announce every write to a database to FastAPI's workers."
     requires_system_checks: list[str] = []  # noqa: RUF012 - one of them asks for this very command
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -46,6 +52,13 @@ class Command(BaseCommand):
             if name != "uninstall":
                 action.add_argument(
                     "--app", metavar="main:app", help="The FastAPI application that reads them."
+                )
+            if name != "uninstall":
+                action.add_argument(
+                    "--table",
+                    action="store_true",
+                    help="Triggers that write hints into a table and send no NOTIFY: for PostgreSQL with "
+                    "many writers, and for MariaDB, MySQL and SQLite.",
                 )
             for option in ("--settings", "--pythonpath"):  # Django's own, which people write at the end
                 action.add_argument(option, default=SUPPRESS, help=SUPPRESS)
@@ -68,6 +81,7 @@ class Command(BaseCommand):
         if database and database not in connections:
             raise CommandError(f"DATABASES has no {database!r}, only {', '.join(sorted(connections))}.")
         sql = options.get("sql", False)
+        self._action, self._by_table = action, bool(options.get("table"))
         if action == "uninstall" and not models:
             self._uninstall_all(database, sql)
             return
@@ -80,7 +94,7 @@ class Command(BaseCommand):
             if action != "status" or not self._show_leftovers(database, []):
                 raise
             return
-        tables = list(_tables(wanted, database, sql))
+        tables = list(self._tables(wanted, database, sql))
         if sql:
             self._print(action, tables)
         elif action == "uninstall":
@@ -91,23 +105,47 @@ class Command(BaseCommand):
         else:
             self._status(tables, wanted, database, everything=not models)
 
+    def _into_table(self, alias: str) -> bool:
+        """Whether triggers write into a table: if that is asked for, or else as workers listen."""
+        if self._by_table or self._action == "install":
+            return self._by_table
+        return kind_of(alias) != "postgresql" or choice.transport_of(read_settings(), alias) == "table"
+
+    def _tables(
+        self, wanted: selection.Selection, database: str | None, sql: bool
+    ) -> Iterator[tuple[str, AnnouncedTable]]:
+        for alias, tables in selection.by_database(wanted.models, database).items():
+            triggers.check_database(alias, self._into_table(alias))
+            if not sql or kind_of(alias) != "postgresql":  # whose SQL may be for a database elsewhere
+                check_reachable(alias, starting=False)
+            yield from ((alias, table) for table in tables)
+
     def _print(self, action: str, tables: Tables) -> None:
         """Print a transaction for each database, to be run there."""
         for alias, group in groupby(tables, key=lambda each: each[0]):
-            self.stdout.write(f"-- Database {alias}\nBEGIN;")
-            answers = _why_unreachable(alias) is None
+            begin, end, commit = _BATCH.get(kind_of(alias) or "", ("BEGIN;", ";", "COMMIT;"))
+            self.stdout.write(f"-- Database {alias}\n{begin}")
+            into_table, answers = self._into_table(alias), _why_unreachable(alias) is None
             for _, table in group:
                 self.stdout.write(f"-- {table.label}")
-                if answers and (error := _why_no_table(alias, table)):
+                if answers and (error := _why_no_table(alias, table, into_table)):
                     self.stdout.write(f"-- Left out. {error}")
                     continue
-                for statement in getattr(TriggerSQL(table, connections[alias]), action)():
-                    self.stdout.write(f"{statement};")
-            self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};\nCOMMIT;")
+                if action == "install":
+                    statements = triggers.install_sql(alias, table, into_table, answers)
+                else:
+                    statements = triggers.uninstall_sql(alias, table)
+                for statement in statements:
+                    self.stdout.write(f"{statement}{end}")
+            if kind_of(alias) == "postgresql":
+                self.stdout.write(f"-- Functions that no trigger calls any more\n{DROP_UNUSED};")
+            self.stdout.write(commit)
 
     def _install(self, tables: Tables, wanted: selection.Selection) -> None:
         stale = self._for_each(
-            tables, wanted, lambda alias, table: _INSTALLED[triggers.install(alias, table)]
+            tables,
+            wanted,
+            lambda alias, table: _INSTALLED[triggers.install(alias, table, self._into_table(alias))],
         )
         for sentence in wanted.unannounced:
             self.stdout.write(sentence)
@@ -120,14 +158,20 @@ class Command(BaseCommand):
         states: dict[str, str] = {}
 
         def act(alias: str, table: AnnouncedTable) -> str:
-            return states.setdefault(table.label, triggers.state(alias, table))
+            return states.setdefault(table.label, triggers.state(alias, table, self._into_table(alias)))
 
         stale = [*self._for_each(tables, wanted, act), *wanted.unannounced]
         if everything:
             self._show_leftovers(database, tables)
+        for alias in dict.fromkeys(alias for alias, _ in tables):
+            if advice := notify_lock.advice(alias):
+                self.stdout.write(f"Database {alias}: {advice}")
+        into_table = any(self._into_table(alias) for alias, table in tables if table.label in states)
+        option = " --table" if into_table else ""
         if lacking := sorted(label for label, state in states.items() if state != triggers.State.INSTALLED):
             stale.append(
-                f"Writes to {', '.join(lacking)} are not announced. Run `manage.py coherence install`."
+                f"Writes to {', '.join(lacking)} are not announced. "
+                f"Run `manage.py coherence install{option}`."
             )
         if stale:
             raise CommandError("\n".join(stale))
@@ -156,15 +200,17 @@ class Command(BaseCommand):
     def _uninstall_all(self, database: str | None, sql: bool) -> None:
         """Remove whatever has this package's name: what it was installed for may be gone."""
         for alias in _databases(database):
+            if not sql or kind_of(alias) != "postgresql":
+                check_reachable(alias, starting=False)
             if sql:
-                self.stdout.write(f"-- Database {alias}\nBEGIN;\n{DROP_ALL};\n{DROP_UNUSED};\nCOMMIT;")
+                statements = "".join(f"{each};\n" for each in triggers.uninstall_all_sql(alias))
+                self.stdout.write(f"-- Database {alias}\nBEGIN;\n{statements}COMMIT;")
                 continue
-            check_reachable(alias, starting=False)
-            if origin_of(alias).is_replica:
+            if _server(alias) is None:
                 self.stdout.write(f"Database {alias}: a standby, and like its primary")
                 continue
             tables, functions = triggers.tables_with_triggers(alias), triggers.unused_functions(alias)
-            if not tables and not functions:
+            if not tables and not functions and not triggers.has_hints(alias):
                 self.stdout.write(f"Database {alias}: nothing is there")
                 continue
             triggers.uninstall_all(alias)
@@ -178,18 +224,18 @@ class Command(BaseCommand):
         # Two aliases may lead to one database.
         wanted: dict[Any, set[str]] = {}
         for alias, group in groupby(tables, key=lambda each: each[0]):
-            wanted.setdefault(origin_of(alias).server, set()).update(table.label for _, table in group)
+            wanted.setdefault(_server(alias), set()).update(table.label for _, table in group)
         seen, found = set[Any](), False
         for alias in _databases(database):
             if error := _why_unreachable(alias):  # no repository needs it, or it would have failed before
                 self.stdout.write(f"Database {alias}: not looked at. {error}")
                 continue
-            origin = origin_of(alias)
-            if origin.is_replica or origin.server in seen:
+            server = _server(alias)
+            if server is None or server in seen:
                 continue
-            seen.add(origin.server)
+            seen.add(server)
             for table, labels in triggers.tables_with_triggers(alias).items():
-                if wanted.get(origin.server, set()).isdisjoint(labels):
+                if wanted.get(server, set()).isdisjoint(labels):
                     self._show(alias, table, labels, "installed, and no repository needs it")
                     found = True
             for function in triggers.unused_functions(alias):
@@ -206,20 +252,25 @@ class Command(BaseCommand):
 
 def _databases(database: str | None) -> list[str]:
     """The database that is named, or every one that may have triggers."""
-    found = [database] if database else [alias for alias in connections if kind_of(alias) == "postgresql"]
+    found = [database] if database else [alias for alias in connections if _may_have_triggers(alias)]
     for alias in found or [DEFAULT_DB_ALIAS]:
-        triggers.check_postgresql(alias)
+        triggers.check_database(alias, into_table=bool(found))
     return found
 
 
-def _tables(
-    wanted: selection.Selection, database: str | None, sql: bool
-) -> Iterator[tuple[str, AnnouncedTable]]:
-    for alias, tables in selection.by_database(wanted.models, database).items():
-        triggers.check_postgresql(alias)
-        if not sql:  # which executes nothing, and may be for a database elsewhere
-            check_reachable(alias, starting=False)
-        yield from ((alias, table) for table in tables)
+def _may_have_triggers(alias: str) -> bool:
+    kind = kind_of(alias)
+    if kind in ("mysql", "sqlite"):
+        return _why_unreachable(alias) is None and triggers.has_hints(alias)
+    return kind == "postgresql"
+
+
+def _server(alias: str) -> Any:
+    """What identifies a database, as several aliases may lead to one; None for a replica."""
+    if kind_of(alias) == "sqlite":
+        return alias
+    origin = origin_of(alias)
+    return None if origin.is_replica else origin.server or alias
 
 
 def _why_unreachable(alias: str) -> DatabaseUnreachable | None:
@@ -230,10 +281,10 @@ def _why_unreachable(alias: str) -> DatabaseUnreachable | None:
     return None
 
 
-def _why_no_table(alias: str, table: AnnouncedTable) -> str | None:
+def _why_no_table(alias: str, table: AnnouncedTable, into_table: bool) -> str | None:
     """Why a table can have no triggers; one that is missing here may be there where SQL is run."""
     try:
-        triggers.state(alias, table)
+        triggers.state(alias, table, into_table)
     except triggers.NoTable as error:
         return str(error)
     except TableMissing:
