@@ -280,15 +280,17 @@ class _Reader:
             return [EVERYTHING]
         try:
             rows = self._rows(
-                f"SELECT id, written, hint, SYSDATE(6) FROM {TABLE} "
-                f"WHERE {self._gaps.condition()} ORDER BY id"
+                f"SELECT id, written, hint, now FROM (SELECT SYSDATE(6) AS now) AS clock "
+                f"LEFT JOIN {TABLE} ON {self._gaps.condition()} ORDER BY id"
             )
         except DatabaseError as error:
             if error.args and error.args[0] == 1146:
                 raise TransportUnavailable(f"table:{self._alias}: the table {TABLE} was removed.") from error
             raise
+        has_lapsed = self._has_lapsed(rows[0][3])
+        rows = [row for row in rows if row[0] is not None]  # else there is none but the clock's
         marks = {number: written for number, written, _, _ in rows}
-        if marks.get(self._gaps.last) != self._mark or self._has_lapsed(rows):
+        if has_lapsed or marks.get(self._gaps.last) != self._mark:
             self._start()  # also after a backup was restored
             return [EVERYTHING]
         new = self._gaps.read(marks, monotonic())
@@ -347,11 +349,8 @@ class _Reader:
         ((self._read_at,),) = self._rows("SELECT SYSDATE(6)")
         self._lows.clear()
 
-    def _has_lapsed(self, rows: Sequence[Sequence[Any]]) -> bool:
-        """Whether the last read was so long ago that hints may have been removed since."""
-        if not rows:  # it has been empty
-            return False
-        now: datetime = rows[0][3]
+    def _has_lapsed(self, now: datetime) -> bool:
+        """Whether the last read was so long ago that hints may have been removed since, by the server's clock."""
         before, self._read_at = self._read_at or now, now
         return (now - before).total_seconds() > LAPSE
 

@@ -64,6 +64,10 @@ class HTTPPublisher(Publisher):
             raise TransportUnavailable(f"{self.name} does not answer: {error}") from error
 
 
+class TableOfHintsMissing(TransportUnavailable):
+    """The database has no table of hints, so no worker listens to it."""
+
+
 class DatabasePublisher(Publisher):
     """Sends hints that no write has caused through a database. Raises what others raise."""
 
@@ -80,7 +84,7 @@ class DatabasePublisher(Publisher):
                     for message in encode(hint):
                         cursor.execute(f"INSERT INTO {TABLE} (hint) VALUES (%s)", [message.decode()])
                 elif vendor == "mysql":
-                    raise TransportUnavailable(
+                    raise TableOfHintsMissing(
                         f"{self.name}: there is no table {TABLE}. Run manage.py coherence install --table."
                     )
                 elif vendor == "sqlite":

@@ -406,7 +406,7 @@ def test_a_database_that_nobody_listens_to(database: str, coherence: str) -> Non
     (warning,) = [entry for entry in logs if entry["event"] == "writes_elsewhere_unheard"]
     assert warning["repositories"] == ["topics"]
     if kind == "mysql":
-        assert "Set DJANGO_ORM_COHERENCE=redis://" in warning["hint"]
+        assert "DJANGO_ORM_COHERENCE=redis://" in warning["hint"]
     else:
         assert f"DJANGO_ORM_COHERENCE leaves {kind} out. Use auto, or add {kind}" in warning["hint"]
         assert "redis" not in warning["hint"]

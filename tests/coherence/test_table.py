@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from tests.project.board.models import Author, Page, Seat, Topic
 from tests.support.announcing import execute as execute_all
 from tests.support.databases import until
 from tests.support.hearing import create, eventually, execute, follows, hearing, link, roll_back, write
-from tests.support.hint_table import forget_hints, hints, install, installed
+from tests.support.hint_table import forget_hints, hints, install, installed, installed_outside
 from tests.support.playing import outside
 from tests.support.repositories import declare, of
 
@@ -156,7 +157,7 @@ def test_a_key_that_changes(triggered: str) -> None:
     """The row under its old key goes, and the one under its new key comes."""
 
     async def main() -> None:
-        (key,) = create(["one"])
+        (key,) = await outside(lambda: create(["one"]))
         async with hearing(declare(), **TABLE_SETTINGS) as (topics, _):
             await outside(lambda: execute(f"UPDATE board_topic SET id = {key + 1000} WHERE id = {key}"))
             await eventually(lambda: [row["id"] for row in topics.all()] == [key + 1000], "the new key")
@@ -265,7 +266,7 @@ def test_truncate(triggered: str) -> None:
     """It is noticed: by a trigger, or by the look of the table."""
 
     async def main() -> None:
-        create(["one"])
+        await outside(lambda: create(["one"]))
         async with hearing(declare(), coherence_heartbeat=HEARTBEAT, **TABLE_SETTINGS) as (topics, _):
             await follows(topics, "one")
             await outside(lambda: execute("TRUNCATE board_topic"))
@@ -297,7 +298,7 @@ def test_a_commit_costs_its_keys(triggered: str) -> None:
     """A commit to a table that a repository does not read leaves its snapshot as it is."""
 
     async def main() -> None:
-        create(["one"])
+        await outside(lambda: create(["one"]))
         async with hearing(declare(fields=("id", "comment")), **TABLE_SETTINGS) as (topics, coherence):
             before = topics.snapshot
             await outside(lambda: Author.objects.create(name="x"))
@@ -318,14 +319,13 @@ def test_tables_without_triggers(database: str) -> None:
     """Every commit counts for a table whose triggers are missing."""
 
     async def main() -> None:
-        with installed(Author):
-            async with hearing(declare(), **TABLE_SETTINGS) as (topics, coherence):
-                assert not transport(coherence).degraded
-                await write("one")
-                await follows(topics, "one")
-                await outside(lambda: install(Topic))
-                await write("two")
-                await follows(topics, "one", "two")
+        async with installed_outside(Author), hearing(declare(), **TABLE_SETTINGS) as (topics, coherence):
+            assert not transport(coherence).degraded
+            await write("one")
+            await follows(topics, "one")
+            await outside(lambda: install(Topic))
+            await write("two")
+            await follows(topics, "one", "two")
 
     run(main)
 
@@ -335,19 +335,19 @@ def test_a_query_of_no_model(triggered: str) -> None:
     """A repository that reads a table of no model is refreshed by every commit."""
 
     async def main() -> None:
-        execute("CREATE TABLE other (id int)")
-        execute("INSERT INTO other VALUES (1)")
+        await outside(lambda: execute("CREATE TABLE other (id int)"))
+        await outside(lambda: execute("INSERT INTO other VALUES (1)"))
         try:
             topics = of(
                 lambda: Topic.objects.extra(select={"n": "SELECT sum(id) FROM other"}), fields=("id", "n")
             )
-            create(["one"])
+            await outside(lambda: create(["one"]))
             async with hearing(topics, **TABLE_SETTINGS) as (found, _):
                 assert [row["n"] for row in found.all()] == [1]
                 await outside(lambda: execute("INSERT INTO other VALUES (2)"))
                 await eventually(lambda: [row["n"] for row in found.all()] == [3], "the new sum")
         finally:
-            execute("DROP TABLE other")
+            await outside(lambda: execute("DROP TABLE other"))
 
     run(main)
 
@@ -420,12 +420,11 @@ def test_sqlite_keeps_few(database: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(table_sql, "MOST_ROWS", 10)
 
     async def main() -> None:
-        with installed(Topic):
-            async with hearing(declare(), **TABLE_SETTINGS) as (topics, _):
-                new = [str(number) for number in range(30)]
-                await outside(lambda: Topic.objects.bulk_create([Topic(comment=comment) for comment in new]))
-                await follows(topics, *new)
-                assert len(hints()) == 10
+        async with installed_outside(Topic), hearing(declare(), **TABLE_SETTINGS) as (topics, _):
+            new = [str(number) for number in range(30)]
+            await outside(lambda: Topic.objects.bulk_create([Topic(comment=comment) for comment in new]))
+            await follows(topics, *new)
+            assert len(await outside(hints)) == 10
 
     run(main)
 
@@ -434,22 +433,21 @@ def test_a_crash(mortal: Any) -> None:
     """After the server was killed, everything is read again; PostgreSQL's table is empty then."""
 
     async def main() -> None:
-        with installed(Topic):
-            async with hearing(declare(), **TABLE_SETTINGS) as (topics, coherence):
-                await write("one")
-                await follows(topics, "one")
-                supervisor = link(coherence, "table")
-                mortal.kill()
-                await eventually(lambda: supervisor.connected_since is None, "the loss was noticed")
-                connections.close_all()
-                mortal.start()
-                if connections["default"].vendor == "postgresql":
-                    assert hints() == []
-                await write("two")
-                await follows(topics, "one", "two")
-                await eventually(lambda: supervisor.connected_since is not None, "connected again")
-                await write("three")
-                await follows(topics, "one", "two", "three")
+        async with installed_outside(Topic), hearing(declare(), **TABLE_SETTINGS) as (topics, coherence):
+            await write("one")
+            await follows(topics, "one")
+            supervisor = link(coherence, "table")
+            mortal.kill()
+            await eventually(lambda: supervisor.connected_since is None, "the loss was noticed")
+            connections.close_all()
+            mortal.start()
+            if connections["default"].vendor == "postgresql":
+                assert await outside(hints) == []
+            await write("two")
+            await follows(topics, "one", "two")
+            await eventually(lambda: supervisor.connected_since is not None, "connected again")
+            await write("three")
+            await follows(topics, "one", "two", "three")
 
     run(main)
 
@@ -497,7 +495,8 @@ def test_the_other_triggers(triggered: str) -> None:
             assert link(coherence, "postgresql").degraded
             assert "coherence install." in (coherence.why_unheard("topics") or "")
         for model in (Topic, Author):
-            assert triggers.install(router.chosen, table_of(model)) is triggers.State.OUTDATED
+            outdated = await outside(partial(triggers.install, router.chosen, table_of(model)))
+            assert outdated is triggers.State.OUTDATED
         async with hearing(declare(), coherence="table") as (_, coherence):
             assert transport(coherence).degraded
         async with hearing(declare(), coherence="auto") as (topics, coherence):
@@ -517,7 +516,7 @@ def test_auto(database: str, logs: list[Any]) -> None:
             assert "manage.py coherence install --table" in (coherence.why_unheard("topics") or "")
             (warning,) = [entry for entry in logs if entry["event"] == "triggers_missing"]
             assert "coherence install --table board.Topic" in warning["hint"]
-            with installed(Topic):
+            async with installed_outside(Topic):
                 await eventually(lambda: coherence.why_unheard("topics") is None, "heard")
                 await write("one")
                 await follows(topics, "one")

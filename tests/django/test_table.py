@@ -80,7 +80,8 @@ def run_sql(script: str) -> None:
         connections[router.chosen].ensure_connection()
         connections[router.chosen].connection.executescript(script)
     else:
-        execute(script)
+        with connections[router.chosen].cursor() as cursor:
+            cursor.execute(script)  # without parameters, so that a percent sign stands for itself
 
 
 @pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)

@@ -1,7 +1,8 @@
 """Triggers that write into the table of hints, and what is in it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 
 from django.db import connections
@@ -11,6 +12,7 @@ from fastapi_django_orm.django import triggers
 from fastapi_django_orm.django.tables import table_of
 from tests.project import router
 from tests.support.hearing import execute
+from tests.support.playing import outside
 
 
 def install(*models: type[Any]) -> None:
@@ -27,6 +29,16 @@ def installed(*models: type[Any]) -> Iterator[None]:
         yield
     finally:
         triggers.uninstall_all(router.chosen)
+
+
+@asynccontextmanager
+async def installed_outside(*models: type[Any]) -> AsyncIterator[None]:
+    """The same beside a running event loop."""
+    await outside(partial(install, *models))
+    try:
+        yield
+    finally:
+        await outside(partial(triggers.uninstall_all, router.chosen))
 
 
 def hints() -> list[str]:

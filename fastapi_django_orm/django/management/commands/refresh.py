@@ -8,6 +8,7 @@ from django.db import connections
 
 from ....coherence import choice
 from ....coherence.hints import EVERYTHING, Hint
+from ....coherence.publishers import TableOfHintsMissing
 from ....coherence.transport import Publisher, TransportUnavailable
 from ....errors import DjangoORMError
 from ....reading.resolve import model_named
@@ -45,16 +46,19 @@ class Command(BaseCommand):
         if not publishers:
             raise CommandError(NO_TRANSPORT.format(coherence=",".join(settings.coherence)))
         failures = [failure for publisher in publishers if (failure := self._send(publisher, hints))]
+        if all(isinstance(failure, TableOfHintsMissing) for failure in failures):
+            # With "auto" a database without the table is one that workers do not listen to.
+            failures = failures if len(failures) == len(publishers) or "table" in settings.coherence else []
         if failures:
-            raise CommandError("\n".join(failures))
+            raise CommandError("\n".join(map(str, failures)))
 
-    def _send(self, publisher: Publisher, hints: list[Hint]) -> str | None:
+    def _send(self, publisher: Publisher, hints: list[Hint]) -> TransportUnavailable | None:
         """Publish the hints, and return what went wrong, if anything did."""
         try:
             for hint in hints:
                 publisher.publish(hint)
         except TransportUnavailable as error:
-            return str(error)
+            return error
         finally:
             publisher.close()
         what = ", ".join(hint.label for hint in hints) if hints != [EVERYTHING] else "everything"
