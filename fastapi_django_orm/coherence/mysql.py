@@ -350,7 +350,7 @@ class _Reader:
         self._lows.clear()
 
     def _has_lapsed(self, now: datetime) -> bool:
-        """Whether the last read was so long ago that hints may have been removed since, by the server's clock."""
+        """Whether the last read, by the server's clock, was so long ago that hints may be gone since."""
         before, self._read_at = self._read_at or now, now
         return (now - before).total_seconds() > LAPSE
 

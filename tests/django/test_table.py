@@ -70,8 +70,8 @@ def test_sql(by_table: str) -> None:
 def run_sql(script: str) -> None:
     """Run a script as a client of the database would."""
     vendor = connections[router.chosen].vendor
-    script = re.sub(r"^-- .*$", "", script, flags=re.MULTILINE)
     if vendor == "mysql":
+        script = re.sub(r"^-- .*$", "", script, flags=re.MULTILINE)
         assert script.strip().startswith("DELIMITER //")
         script = script.replace("DELIMITER //", "").replace("DELIMITER ;", "")
         for statement in filter(None, map(str.strip, script.split("//"))):
