@@ -46,10 +46,11 @@ class Command(BaseCommand):
         if not publishers:
             raise CommandError(NO_TRANSPORT.format(coherence=",".join(settings.coherence)))
         failures = [failure for publisher in publishers if (failure := self._send(publisher, hints))]
-        if all(isinstance(failure, TableOfHintsMissing) for failure in failures):
-            # With "auto" a database without the table is one that workers do not listen to.
-            failures = failures if len(failures) == len(publishers) or "table" in settings.coherence else []
-        if failures:
+        missing = [failure for failure in failures if isinstance(failure, TableOfHintsMissing)]
+        if missing and len(missing) == len(failures) < len(publishers):
+            # No worker listens to a database without the table, which may be meant.
+            self.stderr.write("\n".join(map(str, missing)))
+        elif failures:
             raise CommandError("\n".join(map(str, failures)))
 
     def _send(self, publisher: Publisher, hints: list[Hint]) -> TransportUnavailable | None:
