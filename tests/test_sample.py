@@ -121,7 +121,7 @@ def test_the_topics_are_served_from_memory(site: Uvicorn) -> None:
     assert served[-1] == "Hello, board! Django wrote this line and FastAPI serves it."
     assert "こんにちは。DjangoのORMをFastAPIから使っています。" in served
     assert any("🍣🗻" in comment for comment in served)
-    assert set(answer.json()["topics"][0]) == {"id", "comment", "created_at"}
+    assert set(answer.json()["topics"][0]) == {"id", "comment", "created_at", "author"}
     keys = [topic["id"] for topic in answer.json()["topics"]]
     assert keys == sorted(keys, reverse=True)
 
@@ -219,6 +219,26 @@ def test_the_admin_keeps_the_lines_of_a_topic(site: Uvicorn) -> None:
     assert comments(site.get("/refresh/"))[0] == "one\ntwo"
 
 
+def test_the_api_filters_and_writes(site: Uvicorn) -> None:
+    """A page of the list is found by a search, and a topic that is posted is served when the answer comes."""
+    (ann,) = {
+        (each["author"]["id"], each["author"]["name"])
+        for each in site.get("/api/topics/", params={"search": "ann board", "limit": 1}).json()["topics"]
+    }
+    assert ann[1] == "Ann"
+    posted = site.post("/api/topics/", json={"comment": "by the API", "author": ann[0]})
+    assert posted.status_code == 201
+    assert posted.json()["author"]["name"] == "Ann"
+    assert comments(site.get("/"))[0] == "by the API"
+    newest = site.get("/api/topics/", params={"author__name": "Ann", "ordering": "-created_at"}).json()
+    assert newest["topics"][0] == posted.json()
+    assert site.get(posted.headers["Location"]).json() == posted.json()
+    refused = site.post("/api/topics/", json={"comment": "x" * 2001, "author": None})
+    assert refused.status_code == 422
+    unknown = site.post("/api/topics/", json={"comment": "y", "author": 10**6})
+    assert unknown.json()["detail"][0]["loc"] == ["body", "author"]
+
+
 def test_the_admins_static_files_are_served(site: Uvicorn) -> None:
     """The style sheet that the login page names is there."""
     (style, *_) = re.findall(r'href="(/static/[^"]+\.css)"', site.get("/admin/login/").text)
@@ -235,7 +255,8 @@ def test_the_api_is_documented(site: Uvicorn) -> None:
         assert address.startswith("/"), address
         assert site.get(address).status_code == 200
     paths = site.get("/openapi.json").json()["paths"]
-    assert list(paths) == ["/", "/topics/{pk}", "/longest/", "/refresh/", "/health/"]
+    api = ["/api/topics/", "/api/topics/{pk}"]
+    assert list(paths) == ["/", "/topics/{pk}", "/longest/", *api, "/refresh/", "/health/"]
 
 
 def test_the_sample_is_healthy(site: Uvicorn, board: Board) -> None:

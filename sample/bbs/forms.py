@@ -9,7 +9,7 @@ from bbs.models import Topic
 class TopicForm(forms.ModelForm):  # type: ignore[type-arg]
     class Meta:
         model = Topic
-        fields = ("comment",)
+        fields = ("comment", "author")
         widgets: ClassVar[dict[str, forms.Widget]] = {"comment": forms.Textarea(attrs={"rows": 3})}
 
     def clean_comment(self) -> str:

@@ -15,4 +15,6 @@ def board(request: HttpRequest) -> HttpResponse:
     if form.is_valid():
         form.save()
         return redirect("board")
-    return render(request, "bbs/board.html", {"form": form, "topics": Topic.objects.all()[:SHOWN]})
+    return render(
+        request, "bbs/board.html", {"form": form, "topics": Topic.objects.select_related("author")[:SHOWN]}
+    )

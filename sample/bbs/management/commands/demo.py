@@ -1,5 +1,6 @@
 """Fill an empty board, so that there is something to see."""
 
+from itertools import cycle
 from typing import Any
 
 from django.conf import settings
@@ -7,9 +8,11 @@ from django.contrib.auth import get_user_model
 from django.core.management.base import BaseCommand
 from django.db import transaction
 
-from bbs.models import Topic
+from bbs.models import Author, Topic
 
 USERNAME = PASSWORD = "demo"
+
+AUTHORS = ("Ann", "花子")
 
 COMMENTS = (
     "Hello, board! Django wrote this line and FastAPI serves it.",
@@ -33,7 +36,11 @@ class Command(BaseCommand):
         if count := Topic.objects.count():
             self.stdout.write(f"Topics: kept the {count} on the board.")
             return
-        Topic.objects.bulk_create(Topic(comment=comment) for comment in COMMENTS)
+        authors = [Author.objects.get_or_create(name=name)[0] for name in AUTHORS]
+        Topic.objects.bulk_create(
+            Topic(comment=comment, author=author)
+            for comment, author in zip(COMMENTS, cycle([*authors, None]), strict=False)
+        )
         self.stdout.write(f"Topics: added {len(COMMENTS)}.")
 
     def add_admin(self) -> None:
