@@ -62,6 +62,10 @@ def test_the_code_runs_as_one_application(project: Path) -> None:
         assert server.get(f"/public/topics/{created['id']}").json()["comment"] == "hello"
         assert server.get(f"/live/{created['id']}").json()["comment"] == "hello"
         assert server.get("/live/99").status_code == 404
+        posted = server.post("/api/topics/", json={"comment": "by the API"})
+        assert posted.status_code == 201
+        found = server.get("/api/topics/", params={"search": "API"}).json()
+        assert (found["topics"], found["total"]) == ([posted.json()], 1)
         assert len(server.get("/recent/", params={"comment": "two"}).json()) == 2
         assert server.get("/health/").json()["status"] == "ok"
 

@@ -136,7 +136,7 @@ def _log(request: Request, error: Exception, translated: Exception) -> None:
         "request_failed",
         status=status,
         method=request.method,
-        route=getattr(request.scope.get("route"), "path", None),
+        path=request.url.path,
         error=type(error).__name__,
         cause=None if status in (404, 422) else without_values(error),
     )
