@@ -1,6 +1,8 @@
 """``async with atomic()``: Django's transactions around asynchronous code."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from contextvars import Token
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -10,7 +12,7 @@ from django.db import DEFAULT_DB_ALIAS, connections, transaction
 from .atomic_scope import AtomicScope
 from .keeping import AdoptedScope
 from .reentrancy import transaction_connection_on_loop
-from .scopes import Scope, current_scope, enter_scope, entered_scope
+from .scopes import Scope, current_scope, enter_scope, leave_scope
 
 
 class Atomic:
@@ -19,7 +21,7 @@ class Atomic:
     def __init__(self, using: str | None, savepoint: bool, durable: bool) -> None:
         self._alias = using or DEFAULT_DB_ALIAS
         self._django = transaction.atomic(using=using, savepoint=savepoint, durable=durable)
-        self._outer: Scope | None = None
+        self._entered: Token[Scope | None] | None = None
         self._inner: AtomicScope | None = None
 
     if not TYPE_CHECKING:  # which says so by itself
@@ -39,13 +41,13 @@ class Atomic:
     async def __aenter__(self) -> Self:
         if self._inner is not None:
             raise RuntimeError("This block is open already. Write `async with atomic():` for each block.")
-        self._outer, self._inner = entered_scope(), AtomicScope.here()
+        self._inner = AtomicScope.here()
         try:
             await self._inner.let_in()
         except BaseException:
             self._inner = None
             raise
-        enter_scope(self._inner)
+        self._entered = enter_scope(self._inner)
         try:
             await self._inner.begin(self._django, self._alias)
         except BaseException as error:
@@ -56,10 +58,13 @@ class Atomic:
     async def __aexit__(self, *how: object) -> None:
         inner, self._inner = self._inner, None
         assert inner is not None
+        assert self._entered is not None
         try:
             await inner.leave(*how)
         finally:
-            enter_scope(self._outer)
+            # Not where it was entered if the block was collected: then it ends in the context of other code.
+            with suppress(ValueError):
+                leave_scope(self._entered)
         # Now, when the connection has been released: what they await may need one as well.
         for function in inner.committed:
             await function()

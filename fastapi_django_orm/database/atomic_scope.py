@@ -141,8 +141,9 @@ class AtomicScope(Scope):
         carried.context.run(enter_scope, self)
         job = Job(carried)
         self.transaction.put(job)
+        # Not in the block below: a coroutine that is collected here ends in the context of other code.
+        cancelled = await to_its_end(job.future) or cancelled
         try:
-            cancelled = await to_its_end(job.future) or cancelled
             job.future.result()
         finally:
             carried.bring_back()

@@ -10,6 +10,7 @@ transactions on them, together. Here a call finds both by other means.
 import inspect
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -65,7 +66,8 @@ class DatabaseExecutor(Executor):
         try:
             return await _run(function, *args, **kwargs)
         finally:
-            _selected.reset(token)
+            with suppress(ValueError):  # it was collected, and ends in the context of other code
+                _selected.reset(token)
 
 
 async def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

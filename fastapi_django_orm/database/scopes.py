@@ -45,7 +45,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from enum import Enum, auto
 from functools import partial
 from typing import Any
@@ -327,9 +327,14 @@ def entered_scope() -> Scope | None:
     return _scope.get()
 
 
-def enter_scope(scope: Scope | None) -> None:
-    """Let the rest of this context run inside the scope, or outside of any."""
-    _scope.set(scope)
+def enter_scope(scope: Scope | None) -> Token[Scope | None]:
+    """Let the rest of this context run inside the scope, or outside of any, until ``leave_scope()``."""
+    return _scope.set(scope)
+
+
+def leave_scope(entered: Token[Scope | None]) -> None:
+    """Let the rest of this context run where it did before; ValueError in another context."""
+    _scope.reset(entered)
 
 
 def break_off_all(threads: DatabaseThreads, deadline: float) -> None:

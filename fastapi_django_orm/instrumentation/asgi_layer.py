@@ -12,7 +12,7 @@ again.
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from itertools import count
 from typing import Any
@@ -89,14 +89,17 @@ class RequestContext:
             logs.mark(error, _request_id.get())
             raise
         finally:
-            # A server's request ends here with its context; a test client may run many in one. A transaction
-            # that the request has left, and that was rolled back under it, must not meet the next one.
-            enter_scope(around)
-            _request_id.reset(bound)
-            _threads.reset(selected)
-            current_request.reset(kept)
             connections.end()
-            current_executor.reset(entered)
+            # ValueError: the request was collected, and ends here in the context of other code.
+            with suppress(ValueError):
+                _request_id.reset(bound)
+                _threads.reset(selected)
+                current_request.reset(kept)
+                current_executor.reset(entered)
+                # A server's request ends here with its context; a test client may run many in one. A
+                # transaction that the request has left, and that was rolled back under it, must not meet the
+                # next one.
+                enter_scope(around)
 
 
 @contextmanager

@@ -9,14 +9,20 @@ such waits go through three places:
 - AnyIO's ``from_thread.run`` uses ``asyncio.run_coroutine_threadsafe``, as other code does, and waits for the
   future that this returns.
 - ``asyncio.run`` and ``uvloop.run`` use ``asyncio.Runner``, whose loop runs on the thread of the call.
+
+At the end of a call, asgiref gives the caller what has changed in the context. A caller that was collected
+ends in the middle of other code, which must not get it.
 """
 
 import asyncio
+import inspect
 import queue
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import nullcontext
+from contextvars import Context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -209,7 +215,25 @@ def _busy(timeout: float) -> DatabaseBusy:
     )
 
 
+_CALL = inspect.unwrap(SyncToAsync.__call__).__code__
+
+
+def _restore_context(original: Callable[[Context], None]) -> Callable[[Context], None]:
+    def restore_context(context: Context) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, GeneratorExit):
+            # The call is being closed if the error has come to its frame. If it has come to one around that,
+            # an asynchronous generator is being closed, and awaits the call.
+            trace = error.__traceback__
+            if trace is not None and trace.tb_frame.f_code is _CALL:
+                return
+        original(context)
+
+    return restore_context
+
+
 REPLACED = (
+    Replacement(asgiref.sync, "_restore_context", _restore_context),
     Replacement(asgiref.sync, "CurrentThreadExecutor", lambda _: WaitingThread),
     # Two names of one function.
     Replacement(asyncio, "run_coroutine_threadsafe", _threadsafe),

@@ -59,9 +59,12 @@ def _serialize_response(serialize: Callable[..., Any]) -> Callable[..., Any]:
         reading = _ReadingField(field)
         options |= {"field": reading, "is_coroutine": False}
         try:
-            return await serialize(response_content=response_content, **options)
-        finally:
+            answer = await serialize(response_content=response_content, **options)
+        except Exception:
             reading.bring_back()
+            raise
+        reading.bring_back()  # not in `finally`: what is collected ends in the context of other code
+        return answer
 
     return serialize_response
 
