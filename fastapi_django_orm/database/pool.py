@@ -39,7 +39,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from ..errors import DatabaseBusy
 from ..events import logger
 from .cursors import end_cursors, is_read_from, settle_cursors, was_left, watch_cursors
-from .liveness import died_idle, ended_by_server, is_ready, time_statements
+from .liveness import died_idle, ended_by_server, is_ready, socket_of, time_statements
 from .sqlite_file import OpenedFiles
 from .state import Watched, is_in_transaction, left_behind
 
@@ -227,11 +227,14 @@ class Pool:
         if files.were_replaced():
             self._close(connection)  # a loop over its rows or not: what was written there would be lost
         settle_cursors(connection, read_ahead=True)
-        if connection.connection is not None and died_idle(connection):
+        is_tested = connection.connection is not None and socket_of(connection) is not None
+        if is_tested and died_idle(connection):
             self._close(connection)
             connection.connection = None
         with suppress(Error):  # a broken connection may fail to close, too
             connection.close_if_unusable_or_obsolete()
+        if is_tested:  # the socket has said what CONN_HEALTH_CHECKS would ask the server
+            connection.health_check_done = True  # type: ignore[attr-defined]
         if connection in self._fresh and connection.connection is not None:
             self._close_session(connection)  # others have used it
 

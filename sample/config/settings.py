@@ -64,7 +64,7 @@ TEMPLATES = [
 
 database: dj_database_url.DBConfig
 if url := os.environ.get("DATABASE_URL"):
-    # Opening a connection costs more than most queries; the check replaces one that died meanwhile.
+    # Opening a connection costs more than most queries; the check is for Django's own, outside of FastAPI.
     database = dj_database_url.parse(url, conn_max_age=600, conn_health_checks=True)
 else:
     database = {

@@ -178,7 +178,7 @@ def test_cut_by_the_server_for_being_idle(server: Any, default_database: str) ->
 
 
 def test_health_checks(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CONN_HEALTH_CHECKS has its effect: Django asks a kept connection once in each call that uses it."""
+    """The look at the socket stands for CONN_HEALTH_CHECKS; where there is none, Django asks once a call."""
     checks: list[int] = []
     kind = type(connections["default"])
     is_usable = kind.is_usable
@@ -199,7 +199,7 @@ def test_health_checks(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with default_changed(CONN_HEALTH_CHECKS=False):
         assert asyncio.run(main()) == 0
     with default_changed(CONN_HEALTH_CHECKS=True):
-        assert asyncio.run(main()) == 5
+        assert asyncio.run(main()) == (5 if connections["default"].vendor == "sqlite" else 0)
 
 
 # Dead while in use
