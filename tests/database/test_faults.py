@@ -105,7 +105,7 @@ def test_killed_under_load(mortal: Any) -> None:
             load = [asyncio.create_task(work(number)) for number in range(20)]
             await until(lambda: bool(statuses), "load")
             await asyncio.to_thread(mortal.kill)
-            await until(lambda: 500 in statuses, "errors")
+            await until(lambda: 503 in statuses, "errors")
             await asyncio.to_thread(mortal.start)
             back = True
             await asyncio.gather(*load)
@@ -285,7 +285,7 @@ def test_refused(proxy: TCPProxy) -> None:
             proxy.reset()
             paths = [path for path in PATHS if path != "/stream"]  # which has begun to answer when it fails
             responses = await asyncio.gather(*map(client.get, paths))
-            assert {response.status_code for response in responses} == {500}
+            assert {response.status_code for response in responses} == {503}
             proxy.resume()
             assert not failed(await asyncio.gather(*map(client.get, PATHS)))
             assert len(await sessions(2)) == 2

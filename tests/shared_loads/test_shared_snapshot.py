@@ -28,6 +28,7 @@ from fastapi_django_orm import ORMSettings
 from fastapi_django_orm.application import Application
 from fastapi_django_orm.errors import InvalidSettings, RefreshFailed
 from fastapi_django_orm.memory.pages import Page, cut
+from fastapi_django_orm.queries.remembered import RememberedPages
 from fastapi_django_orm.reading.codec import Chunk
 from fastapi_django_orm.reading.postgresql_json import DatabaseJSON
 from fastapi_django_orm.reading.windows import Windows
@@ -786,6 +787,7 @@ def identity(**attributes: Any) -> str | None:
     repository = declare(**{"fields": ("id", "comment"), **attributes})()
     here = Application(executor=cast("Any", None), loop=cast("Any", None))  # nothing is read
     here.hold(Windows(here.executor, here.loop, patience=0))
+    here.hold(RememberedPages(0))
     repository.prepare(here)
     queryset = repository.ordered_queryset()
     in_sql = repository._reader.database_json(queryset)
