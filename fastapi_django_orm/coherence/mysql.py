@@ -257,6 +257,7 @@ class _Reader:
             self._connection.settings_dict = {**settings, "OPTIONS": options}
         self._connection.connect()
         self._connection.set_autocommit(True)
+        self._execute("SET SESSION innodb_lock_wait_timeout = 1")  # seconds: hints must not wait for long
         if self._rows(_CLUSTER):
             raise TransportUnavailable(
                 f"table:{self._alias}: several servers of a cluster take writes, and hints in a table would "
@@ -334,10 +335,25 @@ class _Reader:
         low = 0
         while self._lows[0][0] <= now - KEPT:
             _, low = self._lows.popleft()
-        for _ in range(BATCHES if low else 0):
-            if self._execute(f"DELETE FROM {TABLE} WHERE id < {low} LIMIT {BATCH}") < BATCH:
-                break
+        if low:
+            self._remove_before(low)
         return []
+
+    def _remove_before(self, low: int) -> None:
+        """Remove the rows before this id, except for the last one of them.
+
+        A DELETE also locks the row after those that it deletes. That may be one of a transaction that is open
+        for long, so it has to be one that was read.
+        """
+        ((last,),) = self._rows(f"SELECT MAX(id) FROM {TABLE} WHERE id < {low}")
+        for _ in range(BATCHES if last else 0):
+            try:
+                if self._execute(f"DELETE FROM {TABLE} WHERE id < {last} LIMIT {BATCH}") < BATCH:
+                    return
+            except OperationalError as error:
+                if error.args[0] not in _LOCKED:
+                    raise
+                return  # another worker removes them
 
     def _start(self) -> None:
         """Begin after the rows that are there; those that are written now are gaps."""
