@@ -56,16 +56,13 @@ class Page:
 
     def __init__(self, name: str, selected: Selected, snapshot: Snapshot[Any] | None) -> None:
         """Put the rows together. On the thread that has read."""
-        where = None if snapshot is None else snapshot.table.where
         self.read = selected.read
+        rows = {} if snapshot is None else snapshot.table.rows_json(selected.keys)
+        rows |= {key: row.json for key, row in self.read.items()}
         # A row that was deleted since its key was read is left out.
-        self.keys = [key for key in selected.keys if key in self.read or (where is not None and key in where)]
-        rows = [
-            self.read[key].json if snapshot is None or key in self.read else snapshot.row_json(key)
-            for key in self.keys
-        ]
+        self.keys = [key for key in selected.keys if key in rows]
         end = b'],"total":%d,"next":%b}' % (selected.total, to_json(selected.next))
-        body = opening(name) + b",".join(rows) + end
+        body = opening(name) + b",".join([rows[key] for key in self.keys]) + end
         kept = snapshot is not None and len(body) <= LARGEST
         self.representation = Representation(
             tag_of(body), body, len(body), varies=snapshot is not None, compressible=kept and not self.read
