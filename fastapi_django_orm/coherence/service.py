@@ -204,9 +204,11 @@ class Coherence:
         loads the repository again; or nothing is expected.
         """
         concern = self._concerns[name]
-        if not self.transports or self._repositories[name].max_age is not None or concern.related is None:
+        if not self.transports or self._repositories[name].max_age is not None:
             return True
-        rest = labels - concern.own - concern.related
+        # If it is not known all that the rows are read from, any hint loads them again, if it comes.
+        related = frozenset(concern.tables.values()) if concern.related is None else concern.related
+        rest = labels - concern.own - related
         if not rest or not rest.issubset(concern.filtered.values()):
             return not rest
         return has_route(self._settings) or None in self._why_not_carried(concern, rest)

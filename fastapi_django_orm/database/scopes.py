@@ -311,9 +311,9 @@ def scope_to_ask() -> Scope | None:
     """
     scope = current_scope()
     if scope is None and (request := current_request.get()) is not None:
+        kept: Scope | None = request.scope
         # A thread that waits in async_to_sync runs its calls itself, and has connections of its own.
-        kept: Scope | None = request.scope if waiting_thread() is None else None
-        return kept
+        return kept if kept is None or waiting_thread() is None else None
     return scope
 
 

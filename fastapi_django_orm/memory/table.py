@@ -5,6 +5,7 @@ Whatever stays the same is shared between the two, so that a table with one chan
 
 from array import array
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -18,6 +19,7 @@ from .pages import Page
 # Equal keys of these types are the same; 1.0 and 1.00 would begin other pages.
 _WRITTEN_ONE_WAY = frozenset({int, str, UUID})
 
+MANY = 8  # rows of a page: from here on they are found together, and not one by one
 FEW = 1 / 32  # of the pages: an index is changed by their keys in one step, and made anew in many
 
 
@@ -166,6 +168,23 @@ class Table:
         """
         position, index = self.locate(key)
         return self.pages[position].row_json(index)
+
+    def rows_json(self, keys: Sequence[Hashable]) -> dict[Hashable, bytes]:
+        """Return the JSON of those of these rows that there are, by key."""
+        assert self.where is not None, "rows without keys are not asked for by key"
+        starts = [(key, self.where[key]) for key in keys if key in self.where]
+        numbers = Counter(start for _, start in starts)
+        places: dict[Hashable, dict[Hashable, int]] = {}
+        found: dict[Hashable, bytes] = {}
+        for key, start in starts:
+            page = self.pages[self.positions[start]]
+            if numbers[start] < MANY:
+                found[key] = page.row_json(page.keys.index(key))
+                continue
+            if (place := places.get(start)) is None:
+                place = places[start] = {each: index for index, each in enumerate(page.keys)}
+            found[key] = page.row_json(place[key])
+        return found
 
     def slice_json(self, offset: int, limit: int) -> Iterator[bytes]:
         """Yield the JSON of some consecutive rows, in parts that want a comma between."""

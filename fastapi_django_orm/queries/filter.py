@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from django.db.models import Model
 from django.db.models.constants import LOOKUP_SEP
+from django.db.models.lookups import Regex
 from pydantic import BaseModel, BeforeValidator, Field
 
 from ..errors import InvalidFilter
@@ -17,6 +18,10 @@ from ..schemas.declaring import model_named
 from .lookups import SORTABLE, ResolvedLookup, check_fits, resolve_lookup
 
 LONGEST_SEARCH = 200  # characters
+DEEPEST = 2**53  # rows that may be left out where nothing else is said: a number that each database takes
+
+# How Django's admin writes lookups in `search_fields`.
+_PREFIXES = {"^": "istartswith", "=": "iexact", "@": "search"}
 
 OF_PAGES = ("search", "ordering", "limit", "offset", "after")  # parameters that are not lookups
 
@@ -37,6 +42,7 @@ class Declaration:
         lookups: the pydantic fields that are lookups.
         is_many: whether a lookup may join one row to several.
         has_transform: whether a lookup makes something of a column's value, as ``__date`` does.
+        patterns: those of them that are regular expressions; "search" if its words are.
         joined: the models that any of the names joins.
         own_code: what in the lookups is not Django's; None if all is.
     """
@@ -48,6 +54,7 @@ class Declaration:
     max_limit: int = 500
     max_offset: int | None = 100_000
     lookups: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
     is_many: bool = False
     has_transform: bool = False
     joined: frozenset[type[Model]] = frozenset()
@@ -74,7 +81,7 @@ class Filter(BaseModel):
     Args:
         model: a label such as ``"bbs.Topic"``, or the model class.
         search: fields in which each word of ``?search`` is looked for, ignoring case; or lookups, as
-            ``"comment__istartswith"``.
+            ``"comment__istartswith"``; as ``search_fields`` of Django's admin.
         ordering: names that ``?ordering`` takes, ``-`` before one for descending.
         limit: how many rows a page has without ``?limit``.
         max_limit: the largest ``?limit``.
@@ -138,11 +145,15 @@ class Filter(BaseModel):
         search = tuple(_searched(cls, each) for each in declared.search)
         words = [resolve_lookup(name, declared.model, each) for each in search]
         order = [_resolve_ordering(cls, each) for each in declared.ordering]
+        patterns = [each for each, resolved in lookups.items() if issubclass(resolved.lookup, Regex)]
+        if any(issubclass(each.lookup, Regex) for each in words):
+            patterns.append("search")
         every = [*lookups.values(), *words, *order]
         cls._declared = replace(
             declared,
             search=search,
             lookups=tuple(names),
+            patterns=tuple(patterns),
             is_many=any(each.is_many for each in every),
             has_transform=any(each.has_transform for each in every),
             joined=frozenset[type[Model]]().union(*(each.joined for each in every)),
@@ -218,6 +229,7 @@ def _check_arguments(cls: type[Filter]) -> None:
 def _of_pages(declared: Declaration) -> dict[str, Any]:
     """The annotations of a page's parameters."""
     names = [sign + name for name in declared.ordering for sign in ("", "-")]
+    deepest = DEEPEST if declared.max_offset is None else declared.max_offset
     search = Annotated[
         str | None,
         Field(default=None, max_length=LONGEST_SEARCH, description="Words that a row must contain."),
@@ -246,7 +258,7 @@ def _of_pages(declared: Declaration) -> dict[str, Any]:
         ],
         "offset": Annotated[
             int,
-            Field(default=0, ge=0, le=declared.max_offset, description="How many rows to leave out."),
+            Field(default=0, ge=0, le=deepest, description="How many rows to leave out."),
         ],
         "after": Annotated[
             str | None,
@@ -278,8 +290,15 @@ def _check_annotations(cls: type[Filter], lookups: dict[str, ResolvedLookup]) ->
 
 def _searched(cls: type[Filter], name: str) -> str:
     """The lookup that a name in ``search`` means."""
-    resolved = resolve_lookup(f"{cls.__qualname__}, search", cls._declared.model, name)
-    return name if resolved.lookup.lookup_name != "exact" else f"{name}{LOOKUP_SEP}icontains"
+    owner, model = f"{cls.__qualname__}, search", cls._declared.model
+    if name[:1] in _PREFIXES:
+        name = f"{name[1:]}{LOOKUP_SEP}{_PREFIXES[name[0]]}"
+    resolved = resolve_lookup(owner, model, name)
+    if resolved.lookup.lookup_name == "exact" and not name.endswith(f"{LOOKUP_SEP}exact"):
+        name = f"{name}{LOOKUP_SEP}icontains"
+        resolved = resolve_lookup(owner, model, name)
+    check_fits(f"{owner}, {name!r}", resolved, {"type": "string"}, {})
+    return name
 
 
 def _resolve_ordering(cls: type[Filter], name: str) -> ResolvedLookup:

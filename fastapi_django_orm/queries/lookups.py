@@ -121,6 +121,10 @@ def resolve_lookup(owner: str, model: type[Model], name: str) -> ResolvedLookup:
 
 def _compared(owner: str, column: Any, final: Any, rest: list[str]) -> tuple[Any, type[Any]]:
     """The expression that a lookup compares, and the lookup."""
+    if final.is_relation and rest:  # which has few lookups, while its column has all
+        if (lookup := final.get_lookup(rest[0])) is None or len(rest) > 1:
+            raise _unknown_lookup(owner, rest[0] if lookup is None else rest[1], column, final)
+        return column, lookup
     expression = column
     for number, part in enumerate(rest, 1):
         if number == len(rest) and (lookup := expression.get_lookup(part)) is not None:
@@ -133,7 +137,8 @@ def _compared(owner: str, column: Any, final: Any, rest: list[str]) -> tuple[Any
 
 
 def _unknown_lookup(owner: str, part: str, expression: Any, final: Any) -> UnknownLookup:
-    known = list(expression.output_field.get_lookups())
+    field = getattr(final, "field", final) if final.is_relation else expression.output_field
+    known = list(field.get_lookups())
     related = getattr(final, "related_model", None)
     if related is not None:
         known += [each.name for each in related._meta.get_fields()]
@@ -157,6 +162,8 @@ def check_fits(
     found = set(_kinds(schema, defs))
     if not found:  # Any, and types that say nothing
         return
+    if issubclass(resolved.lookup, Range) and not all(map(_has_two, _arrays(schema, defs))):
+        raise InvalidFilter(f"{owner}: this lookup takes two values. Annotate it tuple[…, …].")
     takes = _TAKES.get(resolved.field.get_internal_type())
     wants_list = issubclass(resolved.lookup, In | Range)
     if issubclass(resolved.lookup, IsNull):
@@ -195,6 +202,19 @@ def _kinds(
     elif kind is not None and kind != "null":
         form = schema.get("format")
         yield (form if form in _FORMATS else kind), is_list
+
+
+def _arrays(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "$ref" in schema:
+        schema = defs[schema["$ref"].rpartition("/")[2]]
+    for each in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())):
+        yield from _arrays(each, defs)
+    if schema.get("type") == "array":
+        yield schema
+
+
+def _has_two(array: Mapping[str, Any]) -> bool:
+    return array.get("minItems") == array.get("maxItems") == 2
 
 
 def _transforms(expression: Any, column: Any) -> Iterator[Any]:

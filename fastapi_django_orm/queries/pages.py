@@ -9,9 +9,8 @@ caller. Otherwise it is the SQL with its parameters, as compiled in the caller's
 filter by a tenant.
 """
 
-import asyncio
 from collections.abc import Callable, Hashable
-from contextvars import Context, copy_context
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -27,15 +26,17 @@ from ..database.reentrancy import is_bound
 from ..errors import ReadFailed, without_values
 from ..events import logger
 from ..memory.snapshot import Snapshot
-from ..reading.batching import give, outcome
+from ..reading.batching import outcome
 from ..reading.encoding import opening, tag_of
 from ..reading.live import LiveReads
 from ..reading.live_queries import run_in
 from ..reading.on_loop import LoopReads
+from ..responses.negotiation import CODINGS
 from ..responses.representation import LARGEST, Representation
 from .filter import Filter, declaration_of, frozen_values
-from .remembered import RememberedPages
+from .remembered import RememberedPages, size_of
 from .selecting import Selected, Selecting, Selection
+from .sharing import SharedQueries
 
 T = TypeVar("T")
 
@@ -56,20 +57,23 @@ class Page:
 
     def __init__(self, name: str, selected: Selected, snapshot: Snapshot[Any] | None) -> None:
         """Put the rows together. On the thread that has read."""
-        where = None if snapshot is None else snapshot.table.where
         self.read = selected.read
+        rows = {} if snapshot is None else snapshot.table.rows_json(selected.keys)
+        rows |= {key: row.json for key, row in self.read.items()}
         # A row that was deleted since its key was read is left out.
-        self.keys = [key for key in selected.keys if key in self.read or (where is not None and key in where)]
-        rows = [
-            self.read[key].json if snapshot is None or key in self.read else snapshot.row_json(key)
-            for key in self.keys
-        ]
+        self.keys = [key for key in selected.keys if key in rows]
         end = b'],"total":%d,"next":%b}' % (selected.total, to_json(selected.next))
-        body = opening(name) + b",".join(rows) + end
+        body = opening(name) + b",".join([rows[key] for key in self.keys]) + end
         kept = snapshot is not None and len(body) <= LARGEST
         self.representation = Representation(
             tag_of(body), body, len(body), varies=snapshot is not None, compressible=kept and not self.read
         )
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes, with its compressed forms if clients want all that there are."""
+        forms = 1 + len(CODINGS) if self.representation.compressible else 1
+        return forms * self.representation.size + size_of(tuple(self.keys))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +121,7 @@ class Pages:
         self._name = name
         self._snapshot = snapshot
         self._remembered: RememberedPages[Page] = here[RememberedPages]
-        # Callers that wait for a query which runs, by what they have asked for.
-        self._waiting: dict[Hashable, list[asyncio.Future[Page]]] = {}
-        self._reading: set[asyncio.Task[None]] = set()
-        self._context = Context()  # a query for several callers belongs to none of their transactions
+        self._queries: SharedQueries[Page] = SharedQueries(here.executor.own)
 
     def at_hand(self, where: Filter) -> Page | None:
         """Return a remembered page; None if the database has to be asked. On any thread.
@@ -163,30 +164,45 @@ class Pages:
 
     async def _find(self, where: Filter) -> tuple[Page, Snapshot[Any] | None]:
         """A page, and the snapshot that has those of its rows which were not read for it."""
-        if self._snapshot is None or not self._live.may_share:
-            # Also in a transaction: what it has written is read there, and is not for others.
+        if not self._live.may_share:
+            # In a transaction, say: what it has written is read there, and is not for others.
             return await self._live.run(self._read, where, None), None
+        if self._snapshot is None:
+            return await self._now(where), None
         snapshot = self._snapshot()
         question = self._by_values(where, snapshot) or await self._by_sql(where, snapshot)
         if question.key is None:
             return await self._answered(question.read), snapshot
         page = self._remembered.get(question.key)
-        return page or await self._shared(question), snapshot
+        if page is None:
+            page = await self._queries.joined(question.key, question.read, partial(self._keep, question))
+        return page, snapshot
+
+    async def _now(self, where: Filter) -> Page:
+        """A page of rows that are read after this call."""
+        asked = self._asked(where) if self._live.is_for_all else None
+        if asked is None:
+            return await self._live.run(self._read, where, None)
+        return await self._queries.next(asked, partial(run_in, copy_context(), self._read, where, None))
 
     # What is asked
 
     def _key_of_values(self, where: Filter, snapshot: Snapshot[Any]) -> Hashable | None:
         """What a page is remembered under if the values say it; None if only the SQL does."""
+        asked = self._asked(where)
+        return None if asked is None else (self._state(snapshot), asked)
+
+    def _asked(self, where: Filter) -> Hashable | None:
+        """What is asked for, the same for callers who want the same; None if the values do not say it."""
         declared = declaration_of(where)
         if declared.own_code is not None or (alias := self._on_loop.alias) is None:
             return None
         # A database router may look at the caller, and a lookup such as `__date` at the time zone.
         zone = timezone.get_current_timezone_name() if declared.has_transform else None
         try:
-            asked = alias, zone, frozen_values(where)
+            return alias, zone, frozen_values(where)
         except TypeError:
             return None
-        return self._state(snapshot), asked
 
     def _by_values(self, where: Filter, snapshot: Snapshot[Any]) -> _Question | None:
         if (key := self._key_of_values(where, snapshot)) is None:
@@ -233,26 +249,9 @@ class Pages:
         finally:
             del found  # the error's traceback has this frame, and they would reference each other
 
-    async def _shared(self, question: _Question) -> Page:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Page] = loop.create_future()
-        if (waiting := self._waiting.get(question.key)) is not None:
-            waiting.append(future)
-        else:
-            self._waiting[question.key] = [future]
-            # A task of its own, since a caller that is cancelled must not cancel it for the others.
-            task = loop.create_task(self._answer(question), context=self._context)
-            self._reading.add(task)
-            task.add_done_callback(self._reading.discard)
-        return await future
-
-    async def _answer(self, question: _Question) -> None:
-        found = await outcome(None, self._here.executor.own, question.read)
-        if isinstance(found, Page) and not found.read and self._is_followed(question.labels):
-            size = found.representation.size
-            if size <= LARGEST:
-                self._remembered.keep(question.key, found, size)
-        give(self._waiting.pop(question.key), found)
+    def _keep(self, question: _Question, page: Page) -> None:
+        if page.representation.size <= LARGEST and not page.read and self._is_followed(question.labels):
+            self._remembered.keep(question.key, page, page.size)
 
     def _is_followed(self, labels: frozenset[str]) -> bool:
         """Whether hints of these models come, so that a page of them may be remembered."""

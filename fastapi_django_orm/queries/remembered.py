@@ -1,14 +1,15 @@
 """What is remembered of the pages of all repositories: those that were asked for last, in so many bytes."""
 
 from collections.abc import Hashable
+from sys import getsizeof
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ..shared import renewed_at_fork
 
 PageT = TypeVar("PageT")
 
-OVERHEAD = 3 * 1024  # bytes that a page takes beside its body: its key, its rows' keys, its headers
+OVERHEAD = 2 * 1024  # bytes that a page takes beside its body and keys: objects, headers
 
 
 class RememberedPages(Generic[PageT]):
@@ -33,9 +34,11 @@ class RememberedPages(Generic[PageT]):
             self._pages[key] = found  # now the last to be forgotten
             return found[0]
 
-    def keep(self, key: Hashable, page: PageT, body: int) -> None:
-        """Remember a page with a body of so many bytes."""
-        size = 2 * body + OVERHEAD  # its compressed forms are kept with it
+    def keep(self, key: Hashable, page: PageT, size: int) -> None:
+        """Remember a page of so many bytes, unless it takes all there are."""
+        size += size_of(key) + OVERHEAD  # a client may ask for a list of thousands
+        if size > self._most:
+            return
         with self._lock:
             _, before = self._pages.pop(key, (None, 0))
             self._pages[key] = page, size
@@ -46,3 +49,10 @@ class RememberedPages(Generic[PageT]):
 
     def __len__(self) -> int:
         return len(self._pages)
+
+
+def size_of(value: Any) -> int:
+    """How many bytes a value takes, with those in a tuple; classes are there anyway."""
+    if isinstance(value, type):
+        return 0
+    return getsizeof(value) + (sum(map(size_of, value)) if isinstance(value, tuple) else 0)

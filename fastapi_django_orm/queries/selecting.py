@@ -4,12 +4,13 @@ One query of Django's own QuerySet finds the keys, so a filter means what Django
 database. All of this runs on a database thread, in the context that decides what the repository's query is.
 """
 
-from collections.abc import Callable, Container, Hashable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet, FullResultSet
-from django.db import DataError, connections
+from django.core.exceptions import EmptyResultSet, FullResultSet, ValidationError
+from django.db import DataError, OperationalError, connections
 
 from ..database.startup_checks import table_explained
 from ..errors import InvalidParameter, InvalidRepository, NotIndexed
@@ -24,6 +25,10 @@ from .conditions import condition_of
 from .cursors import cursor_of, values_of
 from .filter import Filter, check_filter, declaration_of
 from .order import Order
+
+# What MariaDB and MySQL say of a regular expression, as if they were broken.
+# https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html
+_ABOUT_PATTERNS = frozenset({1139, *range(3684, 3701)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,8 @@ class Selection:
     def compiled(self) -> tuple[Hashable, str] | None:
         """What the page is to the database, and its SQL; None if it cannot be said."""
         try:
-            sql, params = self.page.query.chain().get_compiler(using=self.page.db).as_sql()
+            with _refusing_values():
+                sql, params = self.page.query.chain().get_compiler(using=self.page.db).as_sql()
             found = self.page.db, sql, tuple((type(each), each) for each in params)
             hash(found)
         except (EmptyResultSet, TypeError):
@@ -107,16 +113,18 @@ class Selecting:
                 f"{self._label}: its queryset() {reason}, so Django cannot filter it. Declare a "
                 "repository whose queryset() has filters alone."
             )
-        rows = self._filtered(queryset, where)
+        with _refusing_values():
+            rows = self._filtered(queryset, where)
         ordered = _in_total_order(rows, where.__dict__.get("ordering"))
         order = Order.of(ordered, self._label)
         if where.after is not None:
-            ordered = ordered.filter(order.after(values_of(where.after, self._salt(order))))
+            with _refusing_values():
+                ordered = ordered.filter(order.after(values_of(where.after, self._salt(order))))
         page = ordered.values_list("pk", *order.selected)
         return Selection(where, rows, order, page[where.offset : where.offset + where.limit + 1])
 
     def _filtered(self, queryset: AnyQuerySet, where: Filter) -> AnyQuerySet:
-        condition = condition_of(where)
+        condition = condition_of(where, connections[queryset.db].vendor)
         if not condition:
             return queryset
         if not declaration_of(where).is_many:
@@ -134,16 +142,13 @@ class Selecting:
             DatabaseError: as Django raises it.
         """
         where, alias = selection.where, selection.page.db
-        with table_explained(self._model, alias), past_caches(alias):
-            try:
-                found = list(selection.page)
-                is_last, found = len(found) <= where.limit, found[: where.limit]
-                if is_last and where.after is None and (found or not where.offset):
-                    total = where.offset + len(found)
-                else:
-                    total = _count(selection.rows)
-            except (DataError, OverflowError) as error:
-                raise InvalidParameter(None, "The database does not take one of these values.") from error
+        with table_explained(self._model, alias), past_caches(alias), _refusing_values():
+            found = list(selection.page)
+            is_last, found = len(found) <= where.limit, found[: where.limit]
+            if is_last and where.after is None and (found or not where.offset):
+                total = where.offset + len(found)
+            else:
+                total = _count(selection.rows)
         keys = [key for key, *_ in found]
         cursor = None
         if not is_last:
@@ -164,6 +169,24 @@ class Selecting:
 
     def _salt(self, order: Order) -> str:
         return f"{self._name} {order.text}"
+
+
+@contextmanager
+def _refusing_values() -> Iterator[None]:
+    """Raise InvalidParameter for what Django, the driver or the database raises for a value.
+
+    Types cannot say all of it: a year has four digits, and a column may be too narrow for a number.
+    """
+    try:
+        yield
+    except InvalidParameter:
+        raise
+    except (DataError, ValidationError, ValueError, ArithmeticError) as error:
+        raise InvalidParameter(None, "The database does not take one of these values.") from error
+    except OperationalError as error:
+        if error.args and error.args[0] in _ABOUT_PATTERNS:
+            raise InvalidParameter(None, "One of these values is not a regular expression.") from error
+        raise
 
 
 def _count(queryset: AnyQuerySet) -> int:

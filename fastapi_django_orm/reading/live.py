@@ -180,13 +180,18 @@ class LiveReads:
         """Whether what runs may read with others: one in a transaction or async_to_sync has its thread."""
         return self._loop is asyncio.get_running_loop() and not is_bound()
 
+    @property
+    def is_for_all(self) -> bool:
+        """Whether a row is made without the project's code, which may look at who asks."""
+        return self._reader.own_code is None
+
     async def _find(self, name: str, value: Hashable) -> EncodedRow:
         """Read in a batch what is the same for everybody, or proves to be; else alone.
 
         What a query gives may depend on who asks: a manager may filter by the tenant of the context. So
         none of the project's code runs in another context than the caller's.
         """
-        if self._reader.own_code is None and self.may_share:
+        if self.is_for_all and self.may_share:
             if (alias := self._on_loop.alias) is not None:  # the query is Django's own, whoever asks
                 return await self._batcher(name, alias).get(value)
             if self._queries.alone is None:

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from django.contrib.admin import AdminSite, ModelAdmin
 from django.db.models import Q
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -200,3 +201,54 @@ def test_a_row_that_is_joined_to_several_is_listed_once(database: str) -> None:
                 assert b'"total":2,"next":null' in await answer(authors.response(where))
 
     finish(main)
+
+
+SEARCHED = ("word", "^writer__name", "=token", "number", "writer__name__endswith")
+
+
+class AdminFilter(Filter, model="board.Entry", search=SEARCHED):
+    pass
+
+
+class EntryAdmin(ModelAdmin):  # type: ignore[type-arg]  # it takes an argument for mypy alone
+    search_fields = SEARCHED
+
+
+def test_search_is_that_of_the_admin(database: str) -> None:
+    """Words, quotes, prefixes and lookups select the rows that the admin's search box selects."""
+    words = ["a b", "b a", "ab", "A  b", "a%", "1", "it's", '"', "\\", None]
+    write([{**dict.fromkeys(COLUMNS), "word": word, "number": 10} for word in words])
+    Entry.objects.filter(pk__lt=3).update(writer_id=1, token=UUID(int=7))
+    asked = [
+        "a b",
+        '"a b"',
+        "'a b'",
+        '"a b" a',
+        "ann",
+        "nn",
+        "An B",
+        str(UUID(int=7)),
+        "0",
+        '"',
+        "it's",
+        "\\",
+        " ",
+    ]
+
+    def found(search: str) -> list[Any]:
+        queryset, _ = admin.get_search_results(None, Entry.objects.order_by("pk"), search)
+        return list(queryset.values_list("pk", flat=True))
+
+    async def main() -> None:
+        async with started(AdminEntries) as (entries,):
+            for search in asked:
+                rows = await entries.select(AdminFilter(search=search))
+                assert [row["id"] for row in rows] == await run(found, search), search
+
+    admin: Any = EntryAdmin(Entry, AdminSite())
+    finish(main)
+
+
+class AdminEntries(CachedRepository):
+    model = "board.Entry"
+    ordering = ("pk",)

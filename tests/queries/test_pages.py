@@ -360,6 +360,35 @@ def test_callers_share_a_query(sqlite: str, people: Any, statements: Statements)
     finish(main)
 
 
+def test_callers_of_what_is_read_now_share_the_next_query(
+    sqlite: str, people: Any, statements: Statements
+) -> None:
+    """Callers of a live repository wait together for a query that begins after all of them have asked."""
+
+    async def main() -> None:
+        async with started(Live) as (topics,):
+            statements.gate.clear()
+            where = TopicFilter(comment="a")
+            first = asyncio.ensure_future(topics.select(where))
+            await asyncio.to_thread(statements.begun.acquire, timeout=DEADLINE)
+            await Topic.objects.filter(comment="b").aupdate(comment="a")
+            late = [asyncio.ensure_future(topics.select(where.model_copy())) for _ in range(20)]
+            gone = asyncio.ensure_future(topics.select(TopicFilter(comment="c")))
+            await asyncio.sleep(0)
+            gone.cancel()
+            late[0].cancel()
+            statements.gate.set()
+            assert comments(await first) == "a"
+            found = await asyncio.gather(*late, return_exceptions=True)
+            assert isinstance(found[0], asyncio.CancelledError)
+            assert [comments(rows) for rows in found[1:] if not isinstance(rows, BaseException)] == [
+                "aa"
+            ] * 19
+            assert statements.pages == 2
+
+    finish(main)
+
+
 def test_a_page_is_for_whom_it_was_made(sqlite: str, people: Any, statements: Statements) -> None:
     """Where the query depends on the caller, each gets the page of its own SQL, remembered or not."""
 
@@ -456,6 +485,26 @@ def test_the_bytes_that_are_remembered_are_bounded(sqlite: str, people: Any) -> 
         async with started(Topics, filter_memory=0) as (topics,):
             await topics.select(TopicFilter(comment="a"))
             assert topics.pages.at_hand(TopicFilter(comment="a")) is None
+
+    finish(main)
+
+
+def test_long_values_count(sqlite: str, people: Any) -> None:
+    """What is asked for counts among the bytes that are remembered: a client may send thousands of values."""
+
+    class Listed(TopicFilter):
+        author__in: list[int] | None = None
+
+    async def main() -> None:
+        async with started(Topics, filter_memory=1) as (topics,):
+            remembered = topics.pages._remembered
+            for number in range(20):
+                await topics.select(Listed(author__in=list(range(number, number + 2000))))
+                await topics.select(TopicFilter(comment="a" * 100_000 + str(number)))
+            assert 0 < len(remembered) < 10
+            await topics.select(TopicFilter(comment="a"))
+            await topics.select(TopicFilter(comment="a" * 2_000_000))  # more than all that may be remembered
+            assert topics.pages.at_hand(TopicFilter(comment="a")) is not None
 
     finish(main)
 
