@@ -102,7 +102,7 @@ async def on_commit(function: Callable[[], Awaitable[object]], using: str | None
 
     It is Django's ``transaction.on_commit()`` for asynchronous code: if the transaction, or the savepoint in
     which this was called, is rolled back, the function is not called. ``async with atomic():`` ends when all
-    of them have been awaited. If one raises, the block ends with that exception, and those that follow are not
+    of them have been awaited. If one raises, the block ends with that exception, and the rest are not
     awaited; the commit stands.
 
     Args:
