@@ -1,4 +1,4 @@
-"""Files of writes: a storage takes part in no transaction, so what a rolled back write has stored is deleted."""
+"""Files of writes: storages have no transactions, so what a rolled back write has stored is deleted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
