@@ -7,7 +7,7 @@ Django's. The plugin makes its instance at startup.
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -340,15 +340,20 @@ class Repository(Writes[RowT]):
         return Writer(self.queryset, self.live, name=self.name, label=self.label)
 
     async def _row(self, change: Change, key: Any) -> RowT:
-        try:
-            row: RowT = await self.live.row((key,), {})
-        except (Absent, InvalidKey):
-            found = await self.live.run(self.live.read_unfiltered, key, change.alias)
-            if not isinstance(found, EncodedRow):
-                message = f"The row of {self.name} was written, and its queryset() leaves it out."
-                raise NotFound(message) from found
-            row = self.live.given(found)
-        return row
+        if not change.is_read_elsewhere:
+            with suppress(Absent, InvalidKey):
+                row: RowT = await self.live.row((key,), {})
+                return row
+        return await self.live.run(self._written, change, key)
+
+    def _written(self, change: Change, key: Any) -> RowT:
+        found = self.live.read_here(key, change.alias) if change.is_read_elsewhere else None
+        if found is None:
+            found = self.live.read_unfiltered(key, change.alias)
+        if isinstance(found, EncodedRow):
+            row: RowT = self.live.given(found)
+            return row
+        raise NotFound(f"The row of {self.name} was written, and its queryset() leaves it out.") from found
 
 
 class _FunctionOfClass:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 from asgiref.sync import async_to_sync
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
-from .atomic_scope import AtomicScope
+from .atomic_scope import AtomicScope, block_around
 from .keeping import AdoptedScope
 from .reentrancy import transaction_connection_on_loop
 from .scopes import Scope, current_scope, enter_scope, leave_scope
@@ -102,7 +102,8 @@ async def on_commit(function: Callable[[], Awaitable[object]], using: str | None
 
     It is Django's ``transaction.on_commit()`` for asynchronous code: if the transaction, or the savepoint in
     which this was called, is rolled back, the function is not called. ``async with atomic():`` ends when all
-    of them have been awaited, with the first exception that one of them raises; the commit stands.
+    of them have been awaited. If one raises, the block ends with that exception, and the rest are not
+    awaited; the commit stands.
 
     Args:
         function: takes no arguments.
@@ -125,8 +126,13 @@ async def on_commit(function: Callable[[], Awaitable[object]], using: str | None
         transaction.on_commit(async_to_sync(call), using=alias)  # the thread that commits waits for it
 
 
-def awaits_commit(function: Callable[[], Awaitable[object]], alias: str) -> bool:
+def awaits_commit(function: Callable[[], Awaitable[object]], alias: str, *, first: bool = False) -> bool:
     """Have the ``atomic()`` that commits this transaction await a function afterwards.
+
+    Args:
+        function: takes no arguments.
+        alias: the database.
+        first: await it before those that others have registered, which may fail.
 
     Returns:
         False if something else will commit it: a ``with transaction.atomic()`` of a call around.
@@ -134,10 +140,21 @@ def awaits_commit(function: Callable[[], Awaitable[object]], alias: str) -> bool
     scope = current_scope()
     while scope is not None:
         if isinstance(scope, AtomicScope) and scope.commits == alias:
-            transaction.on_commit(partial(scope.committed.append, function), using=alias)
+            committed = scope.committed
+            add = partial(committed.insert, 0) if first else committed.append
+            transaction.on_commit(partial(add, function), using=alias)
             return True
         scope = scope.parent
     return False
+
+
+def undo_after_rollback(function: Callable[[], None], alias: str) -> None:
+    """Have the ``atomic()`` around the running call call a function if it rolls back, on its thread.
+
+    Nothing calls it if something else rolls back: a ``with transaction.atomic()`` of a call around.
+    """
+    if (scope := block_around(current_scope(), alias)) is not None:
+        scope.undo.append(function)
 
 
 def _not_a_decorator() -> TypeError:

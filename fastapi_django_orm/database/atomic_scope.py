@@ -39,12 +39,15 @@ class AtomicScope(Scope):
         commits: the alias of the database whose transaction ends with this block; empty for a savepoint.
         committed: coroutine functions that its task awaits after the commit. Django's ``on_commit`` callbacks
             append them, on the transaction's thread, before the step of the commit has ended.
+        undo: functions that the transaction's thread calls after a rollback of this block. A block that
+            succeeds leaves them to the block around. Calls append them; one has the transaction at a time.
     """
 
     is_block = True
 
     def __init__(self, transaction: Transaction, parent: Scope | None) -> None:
         self.committed: list[Callable[[], Awaitable[object]]] = []
+        self.undo: list[Callable[[], None]] = []
         self.commits = ""
         self._django: Atomic | None = None  # what is to be left, once it was entered
         self._alias = ""
@@ -176,10 +179,22 @@ class AtomicScope(Scope):
         try:
             if django is not None:
                 self.register_hooks()
-                with _loud(self.connection(self._alias), how[0]):
+                connection: Any = self.connection(self._alias)
+                # If a COMMIT fails, the server may have carried it out all the same: nothing is undone then.
+                is_undone = how[0] is not None or connection.needs_rollback
+                with _loud(connection, how[0]):
                     django.__exit__(*how)
+                self._settle(is_undone)
         finally:
             self._release()
+
+    def _settle(self, is_undone: bool) -> None:
+        undo, self.undo = self.undo, []
+        if is_undone:
+            for function in undo:
+                function()
+        elif (around := block_around(self.parent, self._alias)) is not None:
+            around.undo += undo
 
     def _release(self) -> None:
         if self._watched is not None:
@@ -206,6 +221,13 @@ class AtomicScope(Scope):
         context.run(enter_scope, self)
         leave = self._call(partial(self._leave, type(error), error, None))
         self.transaction.put(Job(partial(context.run, leave)))
+
+
+def block_around(scope: Scope | None, alias: str) -> AtomicScope | None:
+    """Return the innermost block on a database that a scope is, or is in."""
+    while scope is not None and not (isinstance(scope, AtomicScope) and scope._alias == alias):
+        scope = scope.parent
+    return scope
 
 
 @contextmanager

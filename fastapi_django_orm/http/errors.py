@@ -10,6 +10,7 @@ from typing import Any
 
 from django.core.exceptions import (
     NON_FIELD_ERRORS,
+    BadRequest,
     ObjectDoesNotExist,
     PermissionDenied,
     SuspiciousOperation,
@@ -34,6 +35,7 @@ STATUSES: dict[type[Exception], int] = {
     ObjectDoesNotExist: 404,
     PermissionDenied: 403,
     SuspiciousOperation: 400,
+    BadRequest: 400,
     OperationalError: 503,
     InterfaceError: 503,
     IntegrityError: 409,
@@ -103,13 +105,20 @@ def _not_unique(error: ValidationError) -> tuple[Violation, str] | None:
     not depend on the moment.
     """
     every = list(_by_field(error))
-    if not every or any(each.code not in _UNIQUE for _, each in every):
+    found = [_violation(name, each) for name, each in every]
+    if not found or None in found:
         return None
-    fields: dict[str, None] = {}
-    for name, each in every:
-        checked = (each.params or {}).get("unique_check") or ([] if name is None else [name])
-        fields.update(dict.fromkeys(checked))
-    return Violation("unique", tuple(fields)), " ".join(each.messages[0] for _, each in every)
+    violations = [each for each in found if each is not None]
+    fields = dict.fromkeys(name for each in violations for name in each.fields)
+    message = " ".join(each.messages[0] for _, each in every)
+    return Violation(violations[0].kind, tuple(fields)), message
+
+
+def _violation(name: str | None, error: Any) -> Violation | None:
+    if error.code not in _UNIQUE:
+        return getattr(error, "violation", None)
+    checked = (error.params or {}).get("unique_check") or ([] if name is None else [name])
+    return Violation("unique", tuple(checked))
 
 
 def _details(error: ValidationError) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from django.db import connections, transaction
 from django.db.models import SlugField
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, create_model
+from starlette._utils import get_route_path
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
@@ -217,8 +218,7 @@ class _Routes:
             row = await repository.create(data)
             headers, key = {}, self._key_of(row)
             if key is not None:
-                url = request.url_for(f"get_{self._cls.name}", pk=quote(str(key), safe=""))
-                headers["location"] = str(url)
+                headers["location"] = _below(request, key)
             return _written(row, 201, headers)
 
         return self._typed(create, request=Request, data=body)
@@ -256,6 +256,15 @@ class _Routes:
         else:
             return None
         return next((value_of(row, name) for name in names), None)
+
+
+def _below(request: Request, key: Hashable) -> str:
+    """The URL of a row in the list that a request has posted to.
+
+    It is made of the request, since the same routes may be included under several prefixes.
+    """
+    path = request.scope.get("root_path", "") + get_route_path(request.scope)
+    return str(request.url.replace(path=quote(path) + quote(str(key), safe=""), query=""))
 
 
 def _source(repository: Repository[Any]) -> Source:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from django.apps import apps
-from django.db.models import F, Model, ProtectedError, Q, RestrictedError
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.db.models import CheckConstraint, F, Model, ProtectedError, Q, RestrictedError, UniqueConstraint
 
 _SQLSTATES = {
     "23502": "null",
@@ -64,6 +65,27 @@ def violation_of(error: Exception) -> Violation:
             columns = [each.rpartition(".")[2] for each in columns]
             return Violation(kind, _fields(kind, table, named.get("name"), columns))
     return Violation("constraint")
+
+
+def mark_conflicts(error: ValidationError, instance: Model) -> None:
+    """Put the constraint as ``violation`` on each error that says that another row conflicts.
+
+    ``full_clean()`` gives errors of constraints with conditions or expressions no code of their own.
+    """
+    conflicts = {
+        str(constraint.get_violation_error_message()): _conflict(constraint, model)
+        for model, constraints in instance.get_constraints()
+        for constraint in constraints
+        if not isinstance(constraint, CheckConstraint)
+    }
+    unnamed: list[Any] = error.update_error_dict({}).get(NON_FIELD_ERRORS, [])
+    for each in unnamed:
+        each.violation = conflicts.get(str(each.message))
+
+
+def _conflict(constraint: Any, model: type[Model]) -> Violation:
+    kind = "unique" if isinstance(constraint, UniqueConstraint) else "exclusion"
+    return Violation(kind, tuple(dict.fromkeys(_named(constraint, model))))
 
 
 def _fields(kind: str, table: str | None, name: str | None, columns: list[str]) -> tuple[str, ...]:

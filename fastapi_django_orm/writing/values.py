@@ -146,4 +146,5 @@ def _names(model: type[Model]) -> tuple[_Columns, dict[str, type[Model]], frozen
         if each.many_to_many and (accessor := each.get_accessor_name()):
             relations[accessor] = each.related_model
     settable = {name for name in meta._property_names if getattr(getattr(model, name), "fset", None)}
-    return columns, relations, frozenset({*(each.name for each in meta.private_fields), *settable} - {"pk"})
+    generic = {each.name for each in meta.private_fields if not each.one_to_many}
+    return columns, relations, frozenset((generic | settable) - {"pk"})

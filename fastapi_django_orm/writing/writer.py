@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
-from django.db import connections, transaction
+from django.core.validators import ProhibitNullCharactersValidator
+from django.db import connections, router
 from django.db.models import Model
 from django.utils.translation import gettext as _
 
@@ -19,13 +20,15 @@ from ..errors import NotFound, PreconditionFailed
 from ..reading.encoding import tag_of
 from ..reading.keys import AnyQuerySet
 from ..reading.live import LiveReads
+from .constraints import mark_conflicts
+from .files import StoredFiles, transaction_with_files
 from .values import Values
 
 # Tags without their coding. One that a proxy has made weak, since it compresses, still names these bytes.
 # https://www.rfc-editor.org/rfc/rfc9110#name-if-match
 _TAG = re.compile(r'"([^"]*?)(?:-(?:br|zstd|gzip))?"')
 
-Work = Callable[[type[Model], str], Sequence[Hashable] | None]
+Work = Callable[[type[Model], str, StoredFiles], Sequence[Hashable] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +40,14 @@ class Change:
         model: whose rows were written.
         keys: of the rows; None: any row of the model may have changed.
         is_joined: whether a transaction around it has yet to commit.
+        is_read_elsewhere: whether reads go to another database, which may have the row later.
     """
 
     alias: str
     model: type[Model]
     keys: Sequence[Hashable] | None
     is_joined: bool
+    is_read_elsewhere: bool
 
     @property
     def hint(self) -> Hint:
@@ -64,29 +69,33 @@ class Writer:
         self._label = label
 
     async def run(self, work: Work) -> Change:
-        """Run work, which gets the model and the database's alias, in a transaction that may join another."""
+        """Run work in a transaction that may join another.
+
+        Args:
+            work: gets the model, the database's alias, and what takes note of the files that are stored.
+        """
         return await self._live.run(self._in_transaction, work)
 
     def _in_transaction(self, work: Work) -> Change:
         queryset: Any = self._queryset().all()
-        queryset._for_write = True
+        read_from, queryset._for_write = queryset.db, True
         alias, model = queryset.db, queryset.model
         is_joined = connections[alias].in_atomic_block
-        with transaction.atomic(using=alias):
-            keys = work(model, alias)
-        return Change(alias, model, keys, is_joined)
+        with transaction_with_files(alias) as files:
+            keys = work(model, alias, files)
+        return Change(alias, model, keys, is_joined, read_from != alias)
 
     # What to run
 
     def insert(self, items: Sequence[Mapping[str, Any]], *, where: str) -> Work:
         """Insert a row for each item, all or none. Of several, an error has the ``position`` of its item."""
 
-        def work(model: type[Model], alias: str) -> Sequence[Hashable]:
+        def work(model: type[Model], alias: str, files: StoredFiles) -> Sequence[Hashable]:
             keys = []
             for position, item in enumerate(items):
                 values = Values.of(model, f"{self._label}.{where}()", item)
                 try:
-                    keys.append(self._insert(model, alias, values))
+                    keys.append(self._insert(model, alias, values, files))
                 except ValidationError as error:
                     if where == "create_many":
                         error.position = position  # type: ignore[attr-defined]
@@ -95,9 +104,11 @@ class Writer:
 
         return work
 
-    def _insert(self, model: type[Model], alias: str, values: Values) -> Hashable:
+    def _insert(self, model: type[Model], alias: str, values: Values, files: StoredFiles) -> Hashable:
         instance = model(**values.of_row)
+        instance._state.db = alias  # in which relations are looked up
         _clean(instance, values, alias)
+        files.watch(instance)
         instance.save(force_insert=True, using=alias)  # as Model.objects.create() does
         _relate(instance, values)
         key: Hashable = instance.pk
@@ -106,10 +117,11 @@ class Writer:
     def update(self, pk: Any, named: Mapping[str, Any], if_match: str | None) -> Work:
         """Change the row with this key."""
 
-        def work(model: type[Model], alias: str) -> Sequence[Hashable]:
+        def work(model: type[Model], alias: str, files: StoredFiles) -> Sequence[Hashable]:
             values = Values.of(model, f"{self._label}.update()", named)
             instance = self._locked(model, alias, pk, if_match)
             keys = _keys(instance)
+            files.watch(instance)
             for name, value in values.of_row.items():
                 setattr(instance, name, value)
             if changed := [name for name, key in _keys(instance).items() if key != keys[name]]:
@@ -117,7 +129,8 @@ class Writer:
                 message = ValidationError(_("The key of a row cannot be changed."), code="immutable")
                 raise ValidationError(dict.fromkeys(changed, message))
             _clean(instance, values, alias)
-            instance.save()
+            files.watch(instance)
+            instance.save(**_to(instance, alias))
             _relate(instance, values)
             return [instance.pk]
 
@@ -126,9 +139,9 @@ class Writer:
     def delete(self, pk: Any, if_match: str | None) -> Work:
         """Delete the row with this key, and what Django deletes with it."""
 
-        def work(model: type[Model], alias: str) -> Sequence[Hashable] | None:
+        def work(model: type[Model], alias: str, files: StoredFiles) -> Sequence[Hashable] | None:
             instance = self._locked(model, alias, pk, if_match)
-            key, deleted = instance.pk, instance.delete()
+            key, deleted = instance.pk, instance.delete(**_to(instance, alias))
             return None if _reaches_others(model, deleted) else [key]
 
         return work
@@ -167,8 +180,9 @@ def _lock_sqlite(connection: Any, model: type[Model]) -> None:
 
     A transaction that reads first, and writes when another has written, is refused by SQLite.
     """
-    columns = [each.column for each in model._meta.local_concrete_fields if not each.generated]
-    table, column = map(connection.ops.quote_name, (model._meta.db_table, columns[0]))
+    concrete: Any = model._meta.concrete_model  # a proxy has no columns of its own
+    columns = [each.column for each in concrete._meta.local_concrete_fields if not each.generated]
+    table, column = map(connection.ops.quote_name, (concrete._meta.db_table, columns[0]))
     with connection.cursor() as cursor:
         cursor.execute(f"UPDATE {table} SET {column} = {column} WHERE 1 = 0")
 
@@ -183,11 +197,21 @@ def _clean(instance: Model, values: Values, alias: str) -> None:
     try:
         instance.full_clean(exclude=_left_empty(instance, values))
     except ValidationError as error:
+        mark_conflicts(error, instance)
         errors = error.update_error_dict(errors)
-    for name, unknown in values.check_keys(type(instance), alias).items():
+    for name, unknown in (_unstorable(values, alias) | values.check_keys(type(instance), alias)).items():
         errors.setdefault(name, []).extend(unknown.error_list)
     if errors:
         raise ValidationError(errors)
+
+
+def _unstorable(values: Values, alias: str) -> dict[str, ValidationError]:
+    """Errors of texts that the database cannot store. Django's forms refuse them, and its models do not."""
+    if not connections[alias].features.prohibits_null_characters_in_text_exception:
+        return {}
+    texts = {name: value for name, value in values.of_row.items() if isinstance(value, str) and "\0" in value}
+    refuse = ProhibitNullCharactersValidator()
+    return {name: ValidationError(refuse.message, code=refuse.code) for name in texts}
 
 
 def _left_empty(instance: Model, values: Values) -> set[str]:
@@ -210,6 +234,12 @@ def _may_be_empty(field: Any, instance: Model, values: Values) -> bool:
         return True
     is_default = field.has_default() and value == field.get_default()
     return is_default or not (is_given or instance._state.adding)
+
+
+def _to(instance: Model, alias: str) -> dict[str, str]:
+    """Where to write, if a router would not choose the database that ``queryset()`` has."""
+    chosen = router.db_for_write(type(instance), instance=instance)
+    return {} if chosen == alias else {"using": alias}  # which some methods of projects do not take
 
 
 def _relate(instance: Model, values: Values) -> None:

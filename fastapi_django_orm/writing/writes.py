@@ -1,5 +1,6 @@
 """``create()``, ``update()`` and ``delete()`` of a repository."""
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Generic
@@ -56,7 +57,7 @@ class Writes(Generic[RowT]):
         rows = [given(data, partial=False) | values for data in items]
         change = await self._write(self._writer.insert(rows, where="create_many"))
         assert change.keys is not None, "inserted rows have keys"
-        return [await self._row(change, key) for key in change.keys]
+        return await asyncio.gather(*(self._row(change, key) for key in change.keys))  # in one query
 
     async def update(
         self, pk: Any, data: Data = None, /, *, if_match: str | None = None, **values: Any
@@ -105,7 +106,7 @@ class Writes(Generic[RowT]):
             await self._serve(change)
             return change
         serve = partial(self._serve, change)
-        if not awaits_commit(serve, change.alias):
+        if not awaits_commit(serve, change.alias, first=True):
             # The thread that commits keeps its connection meanwhile, and reading may need one: no waiting.
             transaction.on_commit(self._serve_soon(change), using=change.alias)
         return change
