@@ -130,7 +130,8 @@ class Writer:
                 raise ValidationError(dict.fromkeys(changed, message))
             _clean(instance, values, alias)
             files.watch(instance)
-            instance.save(**_to(instance, alias))
+            to: Any = _to(instance, alias)
+            instance.save(**to)
             _relate(instance, values)
             return [instance.pk]
 
@@ -141,7 +142,8 @@ class Writer:
 
         def work(model: type[Model], alias: str, files: StoredFiles) -> Sequence[Hashable] | None:
             instance = self._locked(model, alias, pk, if_match)
-            key, deleted = instance.pk, instance.delete(**_to(instance, alias))
+            to: Any = _to(instance, alias)
+            key, deleted = instance.pk, instance.delete(**to)
             return None if _reaches_others(model, deleted) else [key]
 
         return work

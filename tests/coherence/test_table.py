@@ -438,7 +438,7 @@ def test_hints_of_another_server(triggered: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(postgresql_table, "KEPT", 0.1)
 
     async def main() -> None:
-        restored = f"INSERT INTO {TABLE} VALUES ('999999999999', '{{\"v\":1,\"m\":\"board.Topic\"}}')"
+        restored = f'INSERT INTO {TABLE} VALUES (\'999999999999\', \'{{"v":1,"m":"board.Topic"}}\')'
         await outside(lambda: execute(restored))
         async with hearing(declare(), coherence_heartbeat=HEARTBEAT, **TABLE_SETTINGS) as (topics, coherence):
             assert await transport(coherence).listener.caught_up()
