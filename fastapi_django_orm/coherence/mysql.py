@@ -37,9 +37,11 @@ MOST_GAPS = 100  # that a query names; beyond them it reads all rows after the f
 
 _LOCKED = (1205, 3572)  # errors for NOWAIT: https://mariadb.com/kb/en/wait-and-nowait/
 
-# TRUNCATE makes a table anew, and fires no trigger. The time has no fractions of a second.
+# TRUNCATE fires no trigger. MySQL makes the table anew; the time has no fractions of a second. MariaDB keeps
+# the time, and begins again with the numbers of AUTO_INCREMENT.
 _MADE = """
-SELECT TABLE_NAME, TABLE_TYPE, CONCAT(CREATE_TIME), CREATE_TIME > SYSDATE() - INTERVAL 2 SECOND
+SELECT TABLE_NAME, TABLE_TYPE, CONCAT(CREATE_TIME), CREATE_TIME > SYSDATE() - INTERVAL 2 SECOND,
+    AUTO_INCREMENT
 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({names})"""
 
 # A cascade of the server's own fires no trigger of the table that it changes.
@@ -242,6 +244,7 @@ class _Reader:
         self._read_at: datetime | None = None  # by the server's clock
         self._lows: deque[tuple[float, int]] = deque()  # what all could be read before, and since when
         self._identities: dict[str, Any] = {}
+        self._numbers: dict[str, int | None] = {}  # of AUTO_INCREMENT, by table
         self._looks = 0
 
     @property
@@ -315,7 +318,10 @@ class _Reader:
         changed: list[Hint] = []
         self.silent = {}
         for table, label in self._tables.items():
-            kind, since, is_new = made.get(table.casefold(), ("", "", 0))
+            kind, since, is_new, number = made.get(table.casefold(), ("", "", 0, None))
+            if (number or 0) < (self._numbers.get(table) or 0):
+                changed.append(Hint(label))
+            self._numbers[table] = number
             own = [each for each in triggers if each.table.casefold() == table.casefold()]
             identity = since, self._looks if is_new else 0, sorted(own)
             if self._identities.setdefault(label, identity) != identity:
