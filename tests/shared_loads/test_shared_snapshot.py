@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import uuid4
 
@@ -785,7 +786,8 @@ def test_clocks_that_differ_by_an_hour(processes: Any, valkey: Valkey, broker: r
 def identity(**attributes: Any) -> str | None:
     """The fingerprint of a repository with these attributes."""
     repository = declare(**{"fields": ("id", "comment"), **attributes})()
-    here = Application(executor=cast("Any", None), loop=cast("Any", None))  # nothing is read
+    executor: Any = SimpleNamespace(own=None)  # nothing is read
+    here = Application(executor=executor, loop=cast("Any", None))
     here.hold(Windows(here.executor, here.loop, patience=0))
     here.hold(RememberedPages(0))
     repository.prepare(here)
