@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import date, datetime
 from typing import Annotated, Any
 
@@ -34,6 +35,8 @@ from tests.queries.test_meaning import answer
 from tests.support.announcing import announced, plain_connection
 from tests.support.comparing import finish
 from tests.support.gates import started
+from tests.support.hint_table import installed
+from tests.support.playing import outside
 
 DEADLINE = 20.0  # seconds
 
@@ -264,18 +267,20 @@ def board(_databases: Any) -> Iterator[None]:
     router.choose("default")
 
 
+async def page_is(topics: Any, where: Filter, expected: str) -> None:
+    """Return when a page has these comments."""
+    for _ in range(1000):
+        if comments(await topics.select(where)) == expected:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"never {expected!r}")
+
+
 def test_writes_elsewhere_are_seen(board: None, statements: Statements) -> None:
     """A page is remembered if triggers announce writes to a joined table, and changes with it."""
     ann = Author.objects.create(name="Ann")
     Topic.objects.create(author=ann, comment="a")
     where = TopicFilter(author__name="Ann")
-
-    async def page_is(topics: Any, expected: str) -> None:
-        for _ in range(1000):
-            if comments(await topics.select(where)) == expected:
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"never {expected!r}")
 
     async def queries(topics: Any) -> int:
         before = statements.pages
@@ -286,7 +291,11 @@ def test_writes_elsewhere_are_seen(board: None, statements: Statements) -> None:
     async def authors_are_not_announced() -> None:
         async with client_of(Topics, coherence=("auto",)):
             topics = await Topics.current()
-            assert application.find("the test")[Coherence].why_unheard("topics") is None
+            coherence = application.find("the test")[Coherence]
+            assert coherence.why_unheard("topics") is None
+            assert await queries(topics) == 3
+            # Nor if it is not known all that its rows are read from.
+            coherence._concerns["topics"] = replace(coherence._concerns["topics"], related=None)
             assert await queries(topics) == 3
 
     async def both_are_announced() -> None:
@@ -295,17 +304,47 @@ def test_writes_elsewhere_are_seen(board: None, statements: Statements) -> None:
             assert await queries(topics) == 1
             version = topics.snapshot.version
             elsewhere.execute("UPDATE board_author SET name = 'Bob'")
-            await page_is(topics, "")
+            await page_is(topics, where, "")
             assert topics.snapshot.version == version
             elsewhere.execute("UPDATE board_author SET name = 'Ann'")
-            await page_is(topics, "a")
+            await page_is(topics, where, "a")
             elsewhere.execute("UPDATE board_topic SET author_id = NULL")
-            await page_is(topics, "")
+            await page_is(topics, where, "")
 
     with announced(Topic):
         finish(authors_are_not_announced)
     with announced(Topic, Author), plain_connection() as elsewhere:
         finish(both_are_announced)
+
+
+def test_hints_in_a_table_are_followed(database: str, people: Any, statements: Statements) -> None:
+    """A page that joins a table changes with it, if its triggers write hints into a table."""
+    where = TopicFilter(author__name="Ann")
+
+    def pages() -> int:
+        return sum("LIMIT" in sql and "board_topic" in sql for sql in statements.seen)
+
+    async def main() -> None:
+        async with client_of(Topics, coherence="table", coherence_poll=0.02, coherence_interval=0.02):
+            topics = await Topics.current()
+
+            async def page_becomes(expected: str) -> None:
+                version = topics.snapshot.version
+                await page_is(topics, where, expected)
+                assert topics.snapshot.version == version
+
+            await page_becomes("ac")
+            before = pages()
+            for _ in range(3):
+                await topics.select(where)
+            assert pages() == before
+            await outside(lambda: Author.objects.filter(name="Bob").update(name="Ann"))
+            await page_becomes("ab")
+            await outside(lambda: Author.objects.filter(name="Ann").update(name="Bob"))
+            await page_becomes("")
+
+    with installed(Topic, Author):
+        finish(main)
 
 
 def test_rows_that_memory_does_not_have_yet(database: str, people: Any, statements: Statements) -> None:
