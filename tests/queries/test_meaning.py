@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from django.contrib.admin import AdminSite, ModelAdmin
 from django.db.models import Q
+from django.utils.text import smart_split, unescape_string_literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,8 +122,11 @@ def write(rows: list[dict[str, Any]]) -> None:
 
 
 def searched(words: str) -> Q:
+    """What the admin's search makes of words, whose quotation marks group them."""
     found = Q()
-    for word in words.split():
+    for word in smart_split(words):
+        if word.startswith(('"', "'")) and word[0] == word[-1]:
+            word = unescape_string_literal(word)
         found &= Q(word__icontains=word) | Q(writer__name__icontains=word)
     return found
 
