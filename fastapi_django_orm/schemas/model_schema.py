@@ -68,6 +68,8 @@ class ModelSchema(BaseModel):
     # Fields that have a relation's name and take its key, and the attributes that have the keys.
     __keys__: ClassVar[dict[str, str]] = {}
     __annotated__: ClassVar[frozenset[str]]
+    # Fields that may be left out because of ``partial``.
+    __optional__: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(
         cls,
@@ -104,7 +106,7 @@ class ModelSchema(BaseModel):
             if definition.read_only:
                 cls.__read_only__ |= {name}
         cls.__annotations__ = {**generated, **annotated}
-        if any(_relation_with_key(cls.__django_model__, name) for name in cls.__annotations__):
+        if annotated or any(_relation_with_key(cls.__django_model__, name) for name in names):
             # Removed again where no field takes a key: it costs a call of Python for each row.
             before: Any = classmethod(_with_keys)
             setattr(cls, KEYS_OF_RELATIONS, model_validator(mode="before")(before))
@@ -120,13 +122,12 @@ class ModelSchema(BaseModel):
         **kwargs: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        changed = partial
-        if hasattr(cls, "__django_model__"):
-            changed |= _complete(cls)
-        if partial:
-            for info in cls.model_fields.values():
-                make_optional(info)
-        if changed:
+        changed = hasattr(cls, "__django_model__") and _complete(cls)
+        anew = cls.model_fields if partial else cls.__optional__ if _is_parametrized(cls) else ()
+        for name in anew:
+            make_optional(cls.model_fields[name])
+        cls.__optional__ = cls.__optional__.difference(cls.__annotations__).union(anew)
+        if changed or anew:
             # With an empty namespace: pydantic keeps the one in which the class was written.
             cls.model_rebuild(force=True, raise_errors=False, _types_namespace={})
 
@@ -211,29 +212,55 @@ def _field(cls: type[ModelSchema], name: str) -> Any:
 # After pydantic has evaluated the annotations
 
 
+def _is_parametrized(cls: type[ModelSchema]) -> bool:
+    """Whether this is ``Page[int]``, whose fields pydantic makes anew from what ``Page`` annotates."""
+    return cls.__pydantic_generic_metadata__["origin"] is not None
+
+
 def _complete(cls: type[ModelSchema]) -> bool:
     """Complete the fields that the class annotates; return whether any field was changed."""
     changed = False
     keys = dict(cls.__keys__)
+    annotated, names = cls.__annotated__, {*cls.__annotations__}
+    if _is_parametrized(cls):
+        annotated = frozenset().union(*(getattr(each, "__annotated__", ()) for each in cls.__mro__))
+        names = {*cls.model_fields}
     for name in [*cls.model_fields]:
-        if name not in cls.__annotations__:  # inherited, and so complete
+        if name not in names:  # inherited, and so complete
             continue
         info = cls.model_fields[name]
-        field = _of_attribute(cls, info.validation_alias if isinstance(info.validation_alias, str) else name)
-        field = field or _of_attribute(cls, name)
+        alias = info.validation_alias if isinstance(info.validation_alias, str) else name
+        field = _of_attribute(cls, alias) or _of_attribute(cls, name)
         keys.pop(name, None)
         if field is None:
             continue
-        if name in cls.__annotated__:
+        if name in annotated:
             changed = True
             _complete_one(cls, name, field)
-        if _relation_with_key(cls.__django_model__, name) and is_key(info):
-            keys[name] = field.attname
+        if is_key(info):
+            by_key = [each for each in (name, alias) if _relation_with_key(cls.__django_model__, each)]
+            keys |= {each: _of_attribute(cls, each).attname for each in by_key}
+    _check_sources(cls, keys)
     cls.__keys__ = keys
     validators = cls.__pydantic_decorators__.model_validators
     if not keys and validators.pop(KEYS_OF_RELATIONS, None) is not None:
         changed = True
     return changed
+
+
+def _check_sources(cls: type[ModelSchema], keys: dict[str, str]) -> None:
+    """Refuse two fields of which one takes the row, and the other one its key, by the same attribute.
+
+    Raises:
+        InvalidSchema: there are two.
+    """
+    for name, info in cls.model_fields.items():
+        source = info.validation_alias if isinstance(info.validation_alias, str) else name
+        if source in keys and not is_key(info):
+            raise InvalidSchema(
+                f"{cls.__qualname__}: {name} takes the row of {source!r}, and another field its key. Give "
+                f'the one that takes the key Field(validation_alias="{keys[source]}").'
+            )
 
 
 def _of_attribute(cls: type[ModelSchema], name: str) -> Any:
