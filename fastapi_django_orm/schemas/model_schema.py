@@ -242,10 +242,22 @@ def _complete(cls: type[ModelSchema]) -> bool:
             keys |= {each: _of_attribute(cls, each).attname for each in by_key}
     _check_sources(cls, keys)
     cls.__keys__ = keys
+    return _arrange_validators(cls) or changed
+
+
+def _arrange_validators(cls: type[ModelSchema]) -> bool:
+    """Let the validator of keys run after all others, or not at all; return whether it had to move."""
     validators = cls.__pydantic_decorators__.model_validators
-    if not keys and validators.pop(KEYS_OF_RELATIONS, None) is not None:
-        changed = True
-    return changed
+    if KEYS_OF_RELATIONS not in validators:
+        return False
+    names = [*validators]
+    if cls.__keys__ and names[0] == KEYS_OF_RELATIONS:
+        return False
+    mine, others = validators.pop(KEYS_OF_RELATIONS), {**validators}
+    if cls.__keys__:  # the first is the innermost: others are to see the instance itself
+        validators.clear()
+        validators.update({KEYS_OF_RELATIONS: mine, **others})
+    return True
 
 
 def _check_sources(cls: type[ModelSchema], keys: dict[str, str]) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     computed_field,
     field_validator,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -476,6 +477,25 @@ def test_it_is_pydantics_in_every_use() -> None:
     author = AuthorOut.model_validate(Author(id=1, name="x"))
     assert pickle.loads(pickle.dumps(author)) == author
     assert author.__django_model__ is Author
+
+
+def test_a_validator_before_all_others_sees_the_instance() -> None:
+    """Also where a relation is read by its key."""
+    seen = []
+
+    class Out(ModelSchema, model="board.Topic", fields=("author",)):
+        @model_validator(mode="before")
+        @classmethod
+        def look(cls, value: Any) -> Any:
+            seen.append(value)
+            return value
+
+    class More(Out, fields=("comment",)): ...
+
+    topic = Topic(comment="a", author_id=3)
+    assert Out.model_validate(topic).model_dump() == {"author": 3}
+    assert More.model_validate(topic).model_dump() == {"author": 3, "comment": "a"}
+    assert seen == [topic, topic]
 
 
 def test_a_parametrized_schema_has_what_the_generic_one_has() -> None:
