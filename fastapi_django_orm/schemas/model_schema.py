@@ -15,14 +15,12 @@ from django.db.models import Model
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..errors import FieldsNotNamed, InvalidSchema, UnknownField, nearest
+from .completing import KEYS_OF_RELATIONS, complete_fields, is_parametrized, relation_with_key, with_keys
 from .declaring import model_named
 from .definition import define
-from .merging import complete, complete_later, complete_relation, is_key, make_optional, new_field
+from .merging import make_optional, new_field
 from .relations import field_of_attribute, has_values
 from .secrets import is_secret
-from .values import WithKeys
-
-KEYS_OF_RELATIONS = "_relations_by_key"  # the validator that puts keys in the place of rows
 
 Names = Collection[str] | Literal["__all__"]
 
@@ -106,9 +104,9 @@ class ModelSchema(BaseModel):
             if definition.read_only:
                 cls.__read_only__ |= {name}
         cls.__annotations__ = {**generated, **annotated}
-        if annotated or any(_relation_with_key(cls.__django_model__, name) for name in names):
+        if annotated or any(relation_with_key(cls.__django_model__, name) for name in names):
             # Removed again where no field takes a key: it costs a call of Python for each row.
-            before: Any = classmethod(_with_keys)
+            before: Any = classmethod(with_keys)
             setattr(cls, KEYS_OF_RELATIONS, model_validator(mode="before")(before))
 
     @classmethod
@@ -122,8 +120,8 @@ class ModelSchema(BaseModel):
         **kwargs: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        changed = hasattr(cls, "__django_model__") and _complete(cls)
-        anew = cls.model_fields if partial else cls.__optional__ if _is_parametrized(cls) else ()
+        changed = hasattr(cls, "__django_model__") and complete_fields(cls)
+        anew = cls.model_fields if partial else cls.__optional__ if is_parametrized(cls) else ()
         for name in anew:
             make_optional(cls.model_fields[name])
         cls.__optional__ = cls.__optional__.difference(cls.__annotations__).union(anew)
@@ -207,110 +205,3 @@ def _field(cls: type[ModelSchema], name: str) -> Any:
             f'name in the class, as `{name.strip("_")}: int = Field(validation_alias="{name}")`.'
         )
     return field
-
-
-# After pydantic has evaluated the annotations
-
-
-def _is_parametrized(cls: type[ModelSchema]) -> bool:
-    """Whether this is ``Page[int]``, whose fields pydantic makes anew from what ``Page`` annotates."""
-    return cls.__pydantic_generic_metadata__["origin"] is not None
-
-
-def _complete(cls: type[ModelSchema]) -> bool:
-    """Complete the fields that the class annotates; return whether any field was changed."""
-    changed = False
-    keys = dict(cls.__keys__)
-    annotated, names = cls.__annotated__, {*cls.__annotations__}
-    if _is_parametrized(cls):
-        annotated = frozenset().union(*(getattr(each, "__annotated__", ()) for each in cls.__mro__))
-        names = {*cls.model_fields}
-    for name in [*cls.model_fields]:
-        if name not in names:  # inherited, and so complete
-            continue
-        info = cls.model_fields[name]
-        alias = info.validation_alias if isinstance(info.validation_alias, str) else name
-        field = _of_attribute(cls, alias) or _of_attribute(cls, name)
-        keys.pop(name, None)
-        if field is None:
-            continue
-        if name in annotated:
-            changed = True
-            _complete_one(cls, name, field)
-        if is_key(info):
-            by_key = [each for each in (name, alias) if _relation_with_key(cls.__django_model__, each)]
-            keys |= {each: _of_attribute(cls, each).attname for each in by_key}
-    _check_sources(cls, keys)
-    cls.__keys__ = keys
-    return _arrange_validators(cls) or changed
-
-
-def _arrange_validators(cls: type[ModelSchema]) -> bool:
-    """Let the validator of keys run after all others, or not at all; return whether it had to move."""
-    validators = cls.__pydantic_decorators__.model_validators
-    if KEYS_OF_RELATIONS not in validators:
-        return False
-    names = [*validators]
-    if cls.__keys__ and names[0] == KEYS_OF_RELATIONS:
-        return False
-    mine, others = validators.pop(KEYS_OF_RELATIONS), {**validators}
-    if cls.__keys__:  # the first is the innermost: others are to see the instance itself
-        validators.clear()
-        validators.update({KEYS_OF_RELATIONS: mine, **others})
-    return True
-
-
-def _check_sources(cls: type[ModelSchema], keys: dict[str, str]) -> None:
-    """Refuse two fields of which one takes the row, and the other one its key, by the same attribute.
-
-    Raises:
-        InvalidSchema: there are two.
-    """
-    for name, info in cls.model_fields.items():
-        source = info.validation_alias if isinstance(info.validation_alias, str) else name
-        if source in keys and not is_key(info):
-            raise InvalidSchema(
-                f"{cls.__qualname__}: {name} takes the row of {source!r}, and another field its key. Give "
-                f'the one that takes the key Field(validation_alias="{keys[source]}").'
-            )
-
-
-def _of_attribute(cls: type[ModelSchema], name: str) -> Any:
-    model = cls.__django_model__
-    if name == "pk":
-        return model._meta.pk
-    columns = {field.attname: field for field in model._meta.concrete_fields}
-    return columns.get(name) or field_of_attribute(model, name)
-
-
-def _complete_one(cls: type[ModelSchema], name: str, field: Any) -> None:
-    info = cls.model_fields[name]
-    if not info._complete:
-        if field.is_relation:
-            complete_later(info, field)
-        return
-    if field.is_relation and (field.many_to_many or not field.concrete):
-        complete_relation(info, field)
-    if not has_values(field):
-        return
-    try:
-        definition = define(field, cls.__qualname__)
-    except InvalidSchema:
-        return  # of a kind that only the annotation knows
-    complete(info, definition)
-    if definition.read_only:
-        cls.__read_only__ |= {name}
-
-
-# Relations by key
-
-
-def _relation_with_key(model: type[Model], name: str) -> bool:
-    field = field_of_attribute(model, name)
-    if field is None or field.name != name:  # Django finds a field by its column's attribute as well
-        return False
-    return bool(field.is_relation and field.concrete and not field.many_to_many)
-
-
-def _with_keys(cls: type[ModelSchema], value: Any) -> Any:
-    return WithKeys(value, cls.__keys__) if isinstance(value, Model) else value

@@ -394,6 +394,11 @@ def test_a_key_may_have_another_name() -> None:
     topic = Topic(author=Author(id=7, name="a"))
     assert Named.model_validate(topic).model_dump() == {"writer": 7}
 
+    class Nested(Named):
+        writer: AuthorOut = Field(alias="author")  # type: ignore[assignment]
+
+    assert Nested.model_validate(topic).model_dump() == {"writer": {"id": 7, "name": "a"}}
+
     class Both(ModelSchema, model="board.Topic"):
         writer: AuthorOut = Field(alias="author")
         author: int = Field(validation_alias="author_id")
