@@ -7,6 +7,7 @@ keys in the place of rows for the fields that take them.
 from typing import Any, TypeAlias
 
 from django.db.models import Model
+from pydantic.fields import FieldInfo
 
 from ..errors import InvalidSchema
 from .definition import define
@@ -32,16 +33,15 @@ def complete_fields(cls: Schema) -> bool:
     if is_parametrized(cls):
         annotated = frozenset().union(*(getattr(each, "__annotated__", ()) for each in cls.__mro__))
     for name, info in cls.model_fields.items():
-        alias = info.validation_alias if isinstance(info.validation_alias, str) else name
-        field = _of_attribute(cls, alias) or _of_attribute(cls, name)
+        source = _source(cls, name, info)
+        field = _of_attribute(cls, source)
         if field is None:
             continue
         if name in annotated:
             changed = True
             _complete_one(cls, name, field)
-        if is_key(info):
-            by_key = [each for each in (name, alias) if relation_with_key(cls.__django_model__, each)]
-            keys |= {each: _of_attribute(cls, each).attname for each in by_key}
+        if is_key(info) and relation_with_key(cls.__django_model__, source):
+            keys[source] = field.attname
     _check_sources(cls, keys)
     cls.__keys__ = keys
     return _arrange_validators(cls) or changed
@@ -69,12 +69,18 @@ def _check_sources(cls: Schema, keys: dict[str, str]) -> None:
         InvalidSchema: there are two.
     """
     for name, info in cls.model_fields.items():
-        source = info.validation_alias if isinstance(info.validation_alias, str) else name
+        source = _source(cls, name, info)
         if source in keys and not is_key(info):
             raise InvalidSchema(
                 f"{cls.__qualname__}: {name} takes the row of {source!r}, and another field its key. Give "
                 f'the one that takes the key Field(validation_alias="{keys[source]}").'
             )
+
+
+def _source(cls: Schema, name: str, info: FieldInfo) -> str:
+    """Return the attribute that a field is read from: its alias, if instances have that."""
+    alias = info.validation_alias
+    return alias if isinstance(alias, str) and _of_attribute(cls, alias) is not None else name
 
 
 def _of_attribute(cls: Schema, name: str) -> Any:

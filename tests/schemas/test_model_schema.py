@@ -596,7 +596,7 @@ def declare(**arguments: Any) -> type[ModelSchema]:
             "no field 'coment'. Did you mean 'comment'",
         ),
         ({"model": "board.Topic", "exclude": ["coment"]}, UnknownField, "Did you mean 'comment'"),
-        ({"model": "board.Author", "fields": ["zzz"]}, UnknownField, "There is: id, name, pk, topic."),
+        ({"model": "board.Author", "fields": ["zzz"]}, UnknownField, "There is: id, name, pk."),
         ({"model": "board.Topic"}, FieldsNotNamed, r"fields=\('id', 'comment', 'author'\)"),
         ({"model": "board.Topic", "fields": "id"}, InvalidSchema, r"fields=\('id',\)"),
         ({"model": "board.Topic", "exclude": "id"}, InvalidSchema, r"exclude=\('id',\)"),
