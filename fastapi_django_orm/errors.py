@@ -225,7 +225,7 @@ class ReadFailed(_Unavailable, RuntimeError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: a guess, or ten of the names that there are."""
-    names = sorted(known)
+    names = sorted({*known})
     folded = {known_as.casefold(): known_as for known_as in names}
     if close := get_close_matches(name.casefold(), folded, n=3):
         return "Did you mean " + " or ".join(repr(folded[found]) for found in close) + "?"

@@ -17,7 +17,7 @@ from django.db.models.query import ModelIterable
 from pydantic import BaseModel
 
 from ..events import logger
-from ..schemas.annotations import models_in
+from ..schemas.annotations import evaluated, models_in
 from ..schemas.relations import field_of_attribute, is_to_many
 from .keys import AnyQuerySet
 from .schema_code import source_of
@@ -32,7 +32,7 @@ def relations_of(schema: Schema, model: type[Model]) -> Iterator[tuple[str, Any,
 
     A relation to one row that is read by its key needs nothing, and is left out.
     """
-    for name, info in schema.model_fields.items():
+    for name, info in evaluated(schema).items():
         source = source_of(name, info, model)
         field = field_of_attribute(model, source)
         if field is not None and field.is_relation:
@@ -82,7 +82,7 @@ def schema_for(model: type[Model], annotation: Any) -> Schema | None:
         seen.add(schema)
         if issubclass(model, getattr(schema, "__django_model__", ())):
             return schema
-        waiting += [each for info in schema.model_fields.values() for each in models_in(info.annotation)]
+        waiting += [each for info in evaluated(schema).values() for each in models_in(info.annotation)]
     return None
 
 

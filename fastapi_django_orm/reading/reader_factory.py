@@ -8,7 +8,7 @@ from django.db.models.query import ValuesIterable
 from pydantic import BaseModel
 
 from ..errors import InvalidRepository
-from ..schemas.model_schema import KEYS_OF_RELATIONS
+from ..schemas.completing import KEYS_OF_RELATIONS
 from .keys import AnyQuerySet
 from .readers import ColumnReader, DictReader, Reader
 from .resolve import unknown_field

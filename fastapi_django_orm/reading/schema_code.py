@@ -23,7 +23,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from ..schemas.annotations import models_in
-from ..schemas.model_schema import KEYS_OF_RELATIONS
+from ..schemas.completing import KEYS_OF_RELATIONS
 from ..schemas.values import Check, Choice
 from .keys import AnyQuerySet
 

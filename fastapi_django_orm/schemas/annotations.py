@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -15,6 +16,13 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for argument in get_args(annotation):
         yield from models_in(argument)
+
+
+def evaluated(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return a model's fields, also where annotations name classes that were declared after it."""
+    if not model.__pydantic_complete__:
+        model.model_rebuild(raise_errors=False)  # pydantic does it in the first validation
+    return model.model_fields
 
 
 def allows_none(annotation: Any) -> bool:

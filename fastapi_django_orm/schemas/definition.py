@@ -11,6 +11,7 @@ from django.db.models import Expression, Value
 from django.db.models.fields import NOT_PROVIDED, AutoFieldMixin
 from django.utils.choices import CallableChoiceIterator
 from django.utils.functional import Promise
+from pydantic_core import to_jsonable_python
 
 from .annotations import bare
 from .constraints import constraints_of
@@ -83,6 +84,7 @@ def define(field: Any, owner: str) -> Definition:
             extra["x-enum-descriptions"] = [*labels.values()]
         else:
             checks = [*checks, *choice]
+            extra |= _documented_choices(field)
     read_only = not field.editable or field.generated or _is_automatic(field)
     if read_only:  # so no value has to be checked that a client sends
         constraints, checks = {}, []
@@ -171,19 +173,31 @@ def _labels(field: Any) -> dict[Any, str]:
     return labels if all(type(value) in (str, int, bool) for value in labels) else {}
 
 
+def _documented_choices(field: Any) -> dict[str, Any]:
+    """Return what the JSON schema says of choices that are not a ``Literal``, if they are not computed."""
+    if isinstance(field.choices, CallableChoiceIterator):
+        return {}
+    values, labels = zip(*field.flatchoices, strict=True)
+    return {
+        "examples": to_jsonable_python(values, fallback=str),
+        "x-enum-descriptions": [*map(str, labels)],
+    }
+
+
 # Defaults
 
 
 def _default(field: Any, kind: Any) -> dict[str, Any]:
     """Return the arguments of ``pydantic.Field``; nothing where a value must be given."""
     if field.default is not NOT_PROVIDED:
-        if callable(field.default) or isinstance(field.default, Promise | list | dict | set):
+        # Bytes have no place in a JSON schema, which would have the default.
+        if callable(field.default) or isinstance(field.default, Promise | list | dict | set | bytes):
             return {"default_factory": ModelDefault(field)}
         return {"default": _converted(field, field.default)}
     given = field.db_default
     if given is not NOT_PROVIDED:
         given = given.value if type(given) is Value else given
-        if isinstance(given, Expression) or hasattr(given, "resolve_expression"):
+        if isinstance(given, Expression | bytes) or hasattr(given, "resolve_expression"):
             return {"default_factory": unset}
         return {"default": _converted(field, given)}
     if not field.blank:

@@ -15,14 +15,12 @@ from django.db.models import Model
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from ..errors import FieldsNotNamed, InvalidSchema, UnknownField, nearest
+from .completing import KEYS_OF_RELATIONS, complete_fields, is_parametrized, relation_with_key, with_keys
 from .declaring import model_named
 from .definition import define
-from .merging import complete, complete_later, complete_relation, is_key, make_optional, new_field
+from .merging import make_optional, new_field
 from .relations import field_of_attribute, has_values
 from .secrets import is_secret
-from .values import WithKeys
-
-KEYS_OF_RELATIONS = "_relations_by_key"  # the validator that puts keys in the place of rows
 
 Names = Collection[str] | Literal["__all__"]
 
@@ -68,6 +66,8 @@ class ModelSchema(BaseModel):
     # Fields that have a relation's name and take its key, and the attributes that have the keys.
     __keys__: ClassVar[dict[str, str]] = {}
     __annotated__: ClassVar[frozenset[str]]
+    # Fields that may be left out because of ``partial``.
+    __optional__: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(
         cls,
@@ -104,9 +104,9 @@ class ModelSchema(BaseModel):
             if definition.read_only:
                 cls.__read_only__ |= {name}
         cls.__annotations__ = {**generated, **annotated}
-        if any(_relation_with_key(cls.__django_model__, name) for name in cls.__annotations__):
+        if annotated or any(relation_with_key(cls.__django_model__, name) for name in names):
             # Removed again where no field takes a key: it costs a call of Python for each row.
-            before: Any = classmethod(_with_keys)
+            before: Any = classmethod(with_keys)
             setattr(cls, KEYS_OF_RELATIONS, model_validator(mode="before")(before))
 
     @classmethod
@@ -120,13 +120,12 @@ class ModelSchema(BaseModel):
         **kwargs: Any,
     ) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        changed = partial
-        if hasattr(cls, "__django_model__"):
-            changed |= _complete(cls)
-        if partial:
-            for info in cls.model_fields.values():
-                make_optional(info)
-        if changed:
+        changed = hasattr(cls, "__django_model__") and complete_fields(cls)
+        anew = cls.model_fields if partial else cls.__optional__ if is_parametrized(cls) else ()
+        for name in anew:
+            make_optional(cls.model_fields[name])
+        cls.__optional__ = cls.__optional__.difference(cls.__annotations__).union(anew)
+        if changed or anew:
             # With an empty namespace: pydantic keeps the one in which the class was written.
             cls.model_rebuild(force=True, raise_errors=False, _types_namespace={})
 
@@ -206,72 +205,3 @@ def _field(cls: type[ModelSchema], name: str) -> Any:
             f'name in the class, as `{name.strip("_")}: int = Field(validation_alias="{name}")`.'
         )
     return field
-
-
-# After pydantic has evaluated the annotations
-
-
-def _complete(cls: type[ModelSchema]) -> bool:
-    """Complete the fields that the class annotates; return whether any field was changed."""
-    changed = False
-    keys = dict(cls.__keys__)
-    for name in [*cls.model_fields]:
-        if name not in cls.__annotations__:  # inherited, and so complete
-            continue
-        info = cls.model_fields[name]
-        field = _of_attribute(cls, info.validation_alias if isinstance(info.validation_alias, str) else name)
-        field = field or _of_attribute(cls, name)
-        keys.pop(name, None)
-        if field is None:
-            continue
-        if name in cls.__annotated__:
-            changed = True
-            _complete_one(cls, name, field)
-        if _relation_with_key(cls.__django_model__, name) and is_key(info):
-            keys[name] = field.attname
-    cls.__keys__ = keys
-    validators = cls.__pydantic_decorators__.model_validators
-    if not keys and validators.pop(KEYS_OF_RELATIONS, None) is not None:
-        changed = True
-    return changed
-
-
-def _of_attribute(cls: type[ModelSchema], name: str) -> Any:
-    model = cls.__django_model__
-    if name == "pk":
-        return model._meta.pk
-    columns = {field.attname: field for field in model._meta.concrete_fields}
-    return columns.get(name) or field_of_attribute(model, name)
-
-
-def _complete_one(cls: type[ModelSchema], name: str, field: Any) -> None:
-    info = cls.model_fields[name]
-    if not info._complete:
-        if field.is_relation:
-            complete_later(info, field)
-        return
-    if field.is_relation and (field.many_to_many or not field.concrete):
-        complete_relation(info, field)
-    if not has_values(field):
-        return
-    try:
-        definition = define(field, cls.__qualname__)
-    except InvalidSchema:
-        return  # of a kind that only the annotation knows
-    complete(info, definition)
-    if definition.read_only:
-        cls.__read_only__ |= {name}
-
-
-# Relations by key
-
-
-def _relation_with_key(model: type[Model], name: str) -> bool:
-    field = field_of_attribute(model, name)
-    if field is None or field.name != name:  # Django finds a field by its column's attribute as well
-        return False
-    return bool(field.is_relation and field.concrete and not field.many_to_many)
-
-
-def _with_keys(cls: type[ModelSchema], value: Any) -> Any:
-    return WithKeys(value, cls.__keys__) if isinstance(value, Model) else value

@@ -96,6 +96,8 @@ class Base64:
             if each.get("type") == "string":
                 each.pop("format", None)
                 each["contentEncoding"] = "base64"
+                for limit in {"minLength", "maxLength"} & each.keys():  # of the text: four for three bytes
+                    each[limit] = -(-each[limit] // 3) * 4
         return found
 
 

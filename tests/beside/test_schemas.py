@@ -11,7 +11,8 @@ import pytest
 
 DEADLINE = 120  # seconds
 
-PROJECTS = {"contrib": ("django", 9), "wagtail": ("wagtail", 45)}  # and how many models each has at least
+PROJECTS = {"contrib": ("django", 9), "wagtail": ("wagtail", 45), "oscar": ("oscar", 70), "cms": ("cms", 20)}
+"""The package of each, and how many models it has at least."""
 
 
 @pytest.mark.timeout(DEADLINE + 10)

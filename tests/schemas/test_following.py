@@ -42,6 +42,17 @@ class PlaceOut(ModelSchema, model="places.Place", fields=("name",)):
 class PlaceKeys(ModelSchema, model="places.Place", fields=("name", "tags")): ...
 
 
+class LaterTopics(ModelSchema, model="board.Author", fields=("name",)):
+    topic_set: list["LaterTopic"]
+
+
+class LaterTopic(ModelSchema, model="board.Topic", fields=("comment",)):
+    author: "LaterAuthor | None"
+
+
+class LaterAuthor(ModelSchema, model="board.Author", fields=("name",)): ...
+
+
 class DeskOut(ModelSchema, model="board.Desk", fields=("number",)): ...
 
 
@@ -113,6 +124,16 @@ def test_a_reverse_relation_is_one_query_and_one_for_each_level_below() -> None:
     found = dumped(AuthorTopics, Author, 2)
     assert [[topic["comment"] for topic in author["topic_set"]] for author in found] == [["c0", "c3"], ["c1"]]
     assert found[0]["topic_set"][0]["author"]["name"] == "Ann"
+
+
+@pytest.mark.usefixtures("board")
+def test_schemas_that_are_declared_later_are_followed() -> None:
+    """Annotations are evaluated before the first row is read, not by its validation."""
+    found = dumped(LaterTopics, Author, 3)
+    assert [[topic["author"]["name"] for topic in row["topic_set"]] for row in found] == [
+        ["Ann"] * 2,
+        ["Bob"],
+    ]
 
 
 @pytest.mark.usefixtures("places")

@@ -24,6 +24,7 @@ from pydantic import (
     ValidationError,
     computed_field,
     field_validator,
+    model_validator,
 )
 from pydantic.alias_generators import to_camel
 
@@ -308,6 +309,37 @@ def test_annotations_of_what_is_not_a_field_are_left_alone() -> None:
     }
 
 
+def test_the_json_schema_has_labels_of_every_choice_and_base64s_own_limits() -> None:
+    """Choices that `Literal` cannot have are examples; limits of bytes are those of their text."""
+    with isolate_apps("tests.project.board"):
+
+        class Parcel(models.Model):
+            weight = models.DecimalField(
+                max_digits=3, decimal_places=1, choices=[(Decimal("0.5"), "light"), (Decimal(2), "heavy")]
+            )
+            stamp = models.BinaryField(editable=True, max_length=4, default=b"\xff")
+
+            class Meta:
+                app_label = "board"
+
+            def __str__(self) -> str:
+                return ""
+
+    class Out(ModelSchema, model=Parcel, fields=("weight", "stamp")): ...
+
+    found = properties(Out)
+    assert found["weight"]["examples"] == ["0.5", "2"]
+    assert found["weight"]["x-enum-descriptions"] == ["light", "heavy"]
+    assert found["stamp"] == {
+        "type": "string",
+        "contentEncoding": "base64",
+        "minLength": 4,
+        "maxLength": 8,
+        "title": "Stamp",
+    }
+    assert Out.model_validate({"weight": "2"}).model_dump(mode="json") == {"weight": "2", "stamp": "/w=="}
+
+
 # Relations
 
 
@@ -351,6 +383,31 @@ def test_a_subclass_may_nest_what_its_base_has_by_key_and_the_reverse() -> None:
     topic = Topic(author=Author(id=1, name="a"))
     assert Nested.model_validate(topic).model_dump() == {"author": {"id": 1, "name": "a"}}
     assert Again.model_validate(topic).model_dump() == {"author": 1}
+
+
+def test_a_key_may_have_another_name() -> None:
+    """An alias that names the relation reads its key; beside the row itself it must name the column."""
+
+    class Named(ModelSchema, model="board.Topic"):
+        writer: int = Field(alias="author")
+
+    topic = Topic(author=Author(id=7, name="a"))
+    assert Named.model_validate(topic).model_dump() == {"writer": 7}
+
+    class Nested(Named):
+        writer: AuthorOut = Field(alias="author")  # type: ignore[assignment]
+
+    assert Nested.model_validate(topic).model_dump() == {"writer": {"id": 7, "name": "a"}}
+
+    class Both(ModelSchema, model="board.Topic"):
+        writer: AuthorOut = Field(alias="author")
+        author: int = Field(validation_alias="author_id")
+
+    assert Both.model_validate(topic).author == Both.model_validate(topic).writer.id == 7
+    with pytest.raises(InvalidSchema, match=r'writer takes the row.*validation_alias="author_id"'):
+
+        class Out(ModelSchema, model="board.Topic", fields=("author",)):
+            writer: AuthorOut = Field(alias="author")
 
 
 # Partial
@@ -427,6 +484,47 @@ def test_it_is_pydantics_in_every_use() -> None:
     assert author.__django_model__ is Author
 
 
+def test_a_validator_before_all_others_sees_the_instance() -> None:
+    """Also where a relation is read by its key."""
+    seen = []
+
+    class Out(ModelSchema, model="board.Topic", fields=("author",)):
+        @model_validator(mode="before")
+        @classmethod
+        def look(cls, value: Any) -> Any:
+            seen.append(value)
+            return value
+
+    class More(Out, fields=("comment",)): ...
+
+    topic = Topic(comment="a", author_id=3)
+    assert Out.model_validate(topic).model_dump() == {"author": 3}
+    assert More.model_validate(topic).model_dump() == {"author": 3, "comment": "a"}
+    assert seen == [topic, topic]
+
+
+def test_a_parametrized_schema_has_what_the_generic_one_has() -> None:
+    """Limits of annotated fields, `partial`, and relations whose schema is a type variable."""
+
+    class Out(ModelSchema, Generic[T], model="board.Topic", fields=("author",)):
+        comment: str
+        author: T
+
+    class Patch(Out[T], Generic[T], partial=True): ...
+
+    class Whole(Patch[T], Generic[T]):
+        comment: str
+
+    topic = Topic(comment="a", author=Author(id=1, name="x"))
+    assert Out[int].model_validate(topic).model_dump() == {"author": 1, "comment": "a"}
+    nested = Out[AuthorOut].model_validate(topic)
+    assert nested.model_dump() == {"author": {"id": 1, "name": "x"}, "comment": "a"}
+    assert Patch[int]().model_fields_set == set()  # type: ignore[call-arg]
+    for schema in (Out[int], Patch[int], Patch[AuthorOut], Whole[int]):
+        assert properties(schema)["comment"]["maxLength"] == 2000
+    assert Whole[int].model_json_schema()["required"] == ["comment"]
+
+
 def test_a_model_without_fields_of_this_package_is_a_base_class() -> None:
     """A class without a model holds what others share; a subclass adds fields to its base's."""
 
@@ -498,6 +596,7 @@ def declare(**arguments: Any) -> type[ModelSchema]:
             "no field 'coment'. Did you mean 'comment'",
         ),
         ({"model": "board.Topic", "exclude": ["coment"]}, UnknownField, "Did you mean 'comment'"),
+        ({"model": "board.Author", "fields": ["zzz"]}, UnknownField, "There is: id, name, pk."),
         ({"model": "board.Topic"}, FieldsNotNamed, r"fields=\('id', 'comment', 'author'\)"),
         ({"model": "board.Topic", "fields": "id"}, InvalidSchema, r"fields=\('id',\)"),
         ({"model": "board.Topic", "exclude": "id"}, InvalidSchema, r"exclude=\('id',\)"),

@@ -40,15 +40,21 @@ TEXTS = (
     "DE",
     "a.b",
     "/a/",
+    "+12125552368",
 )
 
 
 def register_kinds() -> None:
     """Say what this project's own fields are, as an application that uses them would."""
-    if apps.is_installed("wagtail"):
-        from typing import Annotated
+    from typing import Annotated
 
-        from pydantic import BeforeValidator
+    from pydantic import BeforeValidator
+
+    if apps.is_installed("oscar"):
+        from phonenumber_field.modelfields import PhoneNumberField
+
+        register_field(PhoneNumberField, Annotated[str, BeforeValidator(str)])
+    if apps.is_installed("wagtail"):
         from wagtail.blocks import StreamValue
         from wagtail.fields import StreamField
 
