@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from tempfile import TemporaryDirectory
 
+from benchmarks.announcing import DURABLE
 from benchmarks.children.start import outcome
 from benchmarks.databases import filled, seeded
 from benchmarks.peer import Way
@@ -21,9 +22,10 @@ def main(rows: int) -> None:
     """Measure on both databases, each in a process of its own, and print a table."""
     print(f"| {rows:,} rows | Django alone | `create()` of a Repository | of a CachedRepository |")
     print("|---|---|---|---|")
-    with PostgreSQL() as server, TemporaryDirectory() as directory:
+    with PostgreSQL() as server, PostgreSQL(settings=DURABLE) as durable, TemporaryDirectory() as directory:
         urls = {
-            "PostgreSQL": seeded(server, rows),
+            "PostgreSQL": seeded(durable, rows),
+            "PostgreSQL without fsync": seeded(server, rows),
             "SQLite": filled(f"sqlite:///{directory}/topics.sqlite3", rows),
         }
         for name, url in urls.items():

@@ -181,10 +181,12 @@ class AtomicScope(Scope):
                 self.register_hooks()
                 connection: Any = self.connection(self._alias)
                 # If a COMMIT fails, the server may have carried it out all the same: nothing is undone then.
-                is_undone = how[0] is not None or connection.needs_rollback
+                is_undone = (
+                    how[0] is not None or connection.needs_rollback or connection.closed_in_transaction
+                )
                 with _loud(connection, how[0]):
                     django.__exit__(*how)
-                self._settle(is_undone)
+                    self._settle(is_undone)
         finally:
             self._release()
 

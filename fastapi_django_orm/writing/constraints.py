@@ -136,5 +136,6 @@ def _in_expression(expression: Any, model: type[Model]) -> Iterator[str]:
     elif isinstance(expression, str):
         yield expression
     elif expression is not None:
-        named: list[Any] = [each for each in expression.flatten() if isinstance(each, F)]
+        parts = expression.flatten() if hasattr(expression, "flatten") else [expression]
+        named: list[Any] = [each for each in parts if isinstance(each, F)]
         yield from (each.name for each in named)

@@ -195,25 +195,34 @@ def _clean(instance: Model, values: Values, alias: str) -> None:
     Raises:
         ValidationError: as Django's ``full_clean()``.
     """
+    _check_texts(values, alias)
     errors: dict[str, Any] = {}
     try:
         instance.full_clean(exclude=_left_empty(instance, values))
     except ValidationError as error:
         mark_conflicts(error, instance)
         errors = error.update_error_dict(errors)
-    for name, unknown in (_unstorable(values, alias) | values.check_keys(type(instance), alias)).items():
+    for name, unknown in values.check_keys(type(instance), alias).items():
         errors.setdefault(name, []).extend(unknown.error_list)
     if errors:
         raise ValidationError(errors)
 
 
-def _unstorable(values: Values, alias: str) -> dict[str, ValidationError]:
-    """Errors of texts that the database cannot store. Django's forms refuse them, and its models do not."""
+def _check_texts(values: Values, alias: str) -> None:
+    """Refuse texts that the database cannot store, before they are part of a query.
+
+    Django's forms refuse them, and its models do not.
+    """
     if not connections[alias].features.prohibits_null_characters_in_text_exception:
-        return {}
-    texts = {name: value for name, value in values.of_row.items() if isinstance(value, str) and "\0" in value}
-    refuse = ProhibitNullCharactersValidator()
-    return {name: ValidationError(refuse.message, code=refuse.code) for name in texts}
+        return
+    refuse, errors = ProhibitNullCharactersValidator(), {}
+    for name, value in values.of_row.items():
+        try:
+            refuse(value)
+        except ValidationError as error:
+            errors[name] = error
+    if errors:
+        raise ValidationError(errors)
 
 
 def _left_empty(instance: Model, values: Values) -> set[str]:

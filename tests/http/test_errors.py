@@ -1,16 +1,21 @@
 """What exceptions of Django become in an answer, and whose handler answers."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
 import structlog
-from django.core.exceptions import PermissionDenied, SuspiciousOperation, ValidationError
-from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, transaction
+from django.apps import apps
+from django.contrib.postgres.constraints import ExclusionConstraint
+from django.contrib.postgres.fields import IntegerRangeField, RangeOperators
+from django.core.exceptions import BadRequest, PermissionDenied, SuspiciousOperation, ValidationError
+from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, models, transaction
+from django.db.backends.postgresql.psycopg_any import NumericRange
 from django.db.models import ProtectedError, RestrictedError
+from django.db.models.functions import Upper
 from django.http import Http404
 from django.utils.translation import gettext_lazy
 from fastapi import Depends, FastAPI, Request, WebSocket
@@ -22,11 +27,11 @@ from starlette.routing import Route
 from structlog.contextvars import merge_contextvars
 from structlog.testing import LogCapture
 
-from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, run
+from fastapi_django_orm import DjangoORM, InTransaction, ORMSettings, Repository, run
 from fastapi_django_orm.errors import DatabaseBusy, NotFound
 from tests.project.board.models import Page, Seat, Topic
 from tests.project.library.models import Book, Shelf
-from tests.support.databases import DEADLINE, client_of
+from tests.support.databases import DEADLINE, client_of, created
 from tests.writing.shelves import empty
 
 SECRET = "s3cret value of a row"
@@ -35,6 +40,7 @@ ERRORS: dict[str, tuple[Exception, int]] = {
     "does-not-exist": (Topic.DoesNotExist(SECRET), 404),
     "denied": (PermissionDenied(SECRET), 403),
     "suspicious": (SuspiciousOperation(SECRET), 400),
+    "bad": (BadRequest(SECRET), 400),
     "operational": (OperationalError(SECRET), 503),
     "interface": (InterfaceError(0, SECRET), 503),
     "integrity": (IntegrityError(SECRET), 409),
@@ -234,6 +240,86 @@ def test_a_duplicate_is_a_conflict_before_the_database_says_so(sqlite: str) -> N
             assert [each["loc"][1] for each in answer.json()["detail"]] == ["title", "slug", "address"]
 
     asyncio.run(main())
+
+
+@pytest.fixture
+def booking() -> Iterator[type[models.Model]]:
+    """A model of the project for as long as the test runs, since only PostgreSQL has its table."""
+
+    class Booking(models.Model):
+        """A room is booked for some days, once for each, unless that was cancelled."""
+
+        room = models.CharField(max_length=20)
+        days = IntegerRangeField()
+        cancelled = models.BooleanField(default=False)
+        code = models.CharField(max_length=20)
+
+        class Meta:
+            app_label = "library"
+            constraints = (
+                models.UniqueConstraint(
+                    fields=["room", "code"], condition=models.Q(cancelled=False), name="booking_code"
+                ),
+                models.UniqueConstraint(Upper("code"), "days", name="booking_upper"),
+                ExclusionConstraint(
+                    name="booking_days",
+                    index_type="SPGIST",
+                    expressions=[("days", RangeOperators.OVERLAPS)],
+                    condition=models.Q(cancelled=False),
+                    violation_error_message="These days are taken.",
+                ),
+            )
+
+        def __str__(self) -> str:
+            return self.room
+
+    yield Booking
+    del apps.all_models["library"]["booking"]
+    apps.clear_cache()
+
+
+@pytest.mark.parametrize("default_database", ["postgresql"], indirect=True)
+def test_constraints_with_conditions_and_expressions(
+    default_database: str, booking: type[models.Model]
+) -> None:
+    """Whether full_clean() or the database finds the conflict, the answer has the constraint's fields."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def handler(
+        _: InTransaction, code: str, first: int, checked: bool, cancelled: bool = False
+    ) -> None:
+        days = NumericRange(first, first + 10)
+        values = {"room": "r", "code": code, "days": days, "cancelled": cancelled}
+        if checked:
+            await (await Bookings.current()).create(values)
+        else:
+            await booking._default_manager.acreate(**values)
+
+    Bookings = type(
+        "Bookings", (Repository,), {"__module__": __name__, "model": booking, "fields": ("id", "room")}
+    )
+    conflicts = [
+        ({"code": "a", "first": 100}, "unique", ["room", "code", "cancelled"]),
+        ({"code": "A", "first": 1, "cancelled": True}, "unique", ["code", "days"]),
+        ({"code": "b", "first": 5}, "exclusion", ["days", "cancelled"]),
+    ]
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE), DjangoORM(repositories=[Bookings]).lifespan(app):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            client = httpx.AsyncClient(transport=transport, base_url="http://test")
+            ask = {"code": "a", "first": 1, "checked": True}
+            assert (await client.get("/", params=ask)).status_code == 200
+            for checked in (True, False):
+                for values, kind, fields in conflicts:
+                    answer = await client.get("/", params={**values, "checked": checked})
+                    assert answer.status_code == 409, (checked, answer.text)
+                    detail = answer.json()["detail"]
+                    assert (detail["type"], detail["fields"]) == (kind, fields), checked
+
+    with created(booking):
+        asyncio.run(main())
 
 
 @pytest.mark.parametrize("default_database", ["postgresql", "mariadb"], indirect=True)

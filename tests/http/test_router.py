@@ -13,7 +13,15 @@ from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
-from fastapi_django_orm import CachedRepository, DjangoORM, IfMatch, Repository, run
+from fastapi_django_orm import (
+    CachedRepository,
+    DjangoORM,
+    Filter,
+    IfMatch,
+    ModelSchema,
+    Repository,
+    run,
+)
 from fastapi_django_orm.errors import InvalidRepository, UnknownField
 from tests.project.board.models import Author, Everything, Page
 from tests.support.databases import DEADLINE
@@ -125,6 +133,32 @@ def test_a_key_with_slashes(sqlite: str) -> None:
             assert made.headers["Location"] == "http://test/board/a%2Fb%3Fc%23d"
             assert (await client.get(made.headers["Location"])).json() == made.json()
             assert (await client.delete(made.headers["Location"])).status_code == 204
+
+    asyncio.run(main())
+
+
+def test_the_location_follows_the_request(sqlite: str) -> None:
+    """One router may be included under several prefixes, one with a parameter, in a mount, behind a proxy."""
+    Pages = pages()
+    app, mounted = FastAPI(), FastAPI()
+    router = Pages.router(create=PageIn)
+    for prefix in ("/first", "/second", "/of/{user}"):
+        app.include_router(router, prefix=prefix)
+    mounted.include_router(router, prefix="/inner")
+    app.mount("/mount", mounted)
+
+    async def main() -> None:
+        async with client_of(Pages, app=app) as client:
+            for number, prefix in enumerate(("/first", "/second", "/of/a%20b", "/mount/inner")):
+                body = {"slug": f"{number}", "address": f"{number}"}
+                made = await client.post(f"{prefix}/?token=x", json=body)
+                assert made.headers["Location"] == f"http://test{prefix}/{number}"
+                assert (await client.get(made.headers["Location"])).json() == made.json()
+            proxied = httpx.ASGITransport(app, root_path="/proxy")
+            async with httpx.AsyncClient(transport=proxied, base_url="http://test") as client:
+                for path in ("/proxy/second/", "/second/"):  # as a proxy leaves it, and as one shortens it
+                    made = await client.post(path, json={"slug": path, "address": path})
+                    assert made.headers["Location"].startswith("http://test/proxy/second/%2F")
 
     asyncio.run(main())
 
@@ -264,6 +298,55 @@ def test_a_filter_is_a_class_of_query_parameters(sqlite: str) -> None:
             assert (await client.get("/board/?slug=a&other=1")).status_code == 422
             parameters = app.openapi()["paths"]["/board/"]["get"]["parameters"]
             assert [each["name"] for each in parameters] == ["slug", "limit"]
+
+    asyncio.run(main())
+
+
+@both
+def test_schemas_and_a_filter(default_database: str, base: type[Any]) -> None:
+    """Bodies, rows and query parameters made from the model; a patch tells unset from null."""
+
+    class AuthorOut(ModelSchema, model="board.Author", fields=("name",)): ...
+
+    class TopicOut(ModelSchema, model="board.Topic", fields=("id", "comment")):
+        author: AuthorOut | None
+
+    class TopicIn(ModelSchema, model="board.Topic", fields=("id", "comment", "author", "created_at")): ...
+
+    class TopicPatch(TopicIn, partial=True): ...
+
+    class TopicFilter(Filter, model="board.Topic", ordering=("comment",)):
+        comment__icontains: str | None = None
+        author: int | None = None
+
+    Topics = type(
+        "Topics",
+        (base,),
+        {"__module__": __name__, "model": "board.Topic", "schema": TopicOut, "name": "topics"},
+    )
+    router = Topics.router(filter=TopicFilter, create=TopicIn, update=TopicPatch)
+
+    async def main() -> None:
+        async with client_of(Topics, router) as client:
+            author = (await Author.objects.acreate(name="Ann")).pk
+            made = await client.post("/board/", json={"comment": "Hello", "author": author})
+            row = {"id": made.json()["id"], "comment": "Hello", "author": {"name": "Ann"}}
+            assert (made.status_code, made.json()) == (201, row)
+            there = made.headers["Location"]
+            tag = {"If-Match": (await client.get(there)).headers["ETag"]}
+            patched = await client.patch(there, json={"comment": "Bye"}, headers=tag)
+            assert patched.json() == {**row, "comment": "Bye"}
+            assert (await client.patch(there, json={"author": author}, headers=tag)).status_code == 412
+            assert (await client.patch(there, json={"comment": None})).status_code == 422
+            unknown = await client.patch(there, json={"author": author + 1})
+            assert unknown.json()["detail"][0]["loc"] == ["body", "author"]
+            for query, rows in (("comment__icontains=BYE", 1), (f"author={author}", 1), ("author=0", 0)):
+                answer = (await client.get(f"/board/?{query}")).json()
+                assert (len(answer["topics"]), answer["total"], answer["next"]) == (rows, rows, None)
+            assert (await client.get("/board/?ordering=nothing")).status_code == 422
+            patched = await client.patch(there, json={"author": None})
+            assert patched.json() == {**row, "comment": "Bye", "author": None}
+            assert (await client.get(f"/board/?author={author}")).json()["topics"] == []
 
     asyncio.run(main())
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models.signals import post_save
+from django.db.transaction import TransactionManagementError
 from django.test.utils import override_settings
 from fastapi import FastAPI
 from starlette.datastructures import UploadFile
@@ -106,12 +107,20 @@ def test_a_transaction_that_is_rolled_back_leaves_no_file(default_database: str,
                     if fails:
                         fail()
 
+            async def caught() -> None:
+                async with atomic():
+                    await library.create(title="caught", cover=upload("caught"))
+                    with pytest.raises(IntegrityError):
+                        await Book.objects.acreate(title="caught")
+
             await within("kept", False)
             with pytest.raises(LookupError):
                 await within("lost", True)
             async with atomic():
                 await library.create(title="asked", cover=upload("asked"))
                 await library.live.run(transaction.set_rollback, True)
+            with pytest.raises(TransactionManagementError):
+                await caught()
             assert stored(media) == {"kept", "kept-in"}
             assert {book.title async for book in Book.objects.all()} == {"kept", "kept-in"}
 

@@ -21,11 +21,12 @@ from django.test.utils import override_settings
 from pydantic import BaseModel
 from starlette.datastructures import Headers, UploadFile
 
-from fastapi_django_orm import CachedRepository, Repository, atomic, run
+from fastapi_django_orm import CachedRepository, Repository, atomic, on_commit, run
 from fastapi_django_orm.errors import InvalidKey, NotFound, PreconditionFailed, UnknownField
 from tests.project.library.models import Book, Novel, Shelf, Subject
+from tests.project.router import ChosenDatabase
 from tests.support.databases import until
-from tests.writing.shelves import DEADLINE, KINDS, books, opened
+from tests.writing.shelves import DEADLINE, FIELDS, KINDS, books, opened
 
 both = pytest.mark.parametrize("base", KINDS)
 
@@ -256,6 +257,85 @@ def test_files_go_through_the_storage(sqlite: str, tmp_path: Path, monkeypatch: 
 
     with override_settings(MEDIA_ROOT=tmp_path):
         play(main)
+
+
+def test_a_proxy(database: str) -> None:
+    """Its rows are those of the model that has the table."""
+    Louds = type(
+        "Louds",
+        (CachedRepository,),
+        {"__module__": __name__, "model": "board.LoudTopic", "fields": ("id", "comment")},
+    )
+
+    async def main() -> None:
+        async with opened(Louds) as (louds,):
+            pk = (await louds.create(comment="a"))["id"]
+            assert await louds.update(pk, comment="b") == {"id": pk, "comment": "b"}
+            await louds.delete(pk)
+            assert len(louds) == 0
+
+    play(main)
+
+
+def test_texts_that_the_database_cannot_store(database: str) -> None:
+    """PostgreSQL has no NUL in texts. That is an error of the field, as in Django's forms."""
+
+    async def main() -> None:
+        async with opened(books()) as (library,):
+            if database != "postgresql":
+                assert (await library.create(title="a\0b"))["title"] == "a\0b"
+                return
+            with pytest.raises(ValidationError) as caught:
+                await library.create(title="a\0b")
+            assert caught.value.error_dict["title"][0].code == "null_characters_not_allowed"
+
+    play(main)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_reads_from_another_database(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is returned as the database has it that was written, also if reads go to one that lags behind."""
+    monkeypatch.setattr(ChosenDatabase, "db_for_read", lambda self, model, **hints: "default")
+
+    async def main() -> None:
+        async with opened(books(Repository)) as (library,):
+            await run(lambda: Book.objects.using("default").all().delete())
+            pk = (await library.create(title="new"))["id"]
+            await run(lambda: Book(pk=pk, title="old").save(using="default"))
+            assert (await library.fetch(pk))["title"] == "old"
+            assert (await library.update(pk, last=5))["title"] == "new"
+            async with atomic(database):
+                assert (await library.update(pk, last=6))["last"] == 6
+            await run(lambda: Book.objects.using("default").all().delete())
+
+    play(main)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_queryset_that_names_its_database(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows are validated, written and deleted there, whatever a router chooses."""
+
+    class Books(Repository[Any]):
+        model = "library.Book"
+        fields = FIELDS
+
+        def queryset(self) -> Any:
+            return super().queryset().using(database)
+
+    async def main() -> None:
+        async with opened(Books) as (library,):
+            shelf = (await Shelf.objects.acreate(name="there")).pk
+            with monkeypatch.context() as patched:  # as without a router
+                for name in ("db_for_read", "db_for_write"):
+                    patched.setattr(ChosenDatabase, name, lambda self, model, **hints: None)
+                pk = (await library.create(title="a", shelf=shelf))["id"]
+            monkeypatch.setattr(ChosenDatabase, "db_for_write", lambda self, model, **hints: "default")
+            assert (await library.update(pk, shelf=None, title="b"))["title"] == "b"
+            await library.delete(pk)
+            for alias in ("default", database):
+                assert not await Book.objects.using(alias).filter(pk=pk).aexists()
+
+    play(main)
 
 
 @both
@@ -516,6 +596,30 @@ def test_inside_of_a_transaction(default_database: str, base: type[Any]) -> None
             with pytest.raises(LookupError):
                 await fail()
             assert (await library.fetch(row["id"]))["title"] == "b"
+
+    play(main)
+
+
+def test_what_awaits_the_commit_finds_the_row(default_database: str) -> None:
+    """The row is served before on_commit() functions are awaited, and also if one of them fails."""
+    found = []
+
+    async def main() -> None:
+        async with opened(books()) as (library,):
+
+            async def look() -> None:
+                found.extend(row["title"] for row in library.all())
+                raise LookupError
+
+            async def write() -> None:
+                async with atomic():
+                    await on_commit(look)
+                    await library.create(title="a")
+
+            with pytest.raises(LookupError):
+                await write()
+            assert found == ["a"]
+            assert len(library) == 1
 
     play(main)
 
