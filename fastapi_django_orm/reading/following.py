@@ -87,16 +87,18 @@ def schema_for(model: type[Model], annotation: Any) -> Schema | None:
 
 
 def _next_level(schema: Schema, instances: list[Model]) -> Iterator[tuple[Schema, list[Model]]]:
-    if not instances:
-        return
-    for attribute, field, nested in relations_of(schema, type(instances[0])):
-        prefetch_related_objects(instances, attribute)
-        related = [row for instance in instances for row in _related(instance, attribute, field)]
-        for each in nested:
-            of_model = getattr(each, "__django_model__", field.related_model)
-            rows = [row for row in related if of_model is None or isinstance(row, of_model)]
-            if rows:
-                yield each, rows
+    by_model: dict[type[Model], list[Model]] = {}
+    for instance in instances:  # django-polymorphic's are of several classes, with relations of their own
+        by_model.setdefault(type(instance), []).append(instance)
+    for model, of_model in by_model.items():
+        for attribute, field, nested in relations_of(schema, model):
+            prefetch_related_objects(of_model, attribute)
+            related = [row for instance in of_model for row in _related(instance, attribute, field)]
+            for each in nested:
+                wanted = getattr(each, "__django_model__", field.related_model)
+                rows = [row for row in related if wanted is None or isinstance(row, wanted)]
+                if rows:
+                    yield each, rows
 
 
 def _related(instance: Model, attribute: str, field: Any) -> list[Model]:
