@@ -262,15 +262,15 @@ def test_bulk_statements(triggered: str) -> None:
 
 
 @ON_SERVERS
-def test_truncate(triggered: str) -> None:
-    """It is noticed: by a trigger, or by the look of the table."""
+@pytest.mark.parametrize("after", [[], ["two"]])
+def test_truncate(triggered: str, after: list[str]) -> None:
+    """It is noticed: by a trigger, or by the look at the table, also if rows were written after it."""
 
     async def main() -> None:
-        await outside(lambda: create(["one"]))
+        await outside(lambda: create(["one", "another", "a third"]))
         async with hearing(declare(), coherence_heartbeat=HEARTBEAT, **TABLE_SETTINGS) as (topics, _):
-            await follows(topics, "one")
-            await outside(lambda: execute("TRUNCATE board_topic"))
-            await follows(topics)
+            await outside(lambda: (execute("TRUNCATE board_topic"), create(after)))
+            await follows(topics, *after)
 
     run(main)
 
