@@ -158,9 +158,10 @@ class MySQLListener(Listener):
         pace = Pace(self._interval)
         due = monotonic() + self._heartbeat
         while True:
-            found = await connected.run(connected.reader.read)
+            if await connected.run(connected.reader.read):
+                pace.hurry()
             # While the table is missing, no more than a look from time to time.
-            await pause(pace.after(bool(found)) if connected.reader.has_begun else self._heartbeat)
+            await pause(pace.next() if connected.reader.has_begun else self._heartbeat)
             if monotonic() >= due:
                 await self._look(connected)
                 await connected.run(connected.reader.remove)
