@@ -90,7 +90,6 @@ class PostgreSQLTableListener(PostgreSQLListener):
         """Listen, and read until cancelled."""
         self._receiver = receiver
         self._pace = Pace(self._shortest)
-        self._workers = 1
         self._due = 0.0
         self._snapshot = ""
         self._file, self._read_at = 0, 0.0
@@ -118,14 +117,13 @@ class PostgreSQLTableListener(PostgreSQLListener):
     async def _look(self, session: Session, receiver: TransportSupervisor | None = None) -> None:
         await super()._look(session, receiver)
         await self._remove(session)
-        ((others,),) = await session.execute(_COUNT, [APPLICATION])
-        self._workers = max(1, others)
-        self._pace.idle = min(IDLE_TO, max(IDLE_FROM * self._shortest, SHARE * self._workers))
+        ((workers,),) = await session.execute(_COUNT, [APPLICATION])
+        self._pace.idle = min(IDLE_TO, max(IDLE_FROM * self._shortest, SHARE * workers))
 
     async def _read_if_due(self, session: Session) -> float:
         if monotonic() >= self._due:
             was_calm = self._pace.is_calm
-            if await self._read(session) and was_calm and self._workers > 1:
+            if await self._read(session) and was_calm:
                 await session.execute("SELECT pg_catalog.pg_notify(%s, '')", [_WAKE])
         return self._due
 

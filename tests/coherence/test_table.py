@@ -256,7 +256,7 @@ def test_the_first_reader_wakes_others(triggered: str) -> None:
 
     async def main() -> None:
         async with (
-            hearing(declare(), coherence="table", coherence_interval=60) as (rare, _),
+            hearing(declare(), coherence="table", coherence_interval=60, coherence_heartbeat=60) as (rare, _),
             hearing(declare("Others"), coherence="table") as (often, _),
         ):
             await write("one")
