@@ -152,7 +152,7 @@ class ORMSettings(BaseSettings):
         gt=0,
         le=60,
         description="Seconds between two reads of the table of hints while something is written; otherwise "
-        "up to 0.25.",
+        "more rarely.",
     )
     coherence_heartbeat: float = Field(
         default=10.0,

@@ -44,8 +44,10 @@ EVERYTHING = Hint("")
 class PendingHints:
     """Hints that wait to be sent, merged by model: there are never more of them than models."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_KEYS_PENDING) -> None:
+        """Hold at most so many keys of one model; with more, the hint says "all"."""
         self._keys: dict[str, set[Any] | None] = {}
+        self._most = most
 
     def add(self, hint: Hint) -> None:
         """Add a hint."""
@@ -53,7 +55,7 @@ class PendingHints:
         if keys is None:
             return
         keys.update(hint.keys or ())
-        if hint.keys is None or len(keys) > MOST_KEYS_PENDING:
+        if hint.keys is None or len(keys) > self._most:
             self._keys[hint.label] = None
 
     def take(self) -> list[Hint]:

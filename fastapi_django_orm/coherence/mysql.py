@@ -37,11 +37,8 @@ MOST_GAPS = 100  # that a query names; beyond them it reads all rows after the f
 
 _LOCKED = (1205, 3572)  # errors for NOWAIT: https://mariadb.com/kb/en/wait-and-nowait/
 
-# TRUNCATE fires no trigger. MySQL makes the table anew; the time has no fractions of a second. MariaDB keeps
-# the time, and begins again with the numbers of AUTO_INCREMENT.
 _MADE = """
-SELECT TABLE_NAME, TABLE_TYPE, CONCAT(CREATE_TIME), CREATE_TIME > SYSDATE() - INTERVAL 2 SECOND,
-    AUTO_INCREMENT
+SELECT TABLE_NAME, TABLE_TYPE, CONCAT(CREATE_TIME), AUTO_INCREMENT, TABLE_ROWS
 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ({names})"""
 
 # A cascade of the server's own fires no trigger of the table that it changes.
@@ -161,9 +158,10 @@ class MySQLListener(Listener):
         pace = Pace(self._interval)
         due = monotonic() + self._heartbeat
         while True:
-            found = await connected.run(connected.reader.read)
+            if await connected.run(connected.reader.read):
+                pace.hurry()
             # While the table is missing, no more than a look from time to time.
-            await pause(pace.after(bool(found)) if connected.reader.has_begun else self._heartbeat)
+            await pause(pace.next() if connected.reader.has_begun else self._heartbeat)
             if monotonic() >= due:
                 await self._look(connected)
                 await connected.run(connected.reader.remove)
@@ -244,8 +242,7 @@ class _Reader:
         self._read_at: datetime | None = None  # by the server's clock
         self._lows: deque[tuple[float, int]] = deque()  # what all could be read before, and since when
         self._identities: dict[str, Any] = {}
-        self._numbers: dict[str, int | None] = {}  # of AUTO_INCREMENT, by table
-        self._looks = 0
+        self._sizes: dict[str, Sequence[int | None]] = {}
 
     @property
     def has_begun(self) -> bool:
@@ -260,6 +257,8 @@ class _Reader:
             self._connection.settings_dict = {**settings, "OPTIONS": options}
         self._connection.connect()
         self._connection.set_autocommit(True)
+        with suppress(DatabaseError):  # MySQL may show sizes of yesterday; MariaDB has no such variable
+            self._execute("SET SESSION information_schema_stats_expiry = 0")
         self._execute("SET SESSION innodb_lock_wait_timeout = 1")  # seconds: hints must not wait for long
         if self._rows(_CLUSTER):
             raise TransportUnavailable(
@@ -308,7 +307,6 @@ class _Reader:
             Hints of the models whose triggers or tables have changed since the last call: what was written
             meanwhile may not have been announced.
         """
-        self._looks += 1
         names = ", ".join("'" + name.replace("\\", "\\\\").replace("'", "''") + "'" for name in self._tables)
         if not names:
             return []
@@ -318,15 +316,13 @@ class _Reader:
         changed: list[Hint] = []
         self.silent = {}
         for table, label in self._tables.items():
-            kind, since, is_new, number = made.get(table.casefold(), ("", "", 0, None))
-            if (number or 0) < (self._numbers.get(table) or 0):
-                changed.append(Hint(label))
-            self._numbers[table] = number
+            kind, since, *size = made.get(table.casefold(), ("", "", None, None))
             own = [each for each in triggers if each.table.casefold() == table.casefold()]
-            identity = since, self._looks if is_new else 0, sorted(own)
-            if self._identities.setdefault(label, identity) != identity:
+            identity = since, sorted(own)
+            was_truncated = _has_shrunk(self._sizes.get(label, size), size)
+            if self._identities.setdefault(label, identity) != identity or was_truncated:
                 changed.append(Hint(label))
-            self._identities[label] = identity
+            self._identities[label], self._sizes[label] = identity, size
             if (reason := self._why_silent(table, label, kind, own, cascading)) != "":
                 self.silent[label] = reason
         return changed
@@ -413,6 +409,15 @@ class _Reader:
         with self._connection.cursor() as cursor:
             cursor.execute(statement)
             return int(cursor.rowcount)
+
+
+def _has_shrunk(before: Sequence[int | None], now: Sequence[int | None]) -> bool:
+    """Whether TRUNCATE, which fires no trigger, may have emptied a table since.
+
+    The server does not say. But it counts from 1 again, and the number of rows, an estimate, is 0.
+    """
+    (next_before, rows_before), (next_now, rows_now) = before, now
+    return (next_now or 0) < (next_before or 0) or 2 * (rows_now or 0) < (rows_before or 0)
 
 
 def _between(gap: tuple[int, int, float]) -> str:

@@ -9,19 +9,22 @@ visible in between: those that had not begun (from ``xmax`` on), and those that 
 a transaction that commits late is found when it commits, by its number, whatever has been read before it.
 https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
 
-The session is the same as for NOTIFY: workers still reach each other with it, and its loss means that
-everything is read again. A crash empties an unlogged table, a standby has none of its rows, and a backup is
-restored under no session: each of these ends the session as well.
+The session is the same as for NOTIFY, and its loss means that everything is read again. A crash empties an
+unlogged table, a standby has none of its rows, and a backup is restored under no session: each of these ends
+the session as well. Workers still reach each other with it. So while nothing is written they share the work:
+the more there are, the more rarely each reads, and the first that finds something wakes the others.
 """
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 
 import psycopg
+from psycopg import sql
+from psycopg.pq import PGnotify
 
 from ..clock import monotonic
 from .hints import CHANNEL, EVERYTHING
-from .postgresql import PostgreSQLListener
+from .postgresql import APPLICATION, PostgreSQLListener
 from .postgresql_session import Session, Way
 from .table import BATCH, BATCHES, KEPT, LAPSE, TABLE, Pace, merged
 from .transport import TransportSupervisor, TransportUnavailable
@@ -31,19 +34,36 @@ SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass('{TABLE}')"""
 
+# While nothing is written, each of n workers reads every n times SHARE seconds, within these bounds.
+SHARE = 0.01
+IDLE_FROM = 1.5  # times the shortest interval
+IDLE_TO = 1.0  # seconds
+
+_WAKE = f"{CHANNEL}_wake"  # the channel by which a worker that has found hints wakes others
+_COUNT = """
+SELECT count(*) FROM pg_catalog.pg_stat_activity
+WHERE datname = current_database() AND starts_with(application_name, %s)"""
+
 # One statement has one snapshot, so the rows are exactly those that the new cursor covers and the old one
-# does not. TRUNCATE gives the table another file.
+# does not. Rows of a restored dump may have numbers that this server has not given out yet. TRUNCATE gives
+# the table another file.
 _READ = """
 SELECT pg_catalog.pg_current_snapshot()::text, pg_catalog.pg_relation_filenode('{table}'),
     extract(epoch FROM pg_catalog.clock_timestamp())::float8,
-    ARRAY(SELECT hint FROM {table} WHERE tx >= %s::xid8 OR tx = ANY (%s::xid8[]))"""
+    ARRAY(
+        SELECT hint FROM {table}
+        WHERE tx < pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+            AND (tx >= %s::xid8 OR tx = ANY (%s::xid8[]))
+    )"""
 
 _REMOVE = f"""
 DELETE FROM {{table}}
 WHERE (SELECT pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtext('{CHANNEL}_remove')))
     AND ctid = ANY (ARRAY(
         SELECT ctid FROM {{table}}
-        WHERE tx < %s::xid8 AND pg_catalog.pg_visible_in_snapshot(tx, %s::pg_snapshot) LIMIT {BATCH}
+        WHERE tx < %s::xid8 AND pg_catalog.pg_visible_in_snapshot(tx, %s::pg_snapshot)
+            OR tx >= pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())
+        LIMIT {BATCH}
     ))
 RETURNING 1"""
 
@@ -82,7 +102,9 @@ class PostgreSQLTableListener(PostgreSQLListener):
             raise TransportUnavailable(
                 f"{self.name}: there is no table {TABLE}. Run manage.py coherence install --table."
             )
-        self._table = self._watch.destination = found[0][0]
+        self._table = found[0][0]
+        self._watch.destination = f" INTO {self._table} ("
+        await session.execute(sql.SQL("LISTEN {}").format(sql.Identifier(_WAKE)))
         # New tables have no statistics, and a plan that reads all of this one is never right.
         await session.execute("SET enable_seqscan TO off")
         await session.execute("SET synchronous_commit TO off")  # for what this session removes
@@ -95,14 +117,25 @@ class PostgreSQLTableListener(PostgreSQLListener):
     async def _look(self, session: Session, receiver: TransportSupervisor | None = None) -> None:
         await super()._look(session, receiver)
         await self._remove(session)
+        ((workers,),) = await session.execute(_COUNT, [APPLICATION])
+        self._pace.idle = min(IDLE_TO, max(IDLE_FROM * self._shortest, SHARE * workers))
 
     async def _read_if_due(self, session: Session) -> float:
         if monotonic() >= self._due:
-            await self._read(session)
+            was_calm = self._pace.is_calm
+            if await self._read(session) and was_calm:
+                await session.execute("SELECT pg_catalog.pg_notify(%s, '')", [_WAKE])
         return self._due
 
-    async def _read(self, session: Session) -> None:
-        """Pass on the hints of the transactions that have become visible since the last call."""
+    def _notified(self, notify: PGnotify, receiver: TransportSupervisor) -> None:
+        if notify.relname != _WAKE.encode():
+            super()._notified(notify, receiver)
+        elif self._pace.is_calm:  # which it is not for the worker that has found them
+            self._pace.hurry()
+            self._due = 0.0
+
+    async def _read(self, session: Session) -> bool:
+        """Pass on the hints of the transactions that have become visible since the last call, if any."""
         before = self._snapshot
         xmax, in_progress = _parts(before) if before else ("18446744073709551615", "")
         query = _READ.format(table=self._table)
@@ -118,7 +151,10 @@ class PostgreSQLTableListener(PostgreSQLListener):
             self._passed.append((now, self._snapshot))
         for hint in [EVERYTHING] if has_missed else merged(messages):
             self._receiver.received(hint)
-        self._due = monotonic() + self._pace.after(bool(messages))
+        if messages:
+            self._pace.hurry()
+        self._due = monotonic() + self._pace.next()
+        return bool(messages)
 
     async def _remove(self, session: Session) -> None:
         """Remove hints that every reader could read a while ago."""

@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable
 
 from ..clock import monotonic
-from .hints import CHANNEL, Hint, PendingHints, decode
+from .hints import CHANNEL, MOST_KEYS_OF_HINT, Hint, PendingHints, decode
 
 TABLE = f"{CHANNEL}_hint"
 
@@ -23,35 +23,46 @@ LAPSE = 30.0
 BATCH = 10_000  # rows that one statement removes
 BATCHES = 10  # of them at once, with each heartbeat
 
-IDLE = 0.25  # the most seconds between two reads
+IDLE = 0.25  # seconds between two reads while no hints come
 CALM = 1.0  # seconds after the last hint, during which reads stay frequent
 SLOWER = 1.25
 
 
 class Pace:
-    """How long to wait between two reads."""
+    """How long to wait between two reads.
+
+    Attributes:
+        idle: the most seconds while no hints come.
+    """
 
     def __init__(self, shortest: float) -> None:
-        """Wait ``shortest`` seconds at most while hints come, and up to ``IDLE`` while none do."""
+        """Wait ``shortest`` seconds at most while hints come."""
+        self.idle = IDLE
         self._shortest = shortest
         self._interval = shortest
         self._busy_until = 0.0
 
-    def after(self, found: bool) -> float:
-        """Seconds until the next read, after one that has found hints or none."""
-        now = monotonic()
-        if found:
-            self._busy_until = now + CALM
-        if now < self._busy_until:
-            self._interval = self._shortest
+    @property
+    def is_calm(self) -> bool:
+        """Whether no hints have come for a while."""
+        return monotonic() >= self._busy_until
+
+    def hurry(self) -> None:
+        """Read often from now on, since hints come."""
+        self._busy_until = monotonic() + CALM
+
+    def next(self) -> float:
+        """Seconds until the next read."""
+        if self.is_calm:
+            self._interval = max(self._shortest, min(self.idle, self._interval * SLOWER))
         else:
-            self._interval = max(self._shortest, min(IDLE, self._interval * SLOWER))
+            self._interval = self._shortest
         return self._interval * random.uniform(0.5, 1.0)  # or all workers would read at the same moment
 
 
 def merged(messages: Iterable[bytes | str]) -> list[Hint]:
     """The hints in these messages, at most one for each model: a row trigger writes one for each row."""
-    pending = PendingHints()
+    pending = PendingHints(MOST_KEYS_OF_HINT)
     for message in messages:
         pending.add(decode(message))
     return pending.take()

@@ -31,8 +31,10 @@ from ..coherence.table import TABLE
 from .tables import AnnouncedTable
 
 MOST_KEYS_OF_STATEMENT = 1000  # beyond them a hint says "all"
+MOST_KEYS_IN_TABLE = 10_000  # the same, of a statement whose hints go into a table
+KEYS_OF_HINT = 1000
 PART = 7000  # bytes of keys in one notification, which must be shorter than 8,000 with all else
-PART_IN_TABLE = 900_000  # more than all keys of a statement can have, so that they are in one row
+PART_IN_TABLE = 900_000  # more than all keys of a hint can have
 LONGEST_KEY = 700  # bytes
 
 
@@ -87,7 +89,9 @@ BEGIN{guard}
     END IF;
     IF pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {most} AND keys[1] IS NOT NULL THEN
         part := pg_catalog.array_to_string(keys, ',');
-        IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part} THEN
+        IF pg_catalog.octet_length(part) OPERATOR(pg_catalog.<=) {part}
+            AND pg_catalog.cardinality(keys) OPERATOR(pg_catalog.<=) {together}
+        THEN
             {some};
             RETURN NULL;
         END IF;
@@ -98,11 +102,13 @@ BEGIN{guard}
                     SELECT one.key,
                         pg_catalog.max(pg_catalog.octet_length(one.key)) OVER () AS longest,
                         pg_catalog.sum(pg_catalog.octet_length(one.key) OPERATOR(pg_catalog.+) 1)
-                            OVER (ROWS UNBOUNDED PRECEDING) OPERATOR(pg_catalog./) {part} AS number
+                            OVER (ROWS UNBOUNDED PRECEDING) OPERATOR(pg_catalog./) {part} AS number,
+                        (pg_catalog.row_number() OVER () OPERATOR(pg_catalog.-) 1)
+                            OPERATOR(pg_catalog./) {together} AS thousand
                     FROM pg_catalog.unnest(keys) AS one(key)
                 ) AS numbered
                 WHERE numbered.longest OPERATOR(pg_catalog.<=) {longest}
-                GROUP BY numbered.number
+                GROUP BY numbered.number, numbered.thousand
             ) AS parts;
         IF FOUND THEN
             RETURN NULL;
@@ -322,6 +328,7 @@ def _source(table: AnnouncedTable, key: str, hints: str | None) -> str:
     every = [f"{_hint(label)}}}'" for label in table.keyed + table.unkeyed]
     if not table.keyed:
         return _UNKEYED.format(guard=guard, every=_send(every, hints))
+    most = MOST_KEYS_IN_TABLE if hints else MOST_KEYS_OF_STATEMENT
     # `part` is a variable of the function: some of the keys, with commas between.
     some = [f"""{_hint(label)},"k":[' OPERATOR(pg_catalog.||) part OPERATOR(pg_catalog.||) ']}}'"""
             for label in table.keyed]  # fmt: skip
@@ -329,8 +336,9 @@ def _source(table: AnnouncedTable, key: str, hints: str | None) -> str:
         guard=guard,
         key=key,
         written=f"pg_catalog.to_json({key})::pg_catalog.text",
-        limit=MOST_KEYS_OF_STATEMENT + 1,
-        most=MOST_KEYS_OF_STATEMENT,
+        limit=most + 1,
+        most=most,
+        together=KEYS_OF_HINT,
         part=PART_IN_TABLE if hints else PART,
         longest=LONGEST_KEY,
         some=_send([*some, *(f"{_hint(label)}}}'" for label in table.unkeyed)], hints),

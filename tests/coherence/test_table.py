@@ -23,6 +23,7 @@ from tests.project import router
 from tests.project.board.models import Author, Page, Seat, Topic
 from tests.support.announcing import execute as execute_all
 from tests.support.databases import until
+from tests.support.gates import comments
 from tests.support.hearing import create, eventually, execute, follows, hearing, link, roll_back, write
 from tests.support.hint_table import forget_hints, hints, install, installed, installed_outside
 from tests.support.playing import outside
@@ -33,6 +34,9 @@ ON_SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indi
 ON_POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 ON_MARIADB = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 ON_SQLITE = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+
+# Rows like one that is there, in one statement.
+COPY = "INSERT INTO board_topic (comment, tags, created_at) SELECT comment, tags, created_at FROM board_topic"
 
 TABLE_SETTINGS = {"coherence": "table", "coherence_poll": 0.02}
 
@@ -246,31 +250,71 @@ def test_wait_until_current(triggered: str) -> None:
     run(main)
 
 
+@ON_POSTGRESQL
+def test_the_first_reader_wakes_others(triggered: str) -> None:
+    """A worker that reads rarely reads at once when another has found hints."""
+
+    async def main() -> None:
+        async with (
+            hearing(declare(), coherence="table", coherence_interval=60, coherence_heartbeat=60) as (rare, _),
+            hearing(declare("Others"), coherence="table") as (often, _),
+        ):
+            await write("one")
+            await follows(often, "one")
+            await follows(rare, "one")
+
+    run(main)
+
+
 # What else may happen to the tables
 
 
 @ON_POSTGRESQL
 def test_bulk_statements(triggered: str) -> None:
-    """A statement writes one row for up to 1,000 keys, and one for all rows beyond."""
+    """A statement writes one row for up to 1,000 keys, and one for all rows beyond 10,000."""
     forget_hints()
     Topic.objects.bulk_create([Topic(comment="x" * 100) for _ in range(1000)])
     (message,) = hints()
     assert len(decode(message).keys or ()) == 1000
     forget_hints()
-    Topic.objects.bulk_create([Topic(comment="y") for _ in range(1001)])
+    keys = [topic.pk for topic in Topic.objects.bulk_create([Topic(comment="y") for _ in range(4500)])]
+    found = [decode(message).keys or () for message in hints()]
+    assert sorted(map(len, found)) == [500, 1000, 1000, 1000, 1000]
+    assert sorted(key for part in found for key in part) == keys
+    forget_hints()
+    Topic.objects.filter(pk__in=keys).delete()
+    forget_hints()
+    execute(f"{COPY}, generate_series(1, 11) WHERE comment LIKE %s", "x%")  # 11 times 1,000
     assert [decode(message) for message in hints()] == [Hint("board.Topic")]
 
 
-@ON_SERVERS
-def test_truncate(triggered: str) -> None:
-    """It is noticed: by a trigger, or by the look of the table."""
+@ON_POSTGRESQL
+def test_many_keys_are_read_by_key(triggered: str) -> None:
+    """Hints that come together are followed by their keys."""
 
     async def main() -> None:
-        await outside(lambda: create(["one"]))
+        (key,) = await outside(lambda: create(["x"]))
+        await outside(lambda: execute(f"{COPY}, generate_series(1, 60000) WHERE id = {key}"))
+        async with hearing(declare(), **TABLE_SETTINGS) as (topics, _):
+            with capture_logs() as entries:
+                await outside(lambda: execute("UPDATE board_topic SET comment = 'y' WHERE mod(id, 55) = 0"))
+                await eventually(lambda: "y" in comments(topics), "the new comments")
+            (refreshed,) = [entry for entry in entries if entry["event"] == "repository_refreshed"]
+            assert 1000 < refreshed["keys"] < 1200
+
+    run(main)
+
+
+@ON_SERVERS
+@pytest.mark.parametrize("after", [[], ["two"]])
+def test_truncate(triggered: str, after: list[str]) -> None:
+    """It is noticed: by a trigger, or by the look at the table, also if rows were written after it."""
+
+    async def main() -> None:
+        await outside(lambda: create(["one", "another", "a third"]))
         async with hearing(declare(), coherence_heartbeat=HEARTBEAT, **TABLE_SETTINGS) as (topics, _):
-            await follows(topics, "one")
-            await outside(lambda: execute("TRUNCATE board_topic"))
-            await follows(topics)
+            await outside(lambda: (execute("TRUNCATE board_topic"), create(after)))
+            await follows(topics, *after)
 
     run(main)
 
@@ -389,6 +433,24 @@ def test_a_reader_that_comes_back_late(triggered: str, monkeypatch: pytest.Monke
             monkeypatch.setattr(mysql, "LAPSE", -1.0)
             monkeypatch.setattr(postgresql_table, "LAPSE", -1.0)
             await outside(unheard)
+            await follows(topics, "one")
+
+    run(main)
+
+
+@ON_POSTGRESQL
+def test_hints_of_another_server(triggered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a restored dump, whose numbers this server has not given out yet, mean nothing and go."""
+    monkeypatch.setattr(postgresql_table, "KEPT", 0.1)
+
+    async def main() -> None:
+        restored = f'INSERT INTO {TABLE} VALUES (\'999999999999\', \'{{"v":1,"m":"board.Topic"}}\')'
+        await outside(lambda: execute(restored))
+        async with hearing(declare(), coherence_heartbeat=HEARTBEAT, **TABLE_SETTINGS) as (topics, coherence):
+            assert await transport(coherence).listener.caught_up()
+            assert transport(coherence).last_hint is None
+            await until(lambda: not hints(), "it is removed")
+            await write("one")
             await follows(topics, "one")
 
     run(main)

@@ -53,13 +53,12 @@ class Command(BaseCommand):
                 action.add_argument(
                     "--app", metavar="main:app", help="The FastAPI application that reads them."
                 )
-            if name != "uninstall":
-                action.add_argument(
-                    "--table",
-                    action="store_true",
-                    help="Triggers that write hints into a table and send no NOTIFY: for PostgreSQL with "
-                    "many writers, and for MariaDB, MySQL and SQLite.",
-                )
+            action.add_argument(
+                "--table",
+                action="store_true",
+                help="Triggers that write hints into a table and send no NOTIFY: for PostgreSQL with many "
+                "writers, and for MariaDB, MySQL and SQLite. `uninstall` removes them in any case.",
+            )
             for option in ("--settings", "--pythonpath"):  # Django's own, which people write at the end
                 action.add_argument(option, default=SUPPRESS, help=SUPPRESS)
             action.add_argument(
