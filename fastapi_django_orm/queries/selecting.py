@@ -11,6 +11,7 @@ from typing import Any
 
 from django.core.exceptions import EmptyResultSet, FullResultSet, ValidationError
 from django.db import DataError, OperationalError, connections
+from django.db.models import QuerySet
 
 from ..database.startup_checks import table_explained
 from ..errors import InvalidParameter, InvalidRepository, NotIndexed
@@ -129,9 +130,9 @@ class Selecting:
             return queryset
         if not declaration_of(where).is_many:
             return queryset.filter(condition)
-        # A row that is joined to several is in the list once.
-        keys = self._model._base_manager.using(queryset.db).filter(condition).values("pk")
-        return queryset.filter(pk__in=keys)
+        # A row that is joined to several is in the list once. Not by a manager, which may look at who asks.
+        rows: AnyQuerySet = QuerySet(self._model, using=queryset.db)
+        return queryset.filter(pk__in=rows.filter(condition).values("pk"))
 
     def read(self, selection: Selection, known: Container[Hashable]) -> Selected:
         """Ask for the page, and for those of its rows whose keys are not among the known ones.

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.contrib.admin import AdminSite, ModelAdmin
-from django.db.models import Q
+from django.db.models import Manager, Q, QuerySet
 from django.utils.text import smart_split, unescape_string_literal
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -203,6 +203,27 @@ def test_a_row_that_is_joined_to_several_is_listed_once(database: str) -> None:
             for where in (AuthorFilter(topic__comment__icontains="ONE"), AuthorFilter(search="one")):
                 assert [row["name"] for row in await authors.select(where)] == ["Ann", "Bob"]
                 assert b'"total":2,"next":null' in await answer(authors.response(where))
+
+    finish(main)
+
+
+def test_the_base_manager_does_not_select(sqlite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the repository's own query decides which rows there are, also where a row is joined to several."""
+    author = Author.objects.create(name="Ann")
+    Topic.objects.create(author=author, comment="one")
+
+    class Hiding(Manager[Author]):
+        def get_queryset(self) -> QuerySet[Author]:
+            return super().get_queryset().none()
+
+    hiding = Hiding()
+    hiding.model = Author
+    monkeypatch.setattr(Author._meta, "base_manager", hiding)
+
+    async def main() -> None:
+        async with started(Authors) as (authors,):
+            rows = await authors.select(AuthorFilter(topic__comment__icontains="one"))
+            assert [row["name"] for row in rows] == ["Ann"]
 
     finish(main)
 
