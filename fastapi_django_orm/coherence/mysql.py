@@ -205,7 +205,7 @@ class _Connected:
 
         def run() -> list[Hint]:
             hints = function()
-            # From the thread, so that they come before whoever waits for this goes on.
+            # From the thread, so that the hints come before the caller that waits goes on.
             self._loop.call_soon_threadsafe(self._pass_on, hints)
             return hints
 

@@ -100,7 +100,7 @@ class PostgreSQLTableListener(PostgreSQLListener):
         found = await session.execute(_FIND)
         if not found:
             raise TransportUnavailable(
-                f"{self.name}: there is no table {TABLE}. Run manage.py coherence install --table."
+                f"{self.name}: the table {TABLE} is missing. Run manage.py coherence install --table."
             )
         self._table = found[0][0]
         self._watch.destination = f" INTO {self._table} ("

@@ -85,7 +85,7 @@ class DatabasePublisher(Publisher):
                         cursor.execute(f"INSERT INTO {TABLE} (hint) VALUES (%s)", [message.decode()])
                 elif vendor == "mysql":
                     raise TableOfHintsMissing(
-                        f"{self.name}: there is no table {TABLE}. Run manage.py coherence install --table."
+                        f"{self.name}: the table {TABLE} is missing. Run manage.py coherence install --table."
                     )
                 elif vendor == "sqlite":
                     # A commit that changes nothing: the user's version of the schema, set to what it is.

@@ -123,7 +123,7 @@ CREATE TABLE IF NOT EXISTS `{TABLE}` (
                 [f"""(COALESCE(CONCAT({_hint(label)},"k":[', {keys}, ']}}'), {_hint(label)}}}'))"""
                  for label in table.keyed] + [f"({_hint(label)}}}')" for label in table.unkeyed]
             )  # fmt: skip
-            # No write may fail because somebody has removed the table (1146): workers notice that.
+            # A write must not fail if the table was removed (1146): workers notice that.
             body = (
                 "BEGIN DECLARE CONTINUE HANDLER FOR 1146 BEGIN END; "
                 f"INSERT INTO `{TABLE}` (hint) VALUES {rows}; END"

@@ -133,14 +133,14 @@ BEGIN{guard}
 END
 """
 
-# No write may fail because somebody has removed the table of hints. Workers notice that it is missing.
+# A write must not fail if the table of hints was removed. Workers notice that it is missing.
 _GUARD = """
     IF pg_catalog.to_regclass('{hints}') IS NULL THEN
         RETURN NULL;
     END IF;"""
 
-# Unlogged: a hint costs no WAL, and after a crash everything is read again. Whoever may connect may read
-# notifications, and may read hints here as well; workers also remove them.
+# Unlogged: a hint costs no WAL, and after a crash everything is read again. Every role that may connect may
+# read notifications, and may read hints here as well; workers also remove them.
 _CREATE_TABLE = f"""\
 CREATE UNLOGGED TABLE IF NOT EXISTS {{hints}} (
     tx pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(), hint pg_catalog.text NOT NULL

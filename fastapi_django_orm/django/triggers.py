@@ -29,12 +29,12 @@ LOCK_TIMEOUT = "5s"
 # SQLSTATE codes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _REASONS = {
     "42501": "This user may not create triggers there: only the table's owner may. Run the command as the "
-    "owner, or add --sql and give what it prints to whoever may.",
+    "owner, or add --sql and give what it prints to a role that may.",
     "55P03": f"Another transaction kept the table for more than {LOCK_TIMEOUT}. Try again when it has ended.",
     "40P01": "Another transaction wanted the same tables in another order. Try again.",
     # MariaDB's and MySQL's numbers of errors.
     1142: "This user may not create triggers there: it needs the privileges TRIGGER and CREATE. Run the "
-    "command as another user, or add --sql and give what it prints to whoever may.",
+    "command as another user, or add --sql and give what it prints to a role that may.",
     1419: "With a binary log, the server lets only administrators create triggers. Set "
     "log_bin_trust_function_creators = 1, or add --sql and give what it prints to an administrator.",
 }
@@ -273,7 +273,7 @@ def uninstall_all(alias: str) -> None:
     if kept := unused_functions(alias):
         raise TriggersRefused(
             f"{', '.join(kept)}: this user may not remove them, only their owner may. Run the command as the "
-            "owner, or add --sql and give what it prints to whoever may."
+            "owner, or add --sql and give what it prints to a role that may."
         )
 
 

@@ -19,7 +19,7 @@ from ..errors import InvalidRepository, NotLoaded
 from ..queries.filter import Filter
 from ..reading.readers import depends_on_others, is_final
 from ..repository import Repository, naming_errors
-from .sources import CachedSource, LiveSource, Source
+from .sources import Source, source_for
 
 _TYPES: dict[str, type[Any]] = {
     **dict.fromkeys(["AutoField", "BigAutoField", "SmallAutoField"], int),
@@ -60,20 +60,13 @@ class Publication:
         self.base = self.path.rstrip("/")
         self.row_path = f"{self.base}/{{pk}}"
         self.row_model = row_model(repository)
-        rows: Any = list[self.row_model]  # type: ignore[name-defined]  # known when it runs
-        fields: dict[str, Any] = {"rows": (rows, pydantic.Field(alias=self.name))}
         self.filter: type[Filter] | None = getattr(repository, "filter", None)
-        if self.filter is not None:
-            fields |= {
-                "total": (int, pydantic.Field(description="How many rows there are on all pages.")),
-                "next": (str | None, pydantic.Field(description="The next page's `after`, if there is one.")),
-            }
-        self.list_model = create_model(f"{self.label}List", **fields)
+        self.list_model = list_model(
+            f"{self.label}List", self.name, self.row_model, pages=self.filter is not None
+        )
         self.key_type = key_type(repository)
         self.max_limit, self.max_offset = repository.max_limit, repository.max_offset
-        self._source: Source | None = (
-            CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
-        )
+        self._source: Source | None = source_for(repository)
 
     @property
     def source(self) -> Source:
@@ -139,6 +132,18 @@ def row_model(repository: Repository[Any]) -> type[BaseModel]:
     }
     title = f"{repository.label}Row"
     return create_model(title, __config__=ConfigDict(title=title, arbitrary_types_allowed=True), **fields)
+
+
+def list_model(title: str, name: str, row: type[BaseModel], *, pages: bool) -> type[BaseModel]:
+    """The model of ``{name: rows}``, or of a page of them with their number and the next page's cursor."""
+    rows: Any = list[row]  # type: ignore[valid-type]  # known when it runs
+    fields: dict[str, Any] = {"rows": (rows, pydantic.Field(alias=name))}
+    if pages:
+        fields |= {
+            "total": (int, pydantic.Field(description="How many rows there are on all pages.")),
+            "next": (str | None, pydantic.Field(description="The next page's `after`, if there is one.")),
+        }
+    return create_model(title, **fields)
 
 
 def key_type(repository: Repository[Any]) -> Any:

@@ -9,17 +9,15 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Annotated, Any, get_args
 from urllib.parse import quote
 
-import pydantic
 from django.apps import apps
 from django.db import connections, transaction
 from django.db.models import SlugField
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel
 from starlette._utils import get_route_path
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from ..cached import CachedRepository
 from ..errors import InvalidRepository
 from ..reading.codec import value_of
 from ..reading.encoding import plain_encoder, tag_of
@@ -31,9 +29,9 @@ from ..settings import read_settings, where_written
 from ..setup import set_up_django
 from ..writing.values import check_names
 from ..writing.writes import Writes
-from .publication import key_type, row_model
+from .publication import key_type, list_model, row_model
 from .published_route import GONE
-from .sources import CachedSource, LiveSource, Source
+from .sources import source_for
 
 
 async def _if_match(
@@ -147,11 +145,7 @@ class _Routes:
         self._cls, self._filter, self._model = cls, where, instance.model_class
         self._repository = Annotated[cls, Depends(cls.current)]
         self.row_model = row_model(instance)
-        rows: Any = list[self.row_model]  # type: ignore[name-defined]  # known when it runs
-        fields: dict[str, Any] = {"rows": (rows, pydantic.Field(alias=cls.name))}
-        if where is not None:
-            fields |= {"total": (int, ...), "next": (str | None, ...)}
-        self.list_model = create_model(f"{cls.__name__}List", **fields)
+        self.list_model = list_model(f"{cls.__name__}List", cls.name, self.row_model, pages=where is not None)
         if (kind := key_type(instance)) is None:
             raise InvalidRepository(
                 f"{cls.__qualname__}.router(): its rows have no key that can stand in a path. Serve rows "
@@ -267,13 +261,9 @@ def _below(request: Request, key: Hashable) -> str:
     return str(request.url.replace(path=quote(path) + quote(str(key), safe=""), query=""))
 
 
-def _source(repository: Repository[Any]) -> Source:
-    return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
-
-
 async def _read(repository: Repository[Any], window: Any, key: Any, request: Request) -> Response:
     try:
-        found = await _source(repository).read(window, key, request.receive)
+        found = await source_for(repository).read(window, key, request.receive)
     except ClientDisconnect:
         return GONE
     return RepositoryResponse(found, repository.cache_control)

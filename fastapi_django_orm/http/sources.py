@@ -129,6 +129,11 @@ class LiveSource(Source):
             raise ReadFailed(f"{name} cannot be read now.") from error
 
 
+def source_for(repository: Repository[Any]) -> Source:
+    """What answers for a repository."""
+    return CachedSource(repository) if isinstance(repository, CachedRepository) else LiveSource(repository)
+
+
 def _once(listed: Listed) -> Representation:
     """Bytes for one request: compressing them is not worth it, and large ones go as the client takes them."""
     whole = listed.body if len(listed.body) <= SLAB else None

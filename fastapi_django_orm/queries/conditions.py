@@ -81,7 +81,7 @@ def in_zone(moment: datetime) -> datetime:
     Django would warn of a zone that a client has left out, and some databases would refuse one.
 
     Raises:
-        OverflowError: there is no such time in the other form.
+        OverflowError: the other form cannot express the time.
     """
     if timezone.is_aware(moment) == settings.USE_TZ:
         return moment

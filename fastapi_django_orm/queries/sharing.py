@@ -1,6 +1,6 @@
 """One query for all callers who ask the same, on one event loop.
 
-What is remembered belongs to a state of the rows, so whoever asks in that state may join a query that runs.
+What is remembered belongs to a state of the rows, so a caller in that state may join a query that runs.
 What is read now does not: that query may have read before the caller's commit. So these callers wait together
 for the next one.
 """

@@ -43,7 +43,7 @@ def without_none(annotation: Any) -> Any:
 
 
 def bare(annotation: Any) -> Any:
-    """Return the annotation without any ``Annotated``, as somebody would write it: ``list[str]``."""
+    """Return the annotation without any ``Annotated``, as code has it: ``list[str]``."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return bare(arguments[0])

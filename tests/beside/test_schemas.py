@@ -1,13 +1,11 @@
 """A schema for every model of real projects."""
 
-import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from tests.beside.real.running import outcome
 
 DEADLINE = 120  # seconds
 
@@ -23,20 +21,8 @@ def test_every_model_has_a_schema_and_its_rows_survive_the_round_trip(project: s
     for needed in (package, "jsonschema"):
         if find_spec(needed) is None:
             pytest.skip(f"{needed} is not installed: make beside")
-    environment = {
-        **os.environ,
-        "DJANGO_SETTINGS_MODULE": f"tests.beside.real.{project}_settings",
-        "REAL_DATABASE": f"sqlite:///{tmp_path / 'db.sqlite3'}",
-    }
-    process = subprocess.run(
-        [sys.executable, "-m", "tests.beside.real.every_schema"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-    )
-    assert process.returncode == 0, process.stderr[-3000:]
-    outcome = json.loads(process.stdout.splitlines()[-1])
-    assert outcome["models"] >= models
-    assert outcome["differing"] == []
-    assert "password" in outcome["secret"]
+    database = f"sqlite:///{tmp_path / 'db.sqlite3'}"
+    found = outcome("every_schema", project, database, DEADLINE)
+    assert found["models"] >= models
+    assert found["differing"] == []
+    assert "password" in found["secret"]

@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 from django.db import transaction
+from fastapi import FastAPI
 
-from fastapi_django_orm import atomic, run
-from tests.support.playing import DEADLINE, awrite, committed, play
+from fastapi_django_orm import DjangoORM, atomic, run
+from tests.support.playing import DEADLINE, awrite, committed, play, stored
 
 mark: ContextVar[str] = ContextVar("mark", default="none")
 Wait = Callable[[], Any]
@@ -65,6 +66,32 @@ def test_a_call_that_is_collected(lost: Lost, default_database: str) -> None:
 
     play(main)
     assert hooks == ["committed"]
+
+
+def test_a_request_that_is_collected(default_database: str) -> None:
+    """The running code stays in its transaction."""
+    app = FastAPI()
+
+    @app.get("/")
+    async def waits() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async def main() -> None:
+        async with asyncio.timeout(DEADLINE), DjangoORM().lifespan(app):
+            scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+            request: Any = app(scope, _nothing, _nothing)
+            copy_context().run(request.send, None)
+            async with atomic():
+                await awrite("one")
+                request.close()  # as the collector does
+                assert transaction.get_connection().in_atomic_block
+                await awrite("two")
+
+    async def _nothing(*message: Any) -> Any:
+        raise AssertionError("it reads and sends nothing")
+
+    asyncio.run(main())
+    assert stored() == ["one", "two"]
 
 
 @pytest.mark.parametrize("default_database", ["postgresql", "mariadb"], indirect=True)
