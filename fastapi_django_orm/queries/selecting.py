@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.exceptions import EmptyResultSet, FullResultSet, ValidationError
+from django.core.exceptions import EmptyResultSet, ValidationError
 from django.db import DataError, OperationalError, connections
 from django.db.models import QuerySet
 
@@ -19,7 +19,7 @@ from ..reading.batching import MOST_KEYS_OF_BATCH
 from ..reading.codec import EncodedRow
 from ..reading.keys import AnyQuerySet, prepared
 from ..reading.live_queries import LiveQueries, why_final
-from ..reading.own_ways import not_djangos, pinned
+from ..reading.own_ways import pinned
 from ..reading.past_caches import past_caches
 from ..reading.readers import Reader
 from .conditions import condition_of
@@ -149,7 +149,7 @@ class Selecting:
             if is_last and where.after is None and (found or not where.offset):
                 total = where.offset + len(found)
             else:
-                total = _count(selection.rows)
+                total = selection.rows.count()
         keys = [key for key, *_ in found]
         cursor = None
         if not is_last:
@@ -188,30 +188,6 @@ def _refusing_values() -> Iterator[None]:
         if error.args and error.args[0] in _ABOUT_PATTERNS:
             raise InvalidParameter(None, "One of these values is not a regular expression.") from error
         raise
-
-
-def _count(queryset: AnyQuerySet) -> int:
-    """Return what ``count()`` does, which prepares a query for aggregates that this one need not have."""
-    query: Any = queryset.query
-    if query.distinct or query.group_by is not None or not_djangos(queryset) is not None:
-        return queryset.count()
-    connection = connections[queryset.db]
-    compiler: Any = query.chain().get_compiler(using=queryset.db)
-    compiler.query.get_initial_alias()  # a query without conditions has no table yet
-    tables, params = compiler.get_from_clause()
-    sql = f"SELECT COUNT(*) FROM {' '.join(tables)}"
-    try:
-        condition, more = compiler.compile(compiler.query.where)
-    except EmptyResultSet:
-        return 0
-    except FullResultSet:
-        condition, more = "", []
-    if condition:
-        sql, params = f"{sql} WHERE {condition}", [*params, *more]
-    with connection.cursor() as cursor:
-        cursor.execute(sql, params)
-        (number,) = cursor.fetchone()
-    return int(number)
 
 
 def _in_total_order(queryset: AnyQuerySet, ordering: Sequence[str] | None) -> AnyQuerySet:
