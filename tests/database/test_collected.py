@@ -77,7 +77,7 @@ def test_a_request_that_is_collected(default_database: str) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def main() -> None:
-        async with asyncio.timeout(DEADLINE), DjangoORM().lifespan(app):
+        async with asyncio.timeout(DEADLINE), DjangoORM(repositories=[]).lifespan(app):
             scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
             request: Any = app(scope, _nothing, _nothing)
             copy_context().run(request.send, None)
