@@ -1192,7 +1192,7 @@ def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
 
 def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> None:
     """async_to_sync in a function whose loop ends meanwhile raises, where the thread would wait for ever."""
-    loop, inside = asyncio.new_event_loop(), threading.Event()
+    loop, runs, inside = asyncio.new_event_loop(), threading.Event(), threading.Event()
     errors: list[str] = []
 
     async def never() -> None:
@@ -1210,8 +1210,10 @@ def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> Non
 
     async def main() -> None:
         threads = [threading.Thread(target=each) for each in (loop.run_forever, function)]
-        for thread in threads:
-            thread.start()
+        threads[0].start()
+        loop.call_soon_threadsafe(runs.set)
+        await outside(partial(wait_for, runs))  # asgiref makes a loop of its own while this one does not run
+        threads[1].start()
         await outside(partial(wait_for, inside))
         loop.call_soon_threadsafe(loop.stop)
         await outside(partial(threads[0].join, DEADLINE))
