@@ -129,6 +129,9 @@ class WaitingThread(CurrentThreadExecutor):
         self._broken = True  # asgiref would walk up to this one otherwise, and put work where none looks
         self._call = calls.current()
         self._before = entered_scope()
+        # Looked at before asgiref hands the code over: the loop may have ended when this begins to wait.
+        loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
+        self._loop = None if loop is None or loop.is_closed() else loop  # a closed one is an earlier call's
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waits = True
@@ -150,16 +153,13 @@ class WaitingThread(CurrentThreadExecutor):
             enter_scope(self._before)
 
     def _run_all(self, future: "Future[Any]") -> None:
-        loop = getattr(SyncToAsync.threadlocal, "main_event_loop", None)
-        if loop is not None and loop.is_closed():
-            loop = None  # an earlier call's
         while True:
             try:
                 job = self._jobs.get(timeout=INTERVAL)
             except queue.Empty:
                 # asgiref hands the code to the loop that the calling task was in, or to one of its own (which
                 # makes the future a running one). Where the first has ended meanwhile, the code never runs.
-                if loop is not None and loop.is_closed() and not future.running():
+                if self._loop is not None and self._loop.is_closed() and not future.running():
                     raise RuntimeError("The event loop of async_to_sync has ended before its code.") from None
                 continue
             if job is None:

@@ -1190,10 +1190,18 @@ def test_a_block_whose_call_does_not_end_is_rolled_back_when_it_does(
     play(main, threads=1, thread_timeout=0.3)
 
 
-def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> None:
+@pytest.mark.parametrize("ends_first", [False, True], ids=["while it waits", "before it waits"])
+def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str, ends_first: bool) -> None:
     """async_to_sync in a function whose loop ends meanwhile raises, where the thread would wait for ever."""
-    loop, runs, inside = asyncio.new_event_loop(), threading.Event(), threading.Event()
+    loop, inside, closed = asyncio.new_event_loop(), threading.Event(), threading.Event()
+    hand_over = loop.call_soon_threadsafe
     errors: list[str] = []
+
+    def hand_over_slowly(*args: Any) -> Any:
+        handle = hand_over(*args)
+        if threading.current_thread() is threads[1] and ends_first:
+            wait_for(closed)
+        return handle
 
     async def never() -> None:
         inside.set()
@@ -1209,18 +1217,18 @@ def test_a_call_that_waits_for_a_loop_that_has_ended_goes_on(sqlite: str) -> Non
             errors.append(str(error))
 
     async def main() -> None:
-        threads = [threading.Thread(target=each) for each in (loop.run_forever, function)]
-        threads[0].start()
-        loop.call_soon_threadsafe(runs.set)
-        await outside(partial(wait_for, runs))  # asgiref makes a loop of its own while this one does not run
-        threads[1].start()
+        for thread in threads:
+            thread.start()
         await outside(partial(wait_for, inside))
         loop.call_soon_threadsafe(loop.stop)
         await outside(partial(threads[0].join, DEADLINE))
         loop.close()
+        closed.set()
         await outside(partial(threads[1].join, DEADLINE))
         assert "event loop of async_to_sync has ended" in errors[0]
 
+    threads = [threading.Thread(target=each, daemon=True) for each in (loop.run_forever, function)]
+    loop.call_soon_threadsafe = hand_over_slowly  # type: ignore[method-assign]
     play(main)
 
 
