@@ -707,7 +707,7 @@ class EntrySerializer(serializers.ModelSerializer[Entry]):
 def several_kinds() -> dict[str, type[Any]]:
     objects = Entry.objects
     ones, twos = (objects.order_by().filter(number=number) for number in (1, 2))
-    rank = Window(RowNumber(), order_by=F("number").asc())
+    rank = Window(RowNumber(), order_by=[F("number").asc(), "pk"])
     return {
         "sliced": of(lambda: objects.order_by("-number", "pk")[:3]),
         "sliced later": of(lambda: objects.order_by("-number", "pk")[1:4]),
